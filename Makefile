@@ -1,0 +1,59 @@
+# make demo | test | lint | bench: each makes the environment it needs on first use and reuses it afterwards.
+#
+# Environments (a few GB each) live outside the checkout, named by the hash of what goes into them, so checkouts share
+# them and a change of the constraints makes a new one. "make clean" removes them all.
+
+PYTHON ?= python3
+ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crossmodal-losses
+
+requirements = sed -n '/^install_requires/,/^\[tool/p' setup.cfg
+hash = $(shell ($(PYTHON) --version; $(requirements); cat $(1)) | sha256sum | cut -c1-12)
+REFERENCE := $(ENVIRONMENTS)/reference-$(call hash,constraints.txt)
+NEWEST := $(ENVIRONMENTS)/newest-torch-$(call hash,constraints-newest-torch.txt)
+
+in_reference = $(REFERENCE)/bin/python -m
+in_newest = $(NEWEST)/bin/python -m
+pytest = pytest -q -n auto --maxprocesses 4
+
+# The packages that ours requires, without ours: it is always run from the checkout.
+install = $(PYTHON) -m venv $(@D) \
+	&& $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(1) '.[$(2)]' \
+	&& $(@D)/bin/python -m pip uninstall --quiet --yes crossmodal-losses \
+	&& touch $@
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
+	@echo "make test   every test, and those of crossmodal_losses on the newest torch as well"
+	@echo "make lint   formatter, linter, types"
+	@echo "make bench  the losses beside public implementations"
+	@echo "make clean  remove the environments in $(ENVIRONMENTS)"
+
+$(REFERENCE)/complete:
+	@echo "Making the reference environment in $(@D): a few minutes, once"
+	@$(call install,constraints.txt,reference$(comma)test$(comma)bench)
+
+$(NEWEST)/complete:
+	@echo "Making an environment with the newest torch in $(@D): a few minutes, once"
+	@$(call install,constraints-newest-torch.txt,test)
+
+comma := ,
+
+demo: $(REFERENCE)/complete
+	$(in_reference) reference_model demo --out demo
+
+test: $(REFERENCE)/complete $(NEWEST)/complete
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests crossmodal_losses
+	HYPOTHESIS_PROFILE=ci $(in_newest) $(pytest) --doctest-modules tests/losses crossmodal_losses
+
+lint: $(REFERENCE)/complete
+	$(in_reference) ruff format --check
+	$(in_reference) ruff check
+	$(in_reference) mypy
+
+bench: $(REFERENCE)/complete
+	$(in_reference) benchmarks.losses
+
+clean:
+	rm -rf $(ENVIRONMENTS)

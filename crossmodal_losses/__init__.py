@@ -1,0 +1,31 @@
+"""Cross-modal metric learning losses over the cosine similarities of two batches of embeddings."""
+
+from crossmodal_losses.diagnostics import Diagnosis, diagnose
+from crossmodal_losses.losses import LOSSES
+from crossmodal_losses.losses.bidirectional import PairLoss
+from crossmodal_losses.losses.nt_xent import NTXent, nt_xent
+from crossmodal_losses.losses.triplet_max import TripletMax, triplet_max
+from crossmodal_losses.losses.triplet_sum import TripletSum, triplet_sum
+from crossmodal_losses.losses.triplet_weighted import TripletWeighted, triplet_weighted
+from crossmodal_losses.losses.triplet_weighted_mined import TripletWeightedMined, triplet_weighted_mined
+from crossmodal_losses.similarity import cosine_similarity
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LOSSES",
+    "Diagnosis",
+    "NTXent",
+    "PairLoss",
+    "TripletMax",
+    "TripletSum",
+    "TripletWeighted",
+    "TripletWeightedMined",
+    "cosine_similarity",
+    "diagnose",
+    "nt_xent",
+    "triplet_max",
+    "triplet_sum",
+    "triplet_weighted",
+    "triplet_weighted_mined",
+]

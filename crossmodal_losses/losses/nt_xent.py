@@ -1,0 +1,104 @@
+"""Equation 7: identify the positive among all pairs of the anchor, by softmax."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from crossmodal_losses.checks import Reduction, check_temperature
+from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
+from crossmodal_losses.similarity import at_least_float32
+
+# A learned temperature stays in [LOWEST, 1].
+LOWEST_LEARNED_TEMPERATURE = 0.01
+
+
+def nt_xent(
+    S: Tensor, *, temperature: float | Tensor = 0.07, ids: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    r"""Normalised temperature-scaled cross-entropy, both directions.
+
+    .. math::
+        L = -\frac{1}{B} \Big( \sum_i \log \frac{\exp(s_{ii} / \tau)}{\sum_j \exp(s_{ij} / \tau)}
+                             + \sum_i \log \frac{\exp(s_{ii} / \tau)}{\sum_j \exp(s_{ji} / \tau)} \Big)
+
+    Mei et al. 2022, equation 7; Chen et al. 2020 (SimCLR).
+
+    Args:
+        S: similarities, floating ``[B, B]``; the positives are on the diagonal.
+        temperature: tau, finite and > 0; a tensor without dimensions receives its gradient.
+        ids: integers ``[B]``; j leaves the denominator of i != j if their ids are equal. None: all j stay in it.
+        reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of both sums.
+
+    Returns:
+        A scalar (``[B]`` for "none"), float64 if S is, else float32.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Note:
+        The sum of both directions, not their mean: twice what CLIP implementations compute. If all similarities are
+        equal the loss is 2 log B.
+
+    >>> nt_xent(torch.eye(2), temperature=1.0)
+    tensor(0.6265)
+    """
+    check_temperature(temperature)
+
+    def direction(S: Tensor, negative: Tensor) -> Tensor:
+        # -log(exp(s_ii/t) / sum_j exp(s_ij/t)) = log(1 + exp(h)), h = log sum_{j != i} exp((s_ij - s_ii)/t).
+        # In this form a loss near 0 keeps all its digits, and so does its gradient.
+        difference = (S - S.diagonal()[:, None]) / temperature
+        h = difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
+        return -logsigmoid(-h)
+
+    return bidirectional(direction, S, ids=ids, reduction=reduction)
+
+
+class NTXent(PairLoss):
+    """:func:`nt_xent` of the cosine similarities of two batches of embeddings.
+
+    Args:
+        temperature: finite and > 0; where a learned one starts, between 0.01 and 1.
+        learn_temperature: the temperature is a parameter, and stays in [0.01, 1] whatever the optimiser does. In the
+            middle of that range one step of the parameter is about one step of log(temperature).
+        reduction: "mean", "sum" or "none".
+
+    >>> NTXent(temperature=1.0)(torch.eye(2), torch.eye(2))
+    tensor(0.6265)
+    """
+
+    def __init__(
+        self, *, temperature: float = 0.07, learn_temperature: bool = False, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(reduction=reduction)
+        if isinstance(temperature, Tensor):
+            raise TypeError("expected temperature to be a number, got Tensor; to learn it: learn_temperature=True")
+        check_temperature(temperature)
+        self.initial_temperature = temperature
+        self.learn_temperature = learn_temperature
+        if learn_temperature:
+            if not LOWEST_LEARNED_TEMPERATURE < temperature < 1:
+                raise ValueError(
+                    f"expected a learned temperature to start between {LOWEST_LEARNED_TEMPERATURE} and 1, "
+                    f"got {temperature}"
+                )
+            exponent = math.log(temperature) / math.log(LOWEST_LEARNED_TEMPERATURE)
+            self.exponent_logit = nn.Parameter(torch.tensor(math.log(exponent / (1 - exponent))))
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The temperature in use; a differentiable tensor if it is learned: 0.01 ^ sigmoid(parameter)."""
+        if not self.learn_temperature:
+            return self.initial_temperature
+        return LOWEST_LEARNED_TEMPERATURE ** at_least_float32(self.exponent_logit).sigmoid()
+
+    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        return nt_xent(S, temperature=self.temperature, ids=ids, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.initial_temperature}, learn_temperature={self.learn_temperature}, "
+            f"reduction={self.reduction!r}"
+        )

@@ -1,0 +1,62 @@
+"""Equation 3: only the hardest negative of each anchor costs."""
+
+from torch import Tensor
+
+from crossmodal_losses.checks import Reduction, check_margin
+from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
+from crossmodal_losses.similarity import hardest_negative
+
+
+def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+    r"""Triplet loss of the hardest negative.
+
+    .. math:: L = \frac{1}{B} \sum_i \max_{j \neq i} [m + s_{ij} - s_{ii}]_+ + \max_{j \neq i} [m + s_{ji} - s_{ii}]_+
+
+    Mei et al. 2022, equation 3; Faghri et al. 2018 (VSE++).
+
+    Args:
+        S: similarities, floating ``[B, B]``; the positives are on the diagonal.
+        margin: m, finite and >= 0.
+        ids: integers ``[B]``; j is no negative of i if their ids are equal. None: every j != i is a negative.
+        reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of the sum.
+
+    Returns:
+        A scalar (``[B]`` for "none"), float64 if S is, else float32.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Note:
+        Of equal hardest negatives the lowest index takes the whole gradient. [z]_+ has gradient 0 at z = 0.
+        If all similarities are equal (the model has collapsed) the loss is 2 m, whatever B; see ``diagnose``.
+
+    >>> import torch
+    >>> triplet_max(torch.full((4, 4), 0.5))
+    tensor(0.4000)
+    """
+    check_margin(margin)
+
+    def direction(S: Tensor, negative: Tensor) -> Tensor:
+        return (margin + hardest_negative(S, negative) - S.diagonal()).relu()
+
+    return bidirectional(direction, S, ids=ids, reduction=reduction)
+
+
+class TripletMax(PairLoss):
+    """:func:`triplet_max` of the cosine similarities of two batches of embeddings.
+
+    >>> import torch
+    >>> TripletMax(margin=0.5)(torch.eye(3), torch.eye(3).flip(0))  # two of three pairs are swapped
+    tensor(2.)
+    """
+
+    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction=reduction)
+        check_margin(margin)
+        self.margin = margin
+
+    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        return triplet_max(S, margin=self.margin, ids=ids, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, reduction={self.reduction!r}"

@@ -1,0 +1,109 @@
+"""Equations 4 to 6: a polynomial weight for the positive and one for the hardest negative."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crossmodal_losses.checks import Reduction, check_coefficients
+from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
+from crossmodal_losses.similarity import hardest_negative
+
+# Section 3.2 of the paper, after Wei et al. 2020; constant term first.
+POSITIVE_COEFFICIENTS = (0.5, -0.7, 0.2)
+NEGATIVE_COEFFICIENTS = (0.03, -0.4, 0.9)
+
+
+def polynomial(coefficients: Sequence[float], s: Tensor) -> Tensor:
+    """Equations 4 and 5: ``c[0] + c[1] s + c[2] s^2 + ...``, for every entry of s."""
+    value = torch.zeros_like(s)
+    for coefficient in reversed(coefficients):
+        value = value * s + coefficient
+    return value
+
+
+def triplet_weighted(
+    S: Tensor,
+    *,
+    positive_coefficients: Sequence[float] = POSITIVE_COEFFICIENTS,
+    negative_coefficients: Sequence[float] = NEGATIVE_COEFFICIENTS,
+    ids: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Maximum polynomial loss: the positive and the hardest negative, each weighted by a polynomial.
+
+    .. math::
+        L = \frac{1}{B} \sum_i [G_{pos}(s_{ii}) + G_{neg}(\max_{j \neq i} s_{ij})]_+
+                             + [G_{pos}(s_{ii}) + G_{neg}(\max_{j \neq i} s_{ji})]_+ \\
+        G_{pos}(s) = a_0 + a_1 s + a_2 s^2 + \dots, \qquad G_{neg}(s) = b_0 + b_1 s + b_2 s^2 + \dots
+
+    Mei et al. 2022, equations 4 to 6; Wei et al. 2020.
+
+    Args:
+        S: similarities, floating ``[B, B]``; the positives are on the diagonal.
+        positive_coefficients: (a_0, a_1, ...), constant term first; at least one finite number.
+        negative_coefficients: (b_0, b_1, ...), likewise.
+        ids: integers ``[B]``; j is no negative of i if their ids are equal. None: every j != i is a negative.
+        reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of the sum.
+
+    Returns:
+        A scalar (``[B]`` for "none"), float64 if S is, else float32.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described.
+
+    Note:
+        "The max term in the equation will select the hardest negative pair": the polynomial is that of the hardest
+        negative's similarity, which equals the maximum power by power wherever all similarities are >= 0. Of equal
+        hardest negatives the lowest index takes the whole gradient. With the paper's coefficients G_neg falls until
+        s = 2/9, so weak hard negatives are drawn closer; and the loss of a collapsed model, all similarities equal, is
+        least at similarity 0.5, where it is 0.51.
+
+    >>> triplet_weighted(torch.full((4, 4), 0.5))
+    tensor(0.5100)
+    """
+    check_coefficients("positive_coefficients", positive_coefficients)
+    check_coefficients("negative_coefficients", negative_coefficients)
+
+    def direction(S: Tensor, negative: Tensor) -> Tensor:
+        positive_weight = polynomial(positive_coefficients, S.diagonal())
+        negative_weight = polynomial(negative_coefficients, hardest_negative(S, negative))
+        return (positive_weight + negative_weight).relu()
+
+    return bidirectional(direction, S, ids=ids, reduction=reduction)
+
+
+class TripletWeighted(PairLoss):
+    """:func:`triplet_weighted` of the cosine similarities of two batches of embeddings.
+
+    >>> TripletWeighted()(torch.eye(3), torch.eye(3))  # G_pos(1) + G_neg(0) = 0.03, both ways
+    tensor(0.0600)
+    """
+
+    def __init__(
+        self,
+        *,
+        positive_coefficients: Sequence[float] = POSITIVE_COEFFICIENTS,
+        negative_coefficients: Sequence[float] = NEGATIVE_COEFFICIENTS,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        check_coefficients("positive_coefficients", positive_coefficients)
+        check_coefficients("negative_coefficients", negative_coefficients)
+        self.positive_coefficients = tuple(positive_coefficients)
+        self.negative_coefficients = tuple(negative_coefficients)
+
+    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        return triplet_weighted(
+            S,
+            positive_coefficients=self.positive_coefficients,
+            negative_coefficients=self.negative_coefficients,
+            ids=ids,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"positive_coefficients={self.positive_coefficients}, "
+            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}"
+        )

@@ -1,0 +1,73 @@
+"""Equation 1: cosine similarity; and which of the B x B pairs are negatives."""
+
+import torch
+from torch import Tensor
+
+from crossmodal_losses.checks import check_embeddings
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Half precision is widened, float32 and float64 stay: no statistic is ever formed in half precision."""
+    return value.float() if value.dtype in HALF else value
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Rows of unit Euclidean length, ``[B, D] -> [B, D]``; a row of zeros stays one and receives a zero gradient."""
+    # Dividing by the largest entry first keeps the squares from over- and underflowing. x / |x| does not depend on
+    # that factor, so it is a constant to autograd, at every order.
+    largest = x.detach().abs().amax(1, keepdim=True)
+    x = x / largest.masked_fill(largest == 0, 1)
+    square = x.square().sum(1, keepdim=True)
+    zero = square == 0
+    return x * square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
+
+
+def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
+    r"""Cosine similarity of every row of x with every row of y.
+
+    .. math:: s_{ij} = \frac{x_i \cdot y_j}{\lVert x_i \rVert_2 \, \lVert y_j \rVert_2}
+
+    Mei et al. 2022, equation 1.
+
+    Args:
+        x, y: floating ``[B, D]``, not necessarily normalised; the i-th rows are a pair.
+
+    Returns:
+        S, ``[B, B]``, in [-1, 1] up to rounding; float64 if x or y is, else float32. Half precision is widened before
+        anything is computed, and autocast cannot lower that. A row of zeros has similarity 0 to everything; a row with
+        a NaN or an inf has similarity NaN.
+
+    Raises:
+        TypeError, ValueError: x or y is not a floating ``[B, D]`` tensor, or they differ in shape or device.
+
+    >>> cosine_similarity(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[6.0, 8.0], [1.0, 0.0]]))
+    tensor([[1.0000, 0.6000],
+            [0.8000, 0.0000]])
+    """
+    check_embeddings(x, y)
+    dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return normalise(x.to(dtype)) @ normalise(y.to(dtype)).T
+
+
+def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
+    """Which pairs (i, j) are negatives: bool ``[B, B]``, symmetric, false on the diagonal.
+
+    Without ids every j != i is a negative of i, as in the paper. With them, items of one id belong together, and only
+    pairs of different ids are negatives.
+    """
+    if ids is None:
+        ids = torch.arange(S.shape[0], device=S.device)
+    return ids[:, None] != ids[None, :]
+
+
+def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
+    """The largest similarity among each row's negatives, ``[B, B] -> [B]``.
+
+    Of equal ones the lowest index is taken and receives the whole gradient. For a row without negatives the number is
+    finite and means nothing.
+    """
+    index = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min).argmax(1, keepdim=True)
+    return S.gather(1, index).squeeze(1)

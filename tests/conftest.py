@@ -1,0 +1,17 @@
+"""Settings of the whole suite: hypothesis profiles, threads."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# dev: seconds, while writing; ci: what every commit must pass, the same examples each time; thorough: before a release.
+settings.register_profile("dev", max_examples=25, deadline=None)
+settings.register_profile(
+    "ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+# Tests run in parallel processes; several threads in each would only wait for each other.
+torch.set_num_threads(1)

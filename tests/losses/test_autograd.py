@@ -1,0 +1,127 @@
+"""Derivatives of every order, torch.func, torch.compile."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from oracles import ORACLES
+from strategies import losses, settings_of
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import crossmodal_losses
+from crossmodal_losses import LOSSES, cosine_similarity, diagnose, nt_xent
+
+each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+STEP = 1e-6  # of gradcheck's central differences
+
+
+def smooth_around(name: str, S: Tensor, settings: dict[str, Any]) -> bool:
+    """Whether the oracle is free of kinks, ties and jumps within a few STEPs of S: its own gradient does not jump."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    for _ in range(6):
+        near = (S + 8 * STEP * (2 * torch.rand(S.shape, generator=generator, dtype=S.dtype) - 1)).requires_grad_()
+        (gradient,) = torch.autograd.grad(ORACLES[name](near, **settings).sum(), near)
+        gradients.append(gradient)
+    return all(torch.allclose(g, gradients[0], rtol=1e-2, atol=1e-2) for g in gradients)
+
+
+@st.composite
+def generic_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    B, D = draw(st.integers(1, 4)), draw(st.integers(2, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return (
+        torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True),
+        torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True),
+    )
+
+
+@given(data=st.data(), name=losses, pair=generic_pairs())
+def test_first_and_second_derivatives(data: st.DataObject, name: str, pair: tuple[Tensor, Tensor]) -> None:
+    settings = data.draw(settings_of(name))
+    assume(settings.get("temperature", 1) >= 0.07)  # colder: central differences have too few digits left
+    x, y = pair
+    assume(smooth_around(name, cosine_similarity(x, y).detach(), settings))
+    loss = LOSSES[name](**settings)
+    assert gradcheck(loss, (x, y), eps=STEP, atol=1e-5)
+    assert gradgradcheck(loss, (x, y), eps=STEP, atol=1e-4)
+
+
+def test_gradient_of_a_temperature_tensor() -> None:
+    S = torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3).cos().requires_grad_()
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda s, t: nt_xent(s, temperature=t), (S, temperature))
+    assert gradgradcheck(lambda s, t: nt_xent(s, temperature=t), (S, temperature))
+
+
+def test_zero_rows_have_zero_derivatives_of_every_order() -> None:
+    x = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    y = torch.eye(3, 2, dtype=torch.float64)
+    (first,) = torch.autograd.grad(nt_xent(cosine_similarity(x, y)), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert torch.equal(first, torch.zeros_like(x))
+    assert torch.equal(second, torch.zeros_like(x))
+
+
+@each_loss
+def test_partial_requires_grad(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    loss = LOSSES[name]()
+    both = torch.autograd.grad(loss(a := x.clone().requires_grad_(), b := y.clone().requires_grad_()), (a, b))
+    (only_x,) = torch.autograd.grad(loss(a := x.clone().requires_grad_(), y), a)
+    (only_y,) = torch.autograd.grad(loss(x, b := y.clone().requires_grad_()), b)
+    assert torch.equal(only_x, both[0])
+    assert torch.equal(only_y, both[1])
+    assert not loss(x, y).requires_grad
+
+
+@each_loss
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode still uses it
+def test_functions_of_S_under_torch_func(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    loss = getattr(crossmodal_losses, name)
+    S = torch.rand(3, 4, 4, generator=generator, dtype=torch.float64)
+    ids = torch.tensor([0, 1, 1, 2])
+    batched = torch.func.vmap(lambda s: loss(s, ids=ids))(S)
+    torch.testing.assert_close(batched, torch.stack([loss(s, ids=ids) for s in S]))
+
+    leaf = S.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(sum(loss(s) for s in leaf), leaf)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(S), expected)
+
+    tangent = torch.rand(4, 4, generator=generator, dtype=torch.float64)
+    directional = torch.func.jvp(loss, (S[0],), (tangent,))[1]
+    torch.testing.assert_close(directional, (expected[0] * tangent).sum())
+    assert torch.func.hessian(loss)(S[0]).shape == (4, 4, 4, 4)
+
+
+@each_loss
+@pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations
+def test_compiles_without_graph_breaks(name: str) -> None:
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(3)
+    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
+    loss = LOSSES[name](**settings)
+    compiled = torch.compile(loss, fullgraph=True)
+    for ids in (None, torch.tensor([0, 1, 1, 2, 3])):
+        x = torch.randn(5, 6, generator=generator, requires_grad=True)
+        y = torch.randn(5, 6, generator=generator, requires_grad=True)
+        leaves = (x, y, *loss.parameters())
+        value, expected = compiled(x, y, ids), loss(x, y, ids)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves))
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_settings_of_a_compiled_function_may_change() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(crossmodal_losses.triplet_sum, fullgraph=True, backend="aot_eager")
+    S = torch.rand(4, 4, generator=torch.Generator().manual_seed(4))
+    for margin in (0.1, 0.2, 0.4):
+        torch.testing.assert_close(compiled(S, margin=margin), crossmodal_losses.triplet_sum(S, margin=margin))
+    compiled_diagnosis = torch.compile(diagnose, fullgraph=True, backend="aot_eager")
+    assert compiled_diagnosis(S, S).positive == diagnose(S, S).positive

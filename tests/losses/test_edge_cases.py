@@ -1,0 +1,245 @@
+"""Anchors without negatives, ties, zero rows, perfect alignment, collapse, extreme temperatures, NaN."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import ORACLES
+from strategies import losses, similarities
+from torch import Tensor
+
+import crossmodal_losses
+from crossmodal_losses import LOSSES, NTXent, nt_xent, triplet_max, triplet_sum, triplet_weighted
+
+each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+
+
+@each_loss
+@pytest.mark.parametrize("ids", [None, torch.tensor([7])])
+def test_one_pair_costs_nothing(name: str, ids: Tensor | None) -> None:
+    x = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    y = torch.tensor([[2.0, -1.0]], requires_grad=True)
+    value = LOSSES[name]()(x, y, ids)
+    value.backward()
+    assert value == 0
+    assert x.grad is not None
+    assert y.grad is not None
+    assert torch.equal(x.grad, torch.zeros(1, 2))
+    assert torch.equal(y.grad, torch.zeros(1, 2))
+
+
+@each_loss
+@given(S=similarities(st.integers(2, 6)))
+def test_all_ids_equal_costs_nothing(name: str, S: Tensor) -> None:
+    S.requires_grad_()
+    anchors = getattr(crossmodal_losses, name)(S, ids=torch.full((len(S),), 3), reduction="none")
+    (gradient,) = torch.autograd.grad(anchors.sum(), S)
+    assert torch.equal(anchors, torch.zeros_like(anchors))
+    assert torch.equal(gradient, torch.zeros_like(S))
+
+
+@each_loss
+def test_an_anchor_without_negatives_leaves_the_others_alone(name: str) -> None:
+    """B counts every pair, but only anchors with negatives contribute; here all of id 1 face the one pair of id 2."""
+    S = torch.full((3, 3), 0.5, dtype=torch.float64)
+    ids = torch.tensor([1, 1, 2])
+    anchors = getattr(crossmodal_losses, name)(S, ids=ids, reduction="none")
+    torch.testing.assert_close(anchors, ORACLES[name](S, ids.tolist()))
+    assert (anchors > 0).all()
+
+
+@pytest.mark.parametrize("name", ["triplet_max", "triplet_weighted", "triplet_weighted_mined"])
+@given(data=st.data())
+def test_of_equal_hardest_negatives_the_lowest_index_takes_the_gradient(name: str, data: st.DataObject) -> None:
+    B = data.draw(st.integers(3, 300))
+    ties = sorted(data.draw(st.sets(st.integers(1, B - 1), min_size=2, max_size=B - 1)))
+    S = torch.full((B, B), -0.5, dtype=torch.float64)
+    S[0, ties] = 0.75
+    S.fill_diagonal_(0.5)
+    S.requires_grad_()
+    anchors = getattr(crossmodal_losses, name)(S, reduction="none")
+    (gradient,) = torch.autograd.grad(anchors[0], S)
+    touched = gradient[0].nonzero().flatten().tolist()
+    assert touched == [0, ties[0]]
+
+
+def test_the_hinge_has_gradient_zero_at_zero() -> None:
+    S = torch.tensor([[0.5, 0.25], [-1.0, 1.0]], requires_grad=True)  # 0.25 + 0.25 - 0.5 = 0 exactly
+    for loss in (triplet_sum, triplet_max):
+        value = loss(S, margin=0.25)
+        (gradient,) = torch.autograd.grad(value, S)
+        assert value == 0
+        assert torch.equal(gradient, torch.zeros(2, 2))
+    value = triplet_weighted(S, positive_coefficients=(0.0,), negative_coefficients=(0.0, 1.0))
+    (gradient,) = torch.autograd.grad(value, S)
+    assert gradient[1, 0] == 0  # negative part of the hinge
+    at_zero = torch.zeros(2, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        triplet_weighted(at_zero, positive_coefficients=(0.0, -1.0), negative_coefficients=(0.0, 1.0)), at_zero
+    )
+    assert torch.equal(gradient, torch.zeros(2, 2))
+
+
+@each_loss
+def test_a_row_of_zeros_has_similarity_zero_and_no_gradient(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, generator=generator)
+    y = torch.randn(4, 5, generator=generator)
+    x[1] = 0
+    y[2] = 0
+    S = crossmodal_losses.cosine_similarity(x, y)
+    assert torch.equal(S[1], torch.zeros(4))
+    assert torch.equal(S[:, 2], torch.zeros(4))
+    x.requires_grad_()
+    y.requires_grad_()
+    LOSSES[name]()(x, y).backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert torch.equal(x.grad[1], torch.zeros(5))
+    assert torch.equal(y.grad[2], torch.zeros(5))
+    assert x.grad.isfinite().all()
+    assert y.grad.isfinite().all()
+    assert x.grad[0].abs().sum() > 0
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_tiny_and_huge_embeddings(name: str, dtype: torch.dtype, scale: float) -> None:
+    """Squares of these lengths under- or overflow float32."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 5, generator=generator).to(dtype)
+    y = torch.randn(4, 5, generator=generator).to(dtype)
+    expected = LOSSES[name]()(x, y)
+    value = LOSSES[name]()((x.double() * scale).to(dtype), y)
+    tolerance = 1e-4 if dtype is torch.float32 else 0.15  # bfloat16: the scaled input itself is rounded
+    assert float(value) == pytest.approx(float(expected), rel=tolerance)
+
+
+def test_perfect_alignment() -> None:
+    """Positives at 1, negatives at 0: beyond the margin, so the triplet losses are 0."""
+    x = torch.eye(6)
+    assert LOSSES["triplet_sum"]()(x, x) == 0
+    assert LOSSES["triplet_max"]()(x, x) == 0
+    assert LOSSES["triplet_weighted_mined"]()(x, x) == 0
+    assert float(LOSSES["triplet_weighted"]()(x, x)) == pytest.approx(2 * 0.03)
+    # log(1 + 5 exp(-1 / 0.07)), in which the 1 has all digits of float32 but the loss must not have none
+    assert float(LOSSES["nt_xent"]()(x, x)) == pytest.approx(2 * math.log1p(5 * math.exp(-1 / 0.07)), rel=1e-4)
+
+
+@pytest.mark.parametrize("B", [2, 5, 33])
+def test_collapse(B: int) -> None:
+    """All embeddings equal: the values at which a collapsed run sits."""
+    x = torch.ones(B, 3)
+    assert float(LOSSES["triplet_max"]()(x, x)) == pytest.approx(2 * 0.2, rel=1e-5)
+    assert float(LOSSES["triplet_sum"]()(x, x)) == pytest.approx(2 * 0.2 * (B - 1), rel=1e-5)
+    assert float(LOSSES["nt_xent"]()(x, x)) == pytest.approx(2 * math.log(B), rel=1e-5)
+    values = [float(triplet_weighted(torch.full((B, B), s))) for s in (0.49, 0.5, 0.51)]
+    assert values[1] == pytest.approx(0.51, rel=1e-5)
+    assert min(values) == values[1]
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.01, 1.0])
+def test_extreme_temperatures_keep_their_digits(temperature: float) -> None:
+    """float32 against float64, at losses near 0 and at losses of hundreds; log(num / den + tiny) would saturate."""
+    for diagonal, off in ((1.0, 0.25), (-1.0, 1.0)):
+        S = torch.full((5, 5), off)
+        S.fill_diagonal_(diagonal)
+        S.requires_grad_()
+        exact = S.detach().double().requires_grad_()
+        value, expected = nt_xent(S, temperature=temperature), nt_xent(exact, temperature=temperature)
+        floor = 1e-37  # below it float32 has no normal numbers
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=floor)
+        (gradient,) = torch.autograd.grad(value, S)
+        (expected_gradient,) = torch.autograd.grad(expected, exact)
+        torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=floor)
+        assert (expected_gradient.abs() < floor).all() or (gradient != 0).all()
+
+
+def test_learned_temperature_starts_where_told_and_stays_inside() -> None:
+    loss = NTXent(temperature=0.07, learn_temperature=True)
+
+    def temperature() -> float:
+        assert isinstance(loss.temperature, Tensor)
+        return float(loss.temperature.detach())
+
+    assert temperature() == pytest.approx(0.07, rel=1e-5)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    loss(x, -x).backward()
+    assert loss.exponent_logit.grad is not None
+    assert loss.exponent_logit.grad != 0
+    for push in (-1e6, -30.0, 30.0, 1e6):
+        with torch.no_grad():
+            loss.exponent_logit.fill_(push)
+        assert float(torch.tensor(0.01)) <= temperature() <= 1
+        assert loss(x, x).isfinite()
+
+
+@pytest.mark.parametrize("start", [0.011, 0.07, 0.5, 0.99])
+def test_gradient_of_the_learned_temperature(start: float) -> None:
+    """Through the parameter, as by central differences of nt_xent in its temperature."""
+    S = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(4, 4).sin()
+    loss = NTXent(temperature=start, learn_temperature=True).double()
+    temperature = loss.temperature
+    assert isinstance(temperature, Tensor)
+    (through_parameter,) = torch.autograd.grad(loss.of_similarities(S), loss.exponent_logit)
+    (slope,) = torch.autograd.grad(temperature, loss.exponent_logit)
+    t, step = float(temperature.detach()), 1e-7
+    difference = float(nt_xent(S, temperature=t + step) - nt_xent(S, temperature=t - step)) / (2 * step)
+    assert float(through_parameter / slope) == pytest.approx(difference, rel=1e-5)
+
+
+def test_a_learned_temperature_learns() -> None:
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    loss = NTXent(learn_temperature=True)
+    optimiser = torch.optim.SGD(loss.parameters(), lr=1.0)
+    assert isinstance(loss.temperature, Tensor)
+    start = loss.temperature.detach()
+    for _ in range(50):
+        optimiser.zero_grad()
+        loss(x, x).backward()
+        optimiser.step()
+    assert loss.temperature < start  # aligned pairs: colder is better
+    assert NTXent(learn_temperature=False).state_dict() == {}
+
+
+@each_loss
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@given(data=st.data())
+def test_nan_and_inf_give_nan(name: str, poison: float, data: st.DataObject) -> None:
+    """Wherever they stand: in a positive, in a negative, in a pair that ids exclude, in an anchor without negatives."""
+    S = data.draw(similarities())
+    B = len(S)
+    i, j = data.draw(st.integers(0, B - 1)), data.draw(st.integers(0, B - 1))
+    ids = data.draw(st.sampled_from([None, torch.zeros(B, dtype=torch.int64), torch.arange(B) // 2]))
+    S[i, j] = poison
+    S.requires_grad_()
+    anchors = getattr(crossmodal_losses, name)(S, ids=ids, reduction="none")
+    poisoned = torch.zeros(B, dtype=torch.bool)
+    poisoned[[i, j]] = True
+    assert torch.equal(anchors.isnan(), poisoned)
+    (gradient,) = torch.autograd.grad(anchors.sum(), S)
+    assert gradient.diagonal()[poisoned].isnan().all()
+
+
+@each_loss
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_in_an_embedding_give_nan(name: str, poison: float) -> None:
+    x, y = torch.eye(4), torch.eye(4)
+    x[2, 1] = poison
+    x.requires_grad_()
+    value = LOSSES[name]()(x, y)
+    value.backward()
+    assert value.isnan()
+    assert x.grad is not None
+    assert x.grad[2].isnan().any()
+
+
+@given(name=losses)
+def test_inputs_are_left_alone(name: str) -> None:
+    x, y, ids = torch.full((3, 2), 0.5), torch.eye(3)[:, :2].contiguous(), torch.tensor([0, 0, 1])
+    before = x.clone(), y.clone(), ids.clone()
+    LOSSES[name]()(x, y, ids)
+    assert all(torch.equal(a, b) for a, b in zip((x, y, ids), before, strict=True))

@@ -1,0 +1,89 @@
+"""What must not change a loss, and what must."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from oracles import ORACLES
+from strategies import embeddings, ids_for, losses, similarities
+from torch import Tensor
+
+import crossmodal_losses
+from crossmodal_losses import LOSSES
+
+
+@given(data=st.data(), name=losses)
+def test_permuting_the_pairs_changes_nothing(data: st.DataObject, name: str) -> None:
+    S = data.draw(similarities())
+    ids = data.draw(ids_for(len(S)))
+    order = torch.tensor(data.draw(st.permutations(range(len(S)))))
+    loss = getattr(crossmodal_losses, name)
+    anchors = loss(S, ids=ids, reduction="none")
+    permuted = loss(S[order][:, order], ids=None if ids is None else ids[order], reduction="none")
+    torch.testing.assert_close(permuted, anchors[order], rtol=1e-12, atol=1e-12)
+
+
+@given(data=st.data(), name=losses, pair=embeddings())
+def test_swapping_the_modalities_changes_nothing(data: st.DataObject, name: str, pair: tuple[Tensor, Tensor]) -> None:
+    x, y = pair
+    ids = data.draw(ids_for(len(x)))
+    loss = LOSSES[name]()
+    torch.testing.assert_close(loss(x, y, ids), loss(y, x, ids), rtol=1e-9, atol=1e-9)
+
+
+@given(
+    data=st.data(),
+    name=losses,
+    pair=embeddings(),
+    scale=st.sampled_from([2.0**-600, 2.0**-3, 2.0**7, 2.0**600]),
+)
+def test_scaling_an_embedding_changes_nothing(
+    data: st.DataObject, name: str, pair: tuple[Tensor, Tensor], scale: float
+) -> None:
+    x, y = pair
+    row = data.draw(st.integers(0, len(x) - 1))
+    scaled = x.clone()
+    scaled[row] *= scale
+    loss = LOSSES[name]()
+    assert torch.equal(loss(scaled, y), loss(x, y))  # a power of two: exactly
+
+
+@given(data=st.data(), name=losses)
+def test_merging_ids_removes_exactly_those_negatives(data: st.DataObject, name: str) -> None:
+    S = data.draw(similarities(st.integers(3, 7)))
+    a, b = data.draw(st.permutations(range(len(S))))[:2]
+    ids = torch.arange(len(S))
+    ids[a] = ids[b]
+    loss = getattr(crossmodal_losses, name)
+
+    # The merged pairs have no influence, whatever they hold ...
+    S.requires_grad_()
+    value = loss(S, ids=ids)
+    changed = S.detach().clone()
+    changed[a, b], changed[b, a] = 1, -1
+    assert torch.equal(loss(changed, ids=ids), value)
+    (gradient,) = torch.autograd.grad(value, S)
+    assert gradient[a, b] == 0
+    assert gradient[b, a] == 0
+
+    # ... and everything else is as in the loop that leaves out just those two.
+    torch.testing.assert_close(value, ORACLES[name](S, ids.tolist()).mean(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_merging_two_ids_changes_the_loss(name: str) -> None:
+    """A mask that acts after the softmax, or on the diagonal, would change nothing."""
+    S = torch.tensor([[0.5, 0.6, 0.1], [0.7, 0.5, 0.2], [0.1, 0.2, 0.5]])
+    loss = getattr(crossmodal_losses, name)
+    assert float(loss(S) - loss(S, ids=torch.tensor([4, 4, 9]))) > 0.01
+
+
+@given(data=st.data(), name=losses)
+def test_only_equality_of_ids_counts(data: st.DataObject, name: str) -> None:
+    """Ids above 2^24 that differ by one would be equal as float32."""
+    S = data.draw(similarities())
+    ids = data.draw(ids_for(len(S)))
+    assume(ids is not None)
+    assert ids is not None
+    loss = getattr(crossmodal_losses, name)
+    assert torch.equal(loss(S, ids=ids), loss(S, ids=2**62 - ids.long()))

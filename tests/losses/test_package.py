@@ -1,0 +1,51 @@
+"""What a user of the installed package relies on."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import crossmodal_losses
+from crossmodal_losses import LOSSES
+
+
+def test_the_import_brings_in_nothing_but_torch() -> None:
+    """Every module that importing us adds to importing torch is ours or Python's own, and there are few of them."""
+    program = (
+        "import sys, torch; before = set(sys.modules); import crossmodal_losses; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    added = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    foreign = {name.split(".")[0] for name in added} - {"crossmodal_losses"} - set(sys.stdlib_module_names)
+    assert not foreign
+    assert "crossmodal_losses.losses.nt_xent" in added
+    assert len(added) < 30
+
+
+def test_public_names() -> None:
+    for name in crossmodal_losses.__all__:
+        assert getattr(crossmodal_losses, name).__doc__, name
+    assert crossmodal_losses.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_module_shows_its_settings(name: str) -> None:
+    """The text of a module is the call that makes it again."""
+    module = LOSSES[name](reduction="sum")
+    again = eval(repr(module), vars(crossmodal_losses))
+    assert repr(again) == repr(module)
+    assert "reduction='sum'" in repr(module)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_a_module_moves_with_its_model(name: str) -> None:
+    """As a part of a model: state, dtype, copies."""
+    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
+    model = torch.nn.ModuleDict({"loss": LOSSES[name](**settings)})
+    model.load_state_dict(model.state_dict())
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    value = model["loss"](x, x.flip(0))
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 0.1)):
+        torch.testing.assert_close(model.to(dtype)["loss"](x, x.flip(0)).float(), value, rtol=tolerance, atol=1e-5)

@@ -1,0 +1,79 @@
+"""Half precision costs only the rounding of the inputs; autocast cannot lower anything."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import crossmodal_losses
+from crossmodal_losses import LOSSES, cosine_similarity
+
+each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+
+
+def pairs(seed: int, B: int, D: int) -> tuple[Tensor, Tensor]:
+    """Embeddings as a model under training has them: pairs more alike than others, all of them leaning one way."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(B, D, generator=generator) + 1
+    return (
+        shared + 0.7 * torch.randn(B, D, generator=generator),
+        shared + 0.7 * torch.randn(B, D, generator=generator),
+    )
+
+
+@each_loss
+@each_dtype
+@given(seed=st.integers(0, 2**31), B=st.integers(2, 40), D=st.integers(2, 64))
+def test_error_against_float64_is_that_of_float32(name: str, dtype: torch.dtype, seed: int, B: int, D: int) -> None:
+    """On the same (rounded) inputs: computing adds nothing. The gradient is rounded once, to the dtype of the input."""
+    x, y = (e.to(dtype).requires_grad_() for e in pairs(seed, B, D))
+    exact_x, exact_y = (e.detach().double().requires_grad_() for e in (x, y))
+    loss = LOSSES[name]()
+    value, exact = loss(x, y), loss(exact_x, exact_y)
+    assert value.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
+    # Triplet losses jump between hardest negatives that float32 cannot tell apart; their values do not.
+    torch.testing.assert_close(value.double(), exact, rtol=2e-5, atol=2e-6)
+
+    gradients = torch.autograd.grad(value, (x, y))
+    exact_gradients = torch.autograd.grad(exact, (exact_x, exact_y))
+    for gradient, expected in zip(gradients, exact_gradients, strict=True):
+        assert gradient.dtype == dtype
+        scale = float(expected.abs().max()) + 1e-3
+        torch.testing.assert_close(gradient.double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-4 * scale)
+
+
+@each_loss
+@each_dtype
+def test_function_of_half_similarities(name: str, dtype: torch.dtype) -> None:
+    S = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    exact = S.detach().double().requires_grad_()
+    loss = getattr(crossmodal_losses, name)
+    torch.testing.assert_close(loss(S).double(), loss(exact), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(loss(S), S)
+    (expected,) = torch.autograd.grad(loss(exact), exact)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@each_loss
+@each_dtype
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype, autocast: torch.dtype) -> None:
+    x, y = (e.to(dtype).requires_grad_() for e in pairs(0, 12, 16))
+    loss = LOSSES[name]()
+    expected = loss(x, y)
+    expected_gradients = torch.autograd.grad(expected, (x, y))
+    with torch.autocast("cpu", dtype=autocast):
+        value = loss(x, y)
+    gradients = torch.autograd.grad(value, (x, y))
+    assert torch.equal(value, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
+
+
+def test_mixed_dtypes_take_the_wider_one() -> None:
+    x, y = pairs(0, 4, 8)
+    assert cosine_similarity(x.half(), y.bfloat16()).dtype == torch.float32
+    assert cosine_similarity(x.half(), y.double()).dtype == torch.float64
+    assert torch.equal(cosine_similarity(x.half(), y), cosine_similarity(x.half().float(), y))

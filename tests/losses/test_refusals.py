@@ -1,0 +1,140 @@
+"""Every refused input, with its words."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import crossmodal_losses
+from crossmodal_losses import (
+    LOSSES,
+    NTXent,
+    TripletMax,
+    TripletSum,
+    TripletWeighted,
+    TripletWeightedMined,
+    cosine_similarity,
+    diagnose,
+    nt_xent,
+    triplet_max,
+    triplet_sum,
+    triplet_weighted,
+    triplet_weighted_mined,
+)
+
+S = torch.eye(3)
+each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+
+
+@each_loss
+@pytest.mark.parametrize(
+    "error, words, S, settings",
+    [
+        (TypeError, "expected S to be a tensor, got list", [[1.0]], {}),
+        (TypeError, "expected S to be of a floating dtype (float16, bfloat16, float32, float64), got torch.int64",
+         torch.ones(2, 2, dtype=torch.int64), {}),
+        (TypeError, "got torch.complex64", torch.ones(2, 2, dtype=torch.complex64), {}),
+        (ValueError, "expected S of shape [B, B] with B >= 1, got [2, 3]", torch.ones(2, 3), {}),
+        (ValueError, "expected S of shape [B, B] with B >= 1, got [0, 0]", torch.ones(0, 0), {}),
+        (ValueError, "expected S of shape [B, B] with B >= 1, got [4]", torch.ones(4), {}),
+        (TypeError, "expected ids to be None or an integer tensor [B], got list", S, {"ids": [0, 1, 2]}),
+        (TypeError, "expected ids of an integer dtype (int8, uint8, int16, int32, int64), got torch.float32", S,
+         {"ids": torch.ones(3)}),
+        (TypeError, "got torch.bool", S, {"ids": torch.ones(3, dtype=torch.bool)}),
+        (ValueError, "expected ids of shape [3], one for each pair, got [2]", S, {"ids": torch.arange(2)}),
+        (ValueError, "expected ids on the device of the pairs, cpu, got meta", S,
+         {"ids": torch.arange(3, device="meta")}),
+        (ValueError, "expected reduction to be 'mean', 'sum' or 'none', got 'average'", S, {"reduction": "average"}),
+    ],
+)  # fmt: skip
+def test_functions_refuse(name: str, error: type[Exception], words: str, S: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        getattr(crossmodal_losses, name)(S, **settings)
+
+
+MARGIN = [triplet_sum, triplet_max, triplet_weighted_mined, TripletSum, TripletMax, TripletWeightedMined, diagnose]
+POLYNOMIAL = [triplet_weighted, triplet_weighted_mined, TripletWeighted, TripletWeightedMined]
+TEMPERATURE = [nt_xent, NTXent]
+
+
+@pytest.mark.parametrize(
+    "losses, error, words, settings",
+    [
+        (MARGIN, TypeError, "expected margin to be a number, got str", {"margin": "0.2"}),
+        (MARGIN, TypeError, "expected margin to be a number, got bool", {"margin": True}),
+        (MARGIN, ValueError, "expected margin to be finite and >= 0, got -0.1", {"margin": -0.1}),
+        (MARGIN, ValueError, "expected margin to be finite and >= 0, got nan", {"margin": math.nan}),
+        (MARGIN, ValueError, "expected margin to be finite and >= 0, got inf", {"margin": math.inf}),
+        (TEMPERATURE, TypeError, "expected temperature to be a number, got str", {"temperature": "cold"}),
+        (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got 0", {"temperature": 0}),
+        (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got inf", {"temperature": math.inf}),
+        (POLYNOMIAL, TypeError, "expected positive_coefficients to be a sequence of numbers, got float",
+         {"positive_coefficients": 0.5}),
+        (POLYNOMIAL, TypeError, "expected negative_coefficients to be a sequence of numbers, got str",
+         {"negative_coefficients": "123"}),
+        (POLYNOMIAL, ValueError, "expected negative_coefficients to hold at least the constant term, got ()",
+         {"negative_coefficients": ()}),
+        (POLYNOMIAL, TypeError, "expected positive_coefficients[1] to be a number, got NoneType",
+         {"positive_coefficients": (1.0, None)}),
+        (POLYNOMIAL, ValueError, "expected negative_coefficients[0] to be finite, got nan",
+         {"negative_coefficients": (math.nan,)}),
+    ],
+)  # fmt: skip
+def test_settings_are_refused(losses: list[Any], error: type[Exception], words: str, settings: dict[str, Any]) -> None:
+    for loss in losses:
+        inputs = () if isinstance(loss, type) else (S, S) if loss is diagnose else (S,)
+        with pytest.raises(error, match=re.escape(words)):
+            loss(*inputs, **settings)
+
+
+def test_temperature_tensors_are_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("expected temperature to be one number, got a tensor of shape [1]")):
+        nt_xent(S, temperature=torch.ones(1))
+    with pytest.raises(TypeError, match=re.escape("expected temperature to be of a floating dtype")):
+        nt_xent(S, temperature=torch.tensor(1))
+    with pytest.raises(TypeError, match=re.escape("got Tensor; to learn it: learn_temperature=True")):
+        NTXent(temperature=torch.tensor(0.07))  # type: ignore[arg-type]
+    for start in (0.01, 1.0):
+        with pytest.raises(
+            ValueError, match=f"expected a learned temperature to start between 0.01 and 1, got {start}"
+        ):
+            NTXent(temperature=start, learn_temperature=True)
+
+
+@pytest.mark.parametrize("loss", [*(module() for module in LOSSES.values()), cosine_similarity, diagnose])
+@pytest.mark.parametrize(
+    "error, words, x, y",
+    [
+        (TypeError, "expected x to be a tensor, got list", [[1.0]], torch.ones(1, 1)),
+        (TypeError, "expected y to be of a floating dtype (float16, bfloat16, float32, float64), got torch.int32",
+         torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int32)),
+        (ValueError, "expected x of shape [B, D] with B >= 1 and D >= 1, got [3]", torch.ones(3), torch.ones(3)),
+        (ValueError, "expected x of shape [B, D] with B >= 1 and D >= 1, got [0, 3]",
+         torch.ones(0, 3), torch.ones(0, 3)),
+        (ValueError, "expected y of shape [B, D] with B >= 1 and D >= 1, got [3, 0]",
+         torch.ones(3, 1), torch.ones(3, 0)),
+        (ValueError, "expected x and y of one shape [B, D], got [3, 2] and [4, 2]",
+         torch.ones(3, 2), torch.ones(4, 2)),
+        (ValueError, "expected x and y of one shape [B, D], got [3, 2] and [3, 5]",
+         torch.ones(3, 2), torch.ones(3, 5)),
+        (ValueError, "expected x and y on one device, got cpu and meta",
+         torch.ones(3, 2), torch.ones(3, 2, device="meta")),
+    ],
+)  # fmt: skip
+def test_embeddings_are_refused(loss: Any, error: type[Exception], words: str, x: Any, y: Any) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        loss(x, y)
+
+
+def test_modules_refuse_a_reduction_when_made() -> None:
+    for module in LOSSES.values():
+        with pytest.raises(ValueError, match="expected reduction to be"):
+            module(reduction="max")  # type: ignore[arg-type]
+
+
+def test_settings_are_keyword_only() -> None:
+    for module in LOSSES.values():
+        with pytest.raises(TypeError, match="positional"):
+            module(0.2)  # type: ignore[call-arg, arg-type]

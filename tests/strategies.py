@@ -1,0 +1,85 @@
+"""What hypothesis may draw. Similarities, margins and coefficients lie on a dyadic grid, so that sums and differences
+are exact in float64, and ties and kinks are hit exactly, by a loss and by its oracle alike."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+from crossmodal_losses import LOSSES
+
+GRID = 64
+
+sizes = st.integers(1, 8)
+losses = st.sampled_from(sorted(LOSSES))
+reductions = st.sampled_from(["mean", "sum", "none"])
+
+
+def _from_grid(array: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.float64) / GRID)
+
+
+@st.composite
+def similarities(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> Tensor:
+    """S, float64 [B, B]: anything in [-1, 1], or few distinct values (many ties), or one, or perfectly aligned."""
+    B = draw(size)
+    values = draw(
+        st.sampled_from(
+            [st.integers(-GRID, GRID), st.sampled_from([-GRID, 0, GRID // 2]), st.just(GRID // 2), st.just(0)]
+        )
+    )
+    S = _from_grid(draw(hnp.arrays(np.int64, (B, B), elements=values)))
+    if draw(st.booleans()):
+        S.fill_diagonal_(1)
+    return S
+
+
+@st.composite
+def ids_for(draw: st.DrawFn, size: int) -> Tensor | None:
+    """None, all distinct, all equal, or anything between, in every integer dtype."""
+    kind = draw(st.sampled_from(["none", "distinct", "equal", "some"]))
+    if kind == "none":
+        return None
+    dtype = draw(st.sampled_from([torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]))
+    if kind == "distinct":
+        return torch.tensor(draw(st.permutations(range(size))), dtype=dtype)
+    highest = 0 if kind == "equal" else max(1, size // 2)
+    return torch.tensor(draw(st.lists(st.integers(0, highest), min_size=size, max_size=size)), dtype=dtype)
+
+
+@st.composite
+def embeddings(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> tuple[Tensor, Tensor]:
+    """x and y, float64 [B, D], with duplicates, zero rows, and rows of very different length."""
+    B, D = draw(size), draw(st.integers(1, 6))
+    pair = []
+    for _ in range(2):
+        x = _from_grid(draw(hnp.arrays(np.int64, (B, D), elements=st.integers(-GRID, GRID))))
+        if draw(st.booleans()):
+            x[draw(st.integers(0, B - 1))] = x[draw(st.integers(0, B - 1))].clone()
+        if draw(st.booleans()):
+            x[draw(st.integers(0, B - 1))] = 0
+        pair.append(x * draw(st.sampled_from([1.0, 2.0**-40, 2.0**40])))
+    return pair[0], pair[1]
+
+
+# Keyed by the name of the setting, so that a new loss with settings of these names needs nothing here.
+_margins = st.one_of(st.just(0.2), st.integers(0, 16).map(lambda k: k / 8))
+_temperatures = st.sampled_from([0.005, 0.01, 0.07, 0.5, 1.0, 10.0])
+_coefficients = st.lists(st.integers(-16, 16).map(lambda k: k / 8), min_size=1, max_size=4).map(tuple)
+SETTINGS: dict[str, st.SearchStrategy[Any]] = {
+    "margin": _margins,
+    "temperature": _temperatures,
+    "positive_coefficients": st.one_of(st.just((0.5, -0.7, 0.2)), _coefficients),
+    "negative_coefficients": st.one_of(st.just((0.03, -0.4, 0.9)), _coefficients),
+}
+
+
+@st.composite
+def settings_of(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    """Settings of the loss called name, besides its reduction."""
+    parameters = inspect.signature(LOSSES[name]).parameters
+    return {setting: draw(values) for setting, values in SETTINGS.items() if setting in parameters}
