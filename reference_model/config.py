@@ -1,0 +1,80 @@
+"""Every setting of a run, with its meaning and its source. A run is made again from this alone."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from crossmodal_losses import LOSSES
+from reference_model import InputError
+
+# Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip
+# alone and not on the clips it shares a batch with. Seconds; AudioCaps and Clotho: section 3.1.
+CLIP_SECONDS = {"AudioCaps": 10.0, "Clotho": 30.0, "Synthetic": 2.0}
+
+Encoders = Literal["frozen", "fine-tuned"]
+Size = Literal["full", "tiny"]
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run of the experiment. Defaults are the paper's (section 3.2), for AudioCaps."""
+
+    data: str  # the folder that holds a folder for each data set
+    dataset: str  # AudioCaps, Clotho, Synthetic, or another folder in the same layout
+    clip_seconds: float  # the fixed length of a clip; see CLIP_SECONDS
+    loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
+    encoders: Encoders = "frozen"  # table 1, column "Fine-tune"
+    model: Size = "full"  # full: ResNet-38 of PANNs and BERT; tiny: small ones with new weights, for two CPU cores
+    audio_checkpoint: str | None = None  # full: ResNet38_mAP=0.434.pth (Zenodo 3987831)
+    bert: str = "bert-base-uncased"  # full: a name, or a local folder
+    batch_size: int = 32  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
+    learning_rate: float = 1e-4  # Adam; section 3.2 and table 1: 5e-5 where triplet losses do not converge on Clotho
+    epochs: int = 50  # section 3.2
+    decay_every: int = 20  # epochs; section 3.2
+    decay_factor: float = 0.1  # section 3.2
+    seed: int = 0  # section 3.3: three runs with different seeds
+    precision: Precision = "no"  # mixed precision: no is float32; the losses are computed in float32 always
+    workers: int = 2  # processes that read audio
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
+        if self.model == "full" and self.audio_checkpoint is None:
+            raise InputError(
+                "expected --audio-checkpoint for the full model, got none: download ResNet38_mAP=0.434.pth from "
+                "Zenodo, record 3987831 (or train the tiny model with --model tiny)"
+            )
+        for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "decay_factor"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> "Config":
+        """The config that a run has left; every field must be there, and no other."""
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if stored.keys() != fields:
+            raise InputError(
+                f"expected the settings of this version in {path}, got these that differ: "
+                f"{', '.join(sorted(stored.keys() ^ fields))}"
+            )
+        return cls(**stored)
+
+
+def clip_seconds(dataset: str, given: float | None) -> float:
+    """The fixed length of a data set's clips; one that is not known by name needs to be told."""
+    if given is not None:
+        return given
+    if dataset not in CLIP_SECONDS:
+        raise InputError(
+            f"expected --clip-seconds for a data set other than {', '.join(CLIP_SECONDS)}, got none for {dataset}"
+        )
+    return CLIP_SECONDS[dataset]

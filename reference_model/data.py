@@ -1,0 +1,206 @@
+"""Clips and captions from disk, in the same layout for every data set:
+
+    ROOT/NAME/csv_files/{train,val,test}.csv    file_name,caption  or  file_name,caption_1,...,caption_5
+    ROOT/NAME/waveforms/{train,val,test}/FILE_NAME
+
+Rows of one file name are one clip. A name counts within its split only, and is used as it stands: real names begin
+with spaces or hyphens and hold quotes and entities.
+"""
+
+import csv
+import functools
+import os
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from torchaudio.transforms import Resample
+from tqdm import tqdm
+
+from reference_model import InputError
+from reference_model.audio_encoder import SAMPLE_RATE
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An audio file and its captions, one or more."""
+
+    path: Path
+    captions: tuple[str, ...]
+
+
+def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
+    """The clips of a split, in the order of its CSV file.
+
+    Raises:
+        InputError: the CSV file is missing, or a line of it is not as the layout asks; names file and line.
+    """
+    table = Path(root) / dataset / "csv_files" / f"{split}.csv"
+    if not table.is_file():
+        raise InputError(f"expected the captions of the {split} split at {table}, got no file")
+    captions: dict[str, list[str]] = {}
+    with table.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines)
+        try:
+            header = next(reader, [])
+            if len(header) < 2 or header[0] != "file_name" or not all(c.startswith("caption") for c in header[1:]):
+                raise InputError(
+                    f"expected the header file_name,caption or file_name,caption_1,... in {table}, "
+                    f"got {','.join(header) or 'nothing'}"
+                )
+            for row in reader:
+                if len(row) != len(header) or not all(field.strip() for field in row):
+                    raise InputError(
+                        f"expected {len(header)} fields with text in line {reader.line_num} of {table}, got {row}"
+                    )
+                captions.setdefault(row[0], []).extend(row[1:])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"expected a CSV file in UTF-8 at {table}, got {error}") from error
+    if not captions:
+        raise InputError(f"expected at least one clip in {table}, got the header alone")
+    folder = Path(root) / dataset / "waveforms" / split
+    return [Clip(folder / name, tuple(texts)) for name, texts in captions.items()]
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with an audio file; its header, its end and its size are looked at, not every sample."""
+    if not path.is_file():
+        return "missing"
+    size = path.stat().st_size
+    if size == 0:
+        return "empty (0 bytes)"
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+        (promised,) = struct.unpack("<I", start[4:8])
+        # Writers that stream leave 0 or 2^32 - 1, "unknown". A few bytes may be missing where padding was forgotten.
+        if promised not in (0, 2**32 - 1) and promised + 8 > size + 8:
+            return f"truncated ({size} of {promised + 8} bytes)"
+    try:
+        with soundfile.SoundFile(path) as audio:
+            if audio.frames == 0:
+                return "empty (no samples)"
+            audio.seek(audio.frames - 1)
+            if len(audio.read(1)) != 1:
+                return "truncated (its last sample cannot be read)"
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        return f"not readable as audio ({error.error_string if hasattr(error, 'error_string') else error})"
+    return None
+
+
+def check_audio(clips: Iterable[Clip]) -> None:
+    """Look at every file before anything is trained on any of them.
+
+    Raises:
+        InputError: files are missing, empty, truncated or no audio; names every one of them.
+    """
+    paths = [clip.path for clip in clips]
+    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+        faults = list(tqdm(pool.map(_fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
+    bad = [f"  {path}: {fault}" for path, fault in zip(paths, faults, strict=True) if fault]
+    if bad:
+        raise InputError("\n".join([f"expected readable audio, got {len(bad)} bad of {len(paths)} files:", *bad]))
+
+
+@functools.cache
+def _resampler(rate: int) -> Resample:
+    """To 32 kHz by a windowed sinc; these constants are those of librosa's "kaiser_best"."""
+    return Resample(
+        rate,
+        SAMPLE_RATE,
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.769656459379492,
+    )
+
+
+def load_waveform(path: Path, seconds: float) -> Tensor:
+    """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``, cut or zero-padded at its end.
+
+    Raises:
+        InputError: the file cannot be decoded, or holds samples that are not finite.
+    """
+    samples = round(seconds * SAMPLE_RATE)
+    try:
+        with soundfile.SoundFile(path) as audio:
+            rate = audio.samplerate
+            # What lies beyond the fixed length (and the reach of the resampling filter) need not be decoded.
+            decoded = audio.read(int((seconds + 0.1) * rate) + 1, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise InputError(f"expected readable audio, got {path}: {error}") from error
+    if not np.isfinite(decoded).all():
+        raise InputError(f"expected finite samples, got NaN or inf in {path}")
+    waveform = torch.from_numpy(decoded).mean(1)
+    if rate != SAMPLE_RATE:
+        waveform = _resampler(rate)(waveform)
+    waveform = waveform[:samples]
+    return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))
+
+
+class Waveforms(Dataset[Tensor]):
+    """Each clip once: ``[samples]`` at 32 kHz."""
+
+    def __init__(self, clips: list[Clip], seconds: float) -> None:
+        self.clips = clips
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return load_waveform(self.clips[index].path, self.seconds)
+
+
+class Pairs(Dataset[dict[str, Any]]):
+    """Every caption with its clip, as training sees them: a clip with five captions makes five pairs."""
+
+    def __init__(self, clips: list[Clip], token_ids: list[list[int]], seconds: float) -> None:
+        """token_ids: those of all captions, in the order of ``captions_of(clips)``."""
+        self.waveforms = Waveforms(clips, seconds)
+        self.token_ids = token_ids
+        self.clip_of_caption = clip_of_caption(clips).tolist()
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"waveform": self.waveforms[self.clip_of_caption[index]], "token_ids": self.token_ids[index]}
+
+
+def captions_of(clips: list[Clip]) -> list[str]:
+    """All captions, clip by clip."""
+    return [caption for clip in clips for caption in clip.captions]
+
+
+def clip_of_caption(clips: list[Clip]) -> Tensor:
+    """For every caption the index of its clip, ``[M]``."""
+    return torch.repeat_interleave(torch.tensor([len(clip.captions) for clip in clips]))
+
+
+def pad_tokens(token_ids: list[list[int]]) -> dict[str, Tensor]:
+    """Token ids and attention mask, ``[B, T]`` each, padded with 0 to the longest."""
+    ids = [torch.tensor(sentence) for sentence in token_ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(sentence) for sentence in ids], batch_first=True),
+    }
+
+
+def collate(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pairs to what the dual encoder takes."""
+    return {
+        "waveforms": torch.stack([pair["waveform"] for pair in pairs]),
+        **pad_tokens([pair["token_ids"] for pair in pairs]),
+    }

@@ -1,0 +1,101 @@
+"""Section 2.2, text encoder: BERT (Devlin et al. 2019); the first token's representation stands for the sentence."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from reference_model import InputError
+
+LONGEST = 64  # tokens; what a caption has beyond them is cut
+VOCABULARY = 1000  # of the tiny model
+
+
+class TextEncoder(nn.Module):
+    """Token ids and attention mask, ``[B, T]`` each, to one vector a sentence, ``[B, hidden_size]``."""
+
+    def __init__(self, bert: BertModel) -> None:
+        super().__init__()
+        self.bert = bert
+        self.output_size: int = bert.config.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden[:, 0]
+
+
+def pretrained(name: str) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
+    """BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        bert = BertModel.from_pretrained(name, add_pooling_layer=False, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"expected BERT by name or in a folder with config.json, model.safetensors and its tokenizer, "
+            f"got {name}: {reason}"
+        ) from error
+    return TextEncoder(bert), tokenizer
+
+
+def tiny(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
+    """A BERT of two small layers with new weights, for the vocabulary of the tokenizer."""
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=LONGEST,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,  # a few hundred steps are too few to overfit
+        attention_probs_dropout_prob=0.0,
+    )
+    return TextEncoder(BertModel(config, add_pooling_layer=False))
+
+
+def train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer in the manner of BERT, lower case, its vocabulary learned from the captions."""
+    # With BERT's prefix "##" the trainer would number tokens in the order of a randomised hash: never twice the same.
+    wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=""))
+    wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, continuing_subword_prefix="", show_progress=False
+    )
+    wordpiece.train_from_iterator(captions, trainer)
+    wordpiece.post_processor = processors.BertProcessing(
+        ("[SEP]", special.index("[SEP]")), ("[CLS]", special.index("[CLS]"))
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=wordpiece,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
+    """The token ids of each caption, at most LONGEST, after the normalisation of the paper's published code."""
+    plain = [re.sub(r'\s*[,.!?;:"]\s*', " ", caption.lower()) for caption in captions]
+    ids: list[list[int]] = tokenizer(plain, truncation=True, max_length=LONGEST)["input_ids"]
+    return ids
+
+
+def save(folder: Path, encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast) -> None:
+    """What :func:`untrained` needs: the configuration and the tokenizer, not the weights."""
+    encoder.bert.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def untrained(folder: Path) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
+    """The encoder with new weights, and its tokenizer, as saved by :func:`save`."""
+    config = BertConfig.from_pretrained(folder)
+    return TextEncoder(BertModel(config, add_pooling_layer=False)), PreTrainedTokenizerFast.from_pretrained(folder)

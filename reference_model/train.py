@@ -1,0 +1,261 @@
+"""Section 3.2: train one configuration, keep the epoch that is best on the validation set, measure it on the test set.
+
+A run is a folder. It leaves there config.json, log.txt, curves.png, tensorboard/, best.safetensors with
+text_encoder/, and at the end metrics.json. checkpoint.safetensors is there while it is under way: the same command
+continues it from the last finished epoch, and ends with the same weights as if it had not been interrupted.
+"""
+
+import importlib.metadata
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim import Adam
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from crossmodal_losses import LOSSES
+from reference_model import InputError, text_encoder
+from reference_model.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from reference_model.config import Config
+from reference_model.data import SPLITS, Pairs, captions_of, check_audio, collate, read_split
+from reference_model.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, DualEncoder, new_model
+from reference_model.evaluate import CONFIG, METRICS, evaluate, stored_metrics
+from reference_model.files import write_json
+from reference_model.report import plot_curves
+from reference_model.retrieval import DIRECTIONS, chance, sum_of_recalls
+
+CHECKPOINT = "checkpoint.safetensors"
+
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)
+
+
+class Diverged(InputError):
+    """The loss, or an embedding, is no longer finite."""
+
+
+def open_run(config: Config, run: Path) -> dict[str, Any] | None:
+    """Make the run's folder, or find it: its metrics if it is finished, None if there is work to do.
+
+    Raises:
+        InputError: the folder holds something else, or a run of another configuration.
+    """
+    if (run / CONFIG).exists():
+        stored = Config.read(run / CONFIG)
+        if stored != config:
+            theirs, ours = stored.as_dict(), config.as_dict()
+            different = [
+                f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]
+            ]
+            raise InputError(
+                f"expected {run} to be new or a run of this configuration, got a run of another "
+                f"({'; '.join(different)}); choose another --out"
+            )
+        return stored_metrics(run) if (run / METRICS).exists() else None
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"expected {run} to be new or a run's folder, got something without {CONFIG}")
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / CONFIG, config.as_dict())
+    return None
+
+
+def train(config: Config, run: Path) -> dict[str, Any]:
+    """Train, or continue, or find finished; returns what is in ``metrics.json``.
+
+    Raises:
+        InputError: the data, the folder or a checkpoint is not as expected; nothing is lost.
+        Diverged: the loss is no longer finite; the last good state is kept.
+    """
+    finished = open_run(config, run)
+    if finished is not None:
+        return finished
+    handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        with logging_redirect_tqdm():
+            return _train(config, run)
+    except InputError as error:
+        log.error("%s", error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _train(config: Config, run: Path) -> dict[str, Any]:
+    # The data. Everything that can be wrong with it is found before anything is trained.
+    clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
+    check_audio([clip for split in SPLITS for clip in clips[split]])
+    number_of_pairs = len(captions_of(clips["train"]))
+    if number_of_pairs < config.batch_size:
+        raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
+
+    # The model.
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if accelerator.num_processes > 1:
+        raise InputError(
+            f"expected one process, because a batch's negatives all come from it, got {accelerator.num_processes}"
+        )
+    torch.manual_seed(config.seed)
+    model, tokenizer = new_model(config, captions_of(clips["train"]))
+    text_encoder.save(run / TEXT_ENCODER, model.text_encoder, tokenizer)
+    token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(clips[split])) for split in SPLITS}
+
+    # Equations 2 to 7, with the settings of section 3.2.
+    loss = LOSSES[config.loss]()
+
+    pairs = Pairs(clips["train"], token_ids["train"], config.clip_seconds)
+    sampler: DistributedSampler[Any] = DistributedSampler(pairs, num_replicas=1, rank=0, seed=config.seed)
+    loader = DataLoader(
+        pairs,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        drop_last=True,
+        collate_fn=collate,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
+    schedule = StepLR(optimizer, config.decay_every, config.decay_factor)
+    model.to(accelerator.device)
+    history: list[dict[str, Any]] = []
+    if (run / CHECKPOINT).exists():
+        progress = load_checkpoint(run / CHECKPOINT, model, optimizer)
+        history = progress["history"]
+        schedule.load_state_dict(progress["schedule"])
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(progress["scaler"])
+        log.info("continuing after epoch %d of %d", len(history), config.epochs)
+    else:
+        log.info(
+            "%s: %d pairs, %d steps an epoch, on %s",
+            run, number_of_pairs, len(loader), accelerator.device,
+        )  # fmt: skip
+    embed_pairs, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    board = SummaryWriter(str(run / "tensorboard"), purge_step=len(history) * len(loader))
+
+    with tqdm(total=config.epochs * len(loader), initial=len(history) * len(loader), unit="step") as bar:
+        bar.set_description(f"{config.loss}, seed {config.seed}")
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            torch.manual_seed(_seed_of_epoch(config.seed, epoch))
+            loader.set_epoch(epoch)  # reaches the sampler
+            model.train()
+            total = 0.0
+            for step, batch in enumerate(loader, start=1):
+                x, y = embed_pairs(**batch)
+                value = loss(x, y)
+                current = value.item()
+                if not math.isfinite(current):
+                    raise _diverged(run, history, f"the loss is {current} at step {step} of epoch {epoch}")
+                optimizer.zero_grad()
+                accelerator.backward(value)
+                optimizer.step()
+                total += current
+                bar.update()
+                bar.set_postfix(_postfix(current, history))
+                board.add_scalar("loss", current, bar.n)
+            record: dict[str, Any] = {
+                "epoch": epoch,
+                "loss": total / len(loader),
+                "learning_rate": schedule.get_last_lr()[0],
+            }
+            try:
+                record["val"], record["diagnosis"] = evaluate(
+                    model, clips["val"], token_ids["val"], config, accelerator
+                )
+            except ValueError as error:
+                raise _diverged(run, history, f"after epoch {epoch}: {error}") from error
+            record["seconds"] = time.perf_counter() - started
+            schedule.step()
+            best = max((sum_of_recalls(r["val"]) for r in history), default=-math.inf)
+            if sum_of_recalls(record["val"]) > best:
+                save_weights(run / BEST_WEIGHTS, model)
+            history.append(record)
+            _report_epoch(run, history, config, board, bar)
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            progress = {"history": history, "schedule": schedule.state_dict(), "scaler": scaler}
+            save_checkpoint(run / CHECKPOINT, model, optimizer, progress)
+    board.close()
+    return _finish(config, run, model, clips, token_ids, accelerator, history)
+
+
+def _finish(
+    config: Config,
+    run: Path,
+    model: DualEncoder,
+    clips: dict[str, Any],
+    token_ids: dict[str, Any],
+    accelerator: Accelerator,
+    history: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Measure the best epoch on the test set and write ``metrics.json``, by which a run is known to be finished."""
+    load_weights(run / BEST_WEIGHTS, model)
+    test, _ = evaluate(model, clips["test"], token_ids["test"], config, accelerator)
+    best = max(history, key=lambda record: sum_of_recalls(record["val"]))
+    metrics = {
+        "test": test,
+        "val": best["val"],
+        "chance": chance([len(clip.captions) for clip in clips["test"]]),
+        "best_epoch": best["epoch"],
+        "collapsed": bool(history[-1]["diagnosis"]["collapsed"]),
+        "config": config.as_dict(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchaudio", "transformers")},
+        "history": history,
+    }
+    write_json(run / METRICS, metrics)
+    (run / CHECKPOINT).unlink()
+    log.info("test, epoch %d: %s", best["epoch"], summary(test))
+    return metrics
+
+
+def _seed_of_epoch(seed: int, epoch: int) -> int:
+    """Dropout of an epoch depends on this alone, so an interrupted run repeats an epoch exactly."""
+    return seed * 1_000_003 + epoch
+
+
+def summary(metrics: dict[str, dict[str, float]]) -> str:
+    """The recalls of both directions in one line."""
+    return "; ".join(
+        f"{direction.replace('_', ' ')} R@1/5/10 " + "/".join(f"{metrics[direction][f'R@{k}']:.1f}" for k in (1, 5, 10))
+        for direction in DIRECTIONS
+    )
+
+
+def _postfix(loss: float, history: list[dict[str, Any]]) -> dict[str, str]:
+    recall = {"val R@10": f"{history[-1]['val']['text_to_audio']['R@10']:.1f}%"} if history else {}
+    return {"loss": f"{loss:.3f}", **recall}
+
+
+def _report_epoch(
+    run: Path, history: list[dict[str, Any]], config: Config, board: SummaryWriter, bar: "tqdm[Any]"
+) -> None:
+    record = history[-1]
+    board.add_scalar("learning_rate", record["learning_rate"], bar.n)
+    for name, value in record["diagnosis"].items():
+        board.add_scalar(f"diagnosis/{name}", value, bar.n)
+    for direction in DIRECTIONS:
+        for name, value in record["val"][direction].items():
+            board.add_scalar(f"{direction}/{name}", value, bar.n)
+    plot_curves(run / "curves.png", history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
+    log.info("epoch %d: loss %.4f; val %s", record["epoch"], record["loss"], summary(record["val"]))
+    if record["diagnosis"]["collapsed"]:
+        log.warning("epoch %d: the model has collapsed, all similarities are alike", record["epoch"])
+
+
+def _diverged(run: Path, history: list[dict[str, Any]], what: str) -> Diverged:
+    best = max(history, key=lambda r: sum_of_recalls(r["val"]), default=None)
+    kept = f"the best epoch, {best['epoch']}, is kept in {run / BEST_WEIGHTS}" if best else "no epoch was finished"
+    return Diverged(f"training stopped: {what}; {kept}. Try a lower --learning-rate, or --precision bf16 for fp16")

@@ -1,0 +1,46 @@
+"""A miniature corpus, and the command line as a user calls it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from reference_model.__main__ import main
+from reference_model.config import Config
+from reference_model.synthesize import Corpus, synthesize
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder: 16 + 6 + 6 synthetic clips of half a second."""
+    root = tmp_path_factory.mktemp("data")
+    synthesize(Corpus(train=16, val=6, test=6, seconds=0.5), root)
+    return root
+
+
+@pytest.fixture
+def config(corpus: Path) -> Config:
+    """A run that takes seconds."""
+    return Config(
+        data=str(corpus),
+        dataset="Synthetic",
+        clip_seconds=0.5,
+        loss="nt_xent",
+        encoders="fine-tuned",
+        model="tiny",
+        batch_size=16,
+        learning_rate=1e-3,
+        epochs=2,
+        workers=0,
+    )
+
+
+@pytest.fixture
+def command_line() -> Callable[..., Result]:
+    """``python -m reference_model ARGUMENTS`` in this process."""
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return invoke

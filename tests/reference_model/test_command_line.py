@@ -1,0 +1,83 @@
+"""Help that teaches, errors in one message, and the whole way from files to a table."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from reference_model.__main__ import main
+
+CommandLine = Callable[..., Result]
+
+
+@pytest.mark.parametrize("command", ["", *sorted(main.commands)])
+def test_help_of_every_command_explains_every_option(command: str, command_line: CommandLine) -> None:
+    result = command_line(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert len(result.output) > 300
+    if command:
+        for option in main.commands[command].params:
+            if option.name in ("epochs", "loss", "split", "help"):  # their names say it all
+                continue
+            assert getattr(option, "help", None), f"{command} {option.name} has no help"
+
+
+def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> None:
+    data, out, run = tmp_path / "data", tmp_path / "results", tmp_path / "run"
+    made = command_line("synthesize", "--out", data, "--train", 10, "--val", 4, "--test", 4, "--seconds", 0.5)
+    assert made.exit_code == 0, made.output
+    settings = ["--data", data, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5, "--epochs", 1,
+                "--batch-size", 16, "--workers", 0]  # fmt: skip
+    trained = command_line("train", *settings, "--loss", "nt_xent", "--out", run)
+    assert trained.exit_code == 0, trained.output
+    assert "test: text to audio R@1/5/10" in trained.output
+    evaluated = command_line("evaluate", "--run", run)
+    assert json.loads(evaluated.stdout) == json.loads((run / "metrics.json").read_text())["test"]
+    table = command_line("reproduce", *settings, "-l", "triplet_sum", "-l", "nt_xent", "-s", 3, "--out", out)
+    assert table.exit_code == 0, table.output
+    assert "| Triplet-sum |" in table.output
+    assert f"{out}/table.png" in table.output
+    assert (out / "runs" / "nt_xent-seed-3" / "metrics.json").exists()
+
+
+def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_line: CommandLine) -> None:
+    train = ["train", "--data", corpus, "--dataset", "Synthetic", "--loss", "nt_xent", "--out", tmp_path / "run"]
+    for arguments, words in (
+        (train, "Error: expected --audio-checkpoint for the full model, got none"),
+        (
+            [*train, "--audio-checkpoint", "nowhere.pth"],
+            "Error: expected a PANNs checkpoint at nowhere.pth, got no file",
+        ),
+        (
+            [*train, "--model", "tiny", "--data", tmp_path, "--out", tmp_path / "other"],
+            "Error: expected the captions of the train split",
+        ),
+        (
+            [*train[:3], "--dataset", "Other", *train[5:], "--model", "tiny"],
+            "Error: expected --clip-seconds for a data",
+        ),
+        (["evaluate", "--run", tmp_path], "Error: expected a finished run in"),
+        (
+            ["synthesize", "--out", tmp_path, "--seconds", 0.1],
+            "Error: expected at least 2 clips a split, and 0.5 seconds",
+        ),
+    ):
+        result = command_line(*arguments)
+        assert result.exit_code == 1, result.output
+        assert result.output.splitlines()[-1].startswith(words)
+        assert "Traceback" not in result.output
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    """In a process of its own, where bad input must end in status 1 and one line."""
+    program = [sys.executable, "-m", "reference_model"]
+    done = subprocess.run(
+        [*program, "evaluate", "--run", str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: expected a finished run")

@@ -1,0 +1,68 @@
+"""Heads, frozen and fine-tuned encoders, and one training step at full size."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from crossmodal_losses import NTXent
+from reference_model import text_encoder
+from reference_model.audio_encoder import ResNet38
+from reference_model.config import Config
+from reference_model.data import pad_tokens
+from reference_model.dual_encoder import DualEncoder, new_model
+from reference_model.text_encoder import TextEncoder
+
+CAPTIONS = ["A low hum", "A high hum and a click", "Two clicks", "Nothing but hiss"]
+
+
+def batch(model: DualEncoder, tokens: list[list[int]], samples: int) -> dict[str, torch.Tensor]:
+    waveforms = 0.1 * torch.randn(len(tokens), samples, generator=torch.Generator().manual_seed(0))
+    return {"waveforms": waveforms, **pad_tokens(tokens)}
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: str) -> None:
+    torch.manual_seed(0)
+    from dataclasses import replace
+
+    model, tokenizer = new_model(replace(config, encoders=encoders), CAPTIONS)  # type: ignore[arg-type]
+    inputs = batch(model, text_encoder.tokenize(tokenizer, CAPTIONS), 16_000)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    x, y = model(**inputs)
+    torch.testing.assert_close(x.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(y.norm(dim=1), torch.ones(4))
+    NTXent()(x, y).backward()
+    torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"audio_head.0.weight", "text_head.2.bias"} <= changed
+    in_encoders = {name for name in changed if name.startswith(("audio_encoder", "text_encoder"))}
+    if encoders == "frozen":
+        assert not in_encoders  # neither weights nor batch-norm statistics
+        model.audio_head.eval()
+        assert torch.equal(model.embed_audio(inputs["waveforms"]), model.embed_audio(inputs["waveforms"]))
+    else:
+        assert {"audio_encoder.conv_block1.conv1.weight", "audio_encoder.bn0.running_mean"} <= in_encoders
+        assert any(name.startswith("text_encoder.bert.encoder.layer.0") for name in in_encoders)
+
+
+def test_one_training_step_at_full_size() -> None:
+    """ResNet-38 and BERT-base with the paper's heads, new weights: every parameter is reached and moves."""
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(), add_pooling_layer=False)
+    model = DualEncoder(ResNet38(), TextEncoder(bert), frozen=False)
+    assert sum(p.numel() for p in model.parameters()) > 180_000_000
+    assert model.audio_head[0].weight.shape == (2048, 2048)
+    assert model.audio_head[2].weight.shape == (1024, 2048)
+    assert model.text_head[0].weight.shape == (2048, 768)
+    model.train()
+    inputs = batch(model, [[101, 2000, 3000, 102], [101, 4000, 102]], 32_000)
+    x, y = model(**inputs)
+    assert x.shape == y.shape == (2, 1024)
+    NTXent()(x, y).backward()
+    before = model.audio_encoder.conv_block_after1.conv2.weight.detach().clone()
+    torch.optim.Adam(model.parameters(), lr=1e-4).step()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert not torch.equal(before, model.audio_encoder.conv_block_after1.conv2.weight)

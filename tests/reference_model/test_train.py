@@ -1,0 +1,246 @@
+"""A run from files to metrics: what it leaves, how it continues, what it refuses."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crossmodal_losses import LOSSES, PairLoss
+from reference_model import InputError, train
+from reference_model.config import Config, clip_seconds
+from reference_model.evaluate import evaluate_run
+from reference_model.train import Diverged
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "best.safetensors")
+
+
+def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {**metrics, "history": [{**record, "seconds": None} for record in metrics["history"]]}
+
+
+def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    metrics = train.train(config, run)
+    stored = json.loads((run / "metrics.json").read_text())
+    assert stored == json.loads(json.dumps(metrics))
+    for split in ("test", "val"):
+        for direction, pool in (("text_to_audio", 6), ("audio_to_text", 30)):
+            result = stored[split][direction]
+            assert result["pool"] == pool
+            assert all(0 <= result[f"R@{k}"] <= 100 for k in (1, 5, 10, 50))
+            assert result["R@50"] == 100
+    assert stored["config"] == config.as_dict() == json.loads((run / "config.json").read_text())
+    assert stored["best_epoch"] in (1, 2)
+    assert [record["epoch"] for record in stored["history"]] == [1, 2]
+    assert stored["chance"]["text_to_audio"]["R@1"] == pytest.approx(100 / 6)
+    left = {path.name for path in run.iterdir()}
+    assert left == {
+        "metrics.json", "config.json", "log.txt", "curves.png", "best.safetensors", "tensorboard", "text_encoder",
+    }  # fmt: skip
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "epoch 2: loss" in (run / "log.txt").read_text()
+    # The best weights give the metrics again, from the run's folder alone.
+    assert evaluate_run(run, split="test", data=None) == metrics["test"]
+    assert evaluate_run(run, split="val", data=None) == metrics["val"]
+
+
+def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epoch 2 of 3 has the highest sum of recalls; its weights are kept, and it is it that is reported."""
+    scores = iter([1.0, 3.0, 2.0])
+    score_of: dict[int, float] = {}
+
+    def scripted(metrics: Any) -> float:
+        return score_of.setdefault(id(metrics), next(scores) if id(metrics) not in score_of else 0)
+
+    monkeypatch.setattr(train, "sum_of_recalls", scripted)
+    saved: list[dict[str, torch.Tensor]] = []
+    original = train.save_weights
+
+    def recorded(path: Path, model: torch.nn.Module) -> None:
+        original(path, model)
+        saved.append(load_file(path))
+
+    monkeypatch.setattr(train, "save_weights", recorded)
+    metrics = train.train(replace(config, epochs=3), tmp_path / "run")
+    assert metrics["best_epoch"] == 2
+    assert len(saved) == 2
+    assert all(torch.equal(saved[1][name], value) for name, value in weights(tmp_path / "run").items())
+
+
+class Interrupted(Exception):
+    """In place of a signal."""
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoders: Any
+) -> None:
+    config = replace(config, encoders=encoders, epochs=3, decay_every=1)
+    expected = train.train(config, tmp_path / "whole")
+
+    original = LOSSES["nt_xent"].forward
+    calls = 0
+
+    def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 13:  # 5 steps an epoch: in the middle of the third
+            raise Interrupted
+        return original(self, x, y, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LOSSES["nt_xent"], "forward", forward)
+        with pytest.raises(Interrupted):
+            train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    metrics = train.train(config, tmp_path / "run")
+    assert without_times(metrics) == without_times(expected)
+    assert [record["learning_rate"] for record in metrics["history"]] == pytest.approx([1e-3, 1e-4, 1e-5])
+    theirs = weights(tmp_path / "whole")
+    assert all(torch.equal(theirs[name], value) for name, value in weights(tmp_path / "run").items())
+
+
+def test_the_seed_decides(config: Config, tmp_path: Path) -> None:
+    config = replace(config, epochs=1)
+    first, again, other = (
+        train.train(replace(config, seed=seed), tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert without_times(first) == without_times(again)
+    assert first["history"][0]["loss"] != other["history"][0]["loss"]
+
+
+def test_workers_change_nothing(config: Config, tmp_path: Path) -> None:
+    config = replace(config, epochs=1)
+    alone = train.train(config, tmp_path / "a")
+    helped = train.train(replace(config, workers=2), tmp_path / "b")
+    assert helped["test"] == alone["test"]
+    assert helped["history"][0]["loss"] == alone["history"][0]["loss"]
+
+
+def test_a_finished_run_is_not_repeated_and_no_other_overwrites_it(config: Config, tmp_path: Path) -> None:
+    config = replace(config, epochs=1)
+    run = tmp_path / "run"
+    metrics = train.train(config, run)
+    before = (run / "best.safetensors").stat().st_mtime_ns
+    assert train.train(config, run) == json.loads(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"a run of another \(learning_rate 0.001 there, 0.5 here\); choose another"):
+        train.train(replace(config, learning_rate=0.5), run)
+    assert (run / "best.safetensors").stat().st_mtime_ns == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"got something without config\.json"):
+        train.train(config, foreign)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("epochs_before, kept", [(0, "no epoch was finished"), (1, "the best epoch, 1, is kept")])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs_before: int, kept: str
+) -> None:
+    run = tmp_path / "run"
+    calls = 0
+    original = LOSSES["nt_xent"].forward
+
+    def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(self, x * (math.nan if calls == 5 * epochs_before + 3 else 1), y, ids)
+
+    monkeypatch.setattr(LOSSES["nt_xent"], "forward", forward)
+    with pytest.raises(Diverged, match=f"the loss is nan at step 3 of epoch {epochs_before + 1}; {kept}"):
+        train.train(config, run)
+    assert "the loss is nan" in (run / "log.txt").read_text()
+    assert not (run / "metrics.json").exists()
+    if epochs_before:
+        assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
+
+
+def test_embeddings_that_are_not_finite_stop_the_run(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_: Any) -> None:
+        raise ValueError("expected finite audio embeddings, got NaN or inf; the model has diverged")
+
+    monkeypatch.setattr(train, "evaluate", diverged)
+    with pytest.raises(Diverged, match="after epoch 1: expected finite audio embeddings"):
+        train.train(config, tmp_path / "run")
+
+
+def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, loss="triplet_max", epochs=1)
+    assert not train.train(config, tmp_path / "healthy")["collapsed"]
+    original = train.new_model
+
+    def collapsed_model(*arguments: Any) -> Any:
+        model, tokenizer = original(*arguments)
+        for head in (model.audio_head, model.text_head):  # every embedding the same, and no gradient to part them
+            torch.nn.init.zeros_(head[2].weight)
+            torch.nn.init.ones_(head[2].bias)
+            head.requires_grad_(False)
+        return model, tokenizer
+
+    monkeypatch.setattr(train, "new_model", collapsed_model)
+    metrics = train.train(config, tmp_path / "collapsed")
+    assert metrics["collapsed"]
+    assert metrics["history"][0]["loss"] == pytest.approx(2 * 0.2, rel=1e-4)
+    assert "has collapsed" in (tmp_path / "collapsed" / "log.txt").read_text()
+    assert metrics["test"]["text_to_audio"]["R@5"] == 0  # ties count against us
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision(config: Config, tmp_path: Path, precision: Any) -> None:
+    metrics = train.train(replace(config, precision=precision, epochs=1), tmp_path / "run")
+    assert math.isfinite(metrics["history"][0]["loss"])
+    assert weights(tmp_path / "run")["audio_head.0.weight"].dtype == torch.float32
+
+
+def test_every_loss_trains(config: Config, tmp_path: Path) -> None:
+    for name in LOSSES:
+        metrics = train.train(replace(config, loss=name, epochs=1), tmp_path / name)
+        assert metrics["history"][0]["loss"] > 0
+
+
+def test_bad_settings_are_refused(config: Config) -> None:
+    for change, words in (
+        ({"loss": "arcface"}, "expected loss to be one of triplet_sum, .* got arcface"),
+        ({"model": "full"}, "expected --audio-checkpoint for the full model, got none: download"),
+        ({"epochs": 0}, "expected epochs > 0, got 0"),
+        ({"learning_rate": -1.0}, "expected learning_rate > 0, got -1.0"),
+        ({"batch_size": 1}, "expected batch_size >= 2, because negatives come from the batch, got 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            replace(config, **change)  # type: ignore[arg-type]
+    assert clip_seconds("Clotho", None) == 30
+    assert clip_seconds("Mine", 4.0) == 4
+    with pytest.raises(InputError, match="expected --clip-seconds for a data set other than AudioCaps, Clotho"):
+        clip_seconds("Mine", None)
+
+
+def test_bad_data_is_refused_before_training(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected the captions of the train split"):
+        train.train(replace(config, data=str(tmp_path)), tmp_path / "a")
+    with pytest.raises(InputError, match="expected at least one batch of 500 pairs, got 80"):
+        train.train(replace(config, batch_size=500), tmp_path / "b")
+
+
+def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train.open_run(config, run)
+    (run / "checkpoint.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"expected a safetensors file at .*checkpoint\.safetensors"):
+        train.train(config, run)
+    stored = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**stored, "colour": "blue"}))
+    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: colour"):
+        train.train(config, run)
+    with pytest.raises(InputError, match=r"expected a finished run in .*, got no metrics\.json"):
+        evaluate_run(run, split="test", data=None)
