@@ -160,8 +160,9 @@ def evaluate(run: Path, split: str, data: str | None) -> None:
     help="Repeat the option for several.",
 )  # fmt: skip
 @click.option("--seeds", "-s", multiple=True, type=int, default=(0, 1, 2), help="Repeat the option for several.")
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
 @click.option("--out", type=FOLDER, required=True, help="Where to put the table and the runs.")
-def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], **settings: Any) -> None:
+def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], jobs: int, **settings: Any) -> None:
     """Train losses x seeds and print the paper's table, with mean and standard deviation and a row for chance.
 
     Finished runs are not repeated, interrupted ones continue. Runs that collapsed (all similarities alike at the end)
@@ -171,7 +172,7 @@ def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], **sett
 
     settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
     config = Config(loss=losses[0], **settings)
-    click.echo("\n" + run_all(config, losses=losses, seeds=seeds, out=out))
+    click.echo("\n" + run_all(config, losses=losses, seeds=seeds, out=out, jobs=jobs))
     click.echo(f"picture and table: {out}/table.png, {out}/table.md, {out}/table.json")
     click.echo(f"curves and metrics of every run: {out}/runs/*/curves.png, {out}/runs/*/metrics.json")
     click.echo(f"live: tensorboard --logdir {out}/runs")

@@ -67,7 +67,8 @@ class LogMel(nn.Module):
                 pad_mode="reflect",
             )
             power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # power=2.0 would take a root first
-            return 10 * (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
+            decibels: Tensor = 10 * (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
+            return decibels
 
 
 def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
@@ -142,7 +143,7 @@ class ResNet38(nn.Module):
             rest = [BasicBlock(outputs, outputs, stride=1) for _ in range(depth - 1)]
             self.resnet.add_module(f"layer{layer}", nn.Sequential(first, *rest))
         self.conv_block_after1 = ConvBlock(channels[4], channels[5], pool=1)
-        self.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so, on CPU and GPU
 
     def forward(self, waveforms: Tensor) -> Tensor:
         if waveforms.dim() != 2 or waveforms.shape[1] < SHORTEST:
@@ -186,15 +187,18 @@ class ResNet38(nn.Module):
         return encoder
 
 
+# What NumPy names in the pickle of an array and of a number.
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+_SCALAR: Any = np.float64().__reduce__()[0]
 # A sampler, saved beside the model, may hold NumPy state; names as NumPy 1 and NumPy 2 write them.
-_NUMPY = [
+_NUMPY: list[Any] = [
     bytes,
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},
     *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in (np.empty(0).__reduce__()[0], np.float64().__reduce__()[0])  # _reconstruct, scalar
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in (("_reconstruct", _RECONSTRUCT), ("scalar", _SCALAR))
         for core in ("core", "_core")
     ),
 ]
@@ -207,7 +211,7 @@ def read_panns(path: str | Path) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise InputError(f"expected a PANNs checkpoint at {path}, got no file; it is on Zenodo, record 3987831")
     try:
-        with torch.serialization.safe_globals(_NUMPY):  # type: ignore[no-untyped-call]
+        with torch.serialization.safe_globals(_NUMPY):
             checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
     # What a reader of pickles makes of bytes that are none.
     except (

@@ -76,7 +76,8 @@ def _label(row: dict[str, Any]) -> str:
         for mark in ("collapsed", "diverged")
         if row[mark]
     ]
-    return row["objective"] + (f" ({', '.join(marks)})" if marks else "")
+    objective: str = row["objective"]
+    return objective + (f" ({', '.join(marks)})" if marks else "")
 
 
 def _cell(value: dict[str, Any]) -> str:

@@ -36,8 +36,8 @@ def retrieval_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> M
     for name, embeddings in (("audio", audio), ("text", text)):
         if not embeddings.isfinite().all():
             raise ValueError(f"expected finite {name} embeddings, got NaN or inf; the model has diverged")
-    if clip_of_caption.unique().numel() != len(audio):
-        raise ValueError(f"expected captions for each of {len(audio)} clips, got {clip_of_caption.unique().numel()}")
+    if len(set(clip_of_caption.tolist())) != len(audio):
+        raise ValueError(f"expected captions for each of {len(audio)} clips, got {len(set(clip_of_caption.tolist()))}")
     clips = torch.arange(len(audio), device=audio.device)
     return {
         "text_to_audio": _one_direction(text, audio, clip_of_caption, clips),
@@ -47,7 +47,8 @@ def retrieval_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> M
 
 def _one_direction(queries: Tensor, candidates: Tensor, query_clip: Tensor, candidate_clip: Tensor) -> dict[str, float]:
     ranks, precisions = [], []
-    for part, clip in zip(queries.split(QUERIES_AT_ONCE), query_clip.split(QUERIES_AT_ONCE), strict=True):
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part, clip = queries[start : start + QUERIES_AT_ONCE], query_clip[start : start + QUERIES_AT_ONCE]
         target_ranks = ranks_of_targets(part @ candidates.T, clip[:, None] == candidate_clip[None, :])
         ranks.append(target_ranks.amin(1))
         precisions.append(average_precision(target_ranks))

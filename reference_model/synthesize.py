@@ -28,7 +28,7 @@ Random = np.random.Generator
 CAPTIONS = 5  # a clip
 REGISTERS = {"low": ("low", "deep"), "mid": ("mid", "medium-pitched"), "high": ("high", "shrill")}
 LEVELS = {"quiet": ("quiet", "faint", "soft"), "loud": ("loud", "strong", "powerful")}
-DECIBELS = {"quiet": -32.0, "loud": -14.0}
+DECIBELS = {"quiet": -30.0, "loud": -14.0}
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class Scene:
 
 
 def _time(samples: int) -> Signal:
-    return np.arange(samples) / SAMPLE_RATE
+    return np.arange(samples, dtype=np.float64) / SAMPLE_RATE
 
 
 def _oscillate(frequency: Signal) -> Signal:
     """A sine of this momentary frequency in Hz."""
-    return np.sin(2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
+    wave: Signal = np.sin(2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
+    return wave
 
 
 def _band(random: Random, samples: int, low: float, high: float) -> Signal:
@@ -62,8 +63,9 @@ def _band(random: Random, samples: int, low: float, high: float) -> Signal:
     spectrum = np.fft.rfft(random.standard_normal(samples))
     frequency = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
     spectrum[(frequency < low) | (frequency > high)] = 0
-    noise = np.fft.irfft(spectrum, samples)
-    return noise / (np.sqrt(np.mean(noise**2)) + 1e-12)
+    noise: Signal = np.fft.irfft(spectrum, samples)
+    noise /= np.sqrt(np.mean(noise**2)) + 1e-12
+    return noise
 
 
 def _tone(random: Random, samples: int, pitch: float) -> Signal:
@@ -126,13 +128,14 @@ def _render_event(random: Random, event: Event, samples: int) -> Signal:
     sound[:fade] *= np.linspace(0, 1, fade)
     sound[-fade:] *= np.linspace(1, 0, fade)
     decibels = DECIBELS[event.level] + random.uniform(-2, 2)
-    return sound / (np.sqrt(np.mean(sound**2)) + 1e-12) * 10 ** (decibels / 20)
+    scaled: Signal = sound / (np.sqrt(np.mean(sound**2)) + 1e-12) * 10 ** (decibels / 20)
+    return scaled
 
 
 def render(random: Random, scene: Scene, seconds: float) -> Signal:
     """The waveform of a scene at 32 kHz mono, ``[samples]``, in [-1, 1]."""
     total = round(seconds * SAMPLE_RATE)
-    waveform = 10 ** (random.uniform(-65, -45) / 20) * random.standard_normal(total)
+    waveform = 10 ** (random.uniform(-70, -50) / 20) * random.standard_normal(total)
     if scene.joint == "then":
         middle = round(total * random.uniform(0.42, 0.58))
         windows = [(0, middle), (middle, total)]
@@ -152,7 +155,7 @@ def _choose(random: Random, words: tuple[str, ...]) -> str:
 
 def _name(random: Random, event: Event) -> str:
     adjectives = [_choose(random, REGISTERS[event.register])]
-    if random.uniform() < 0.8:
+    if random.uniform() < 0.9:
         adjectives.insert(random.integers(2), _choose(random, LEVELS[event.level]))
     return " ".join([*adjectives, _choose(random, SOUNDS[event.kind][1])])
 

@@ -67,8 +67,13 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
     return None
 
 
-def train(config: Config, run: Path) -> dict[str, Any]:
+def train(config: Config, run: Path, *, position: int = 0) -> dict[str, Any]:
     """Train, or continue, or find finished; returns what is in ``metrics.json``.
+
+    Args:
+        config: the settings.
+        run: the folder, new or this very run's.
+        position: the line of the progress bar, where several runs share a screen.
 
     Raises:
         InputError: the data, the folder or a checkpoint is not as expected; nothing is lost.
@@ -82,7 +87,7 @@ def train(config: Config, run: Path) -> dict[str, Any]:
     log.addHandler(handler)
     try:
         with logging_redirect_tqdm():
-            return _train(config, run)
+            return _train(config, run, position)
     except InputError as error:
         log.error("%s", error)
         raise
@@ -91,7 +96,7 @@ def train(config: Config, run: Path) -> dict[str, Any]:
         handler.close()
 
 
-def _train(config: Config, run: Path) -> dict[str, Any]:
+def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
     # The data. Everything that can be wrong with it is found before anything is trained.
     clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
     check_audio([clip for split in SPLITS for clip in clips[split]])
@@ -125,7 +130,7 @@ def _train(config: Config, run: Path) -> dict[str, Any]:
         persistent_workers=config.workers > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
-    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate)
+    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, fused=True)
     schedule = StepLR(optimizer, config.decay_every, config.decay_factor)
     model.to(accelerator.device)
     history: list[dict[str, Any]] = []
@@ -146,8 +151,14 @@ def _train(config: Config, run: Path) -> dict[str, Any]:
     embed_pairs, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     board = SummaryWriter(str(run / "tensorboard"), purge_step=len(history) * len(loader))
 
-    with tqdm(total=config.epochs * len(loader), initial=len(history) * len(loader), unit="step") as bar:
-        bar.set_description(f"{config.loss}, seed {config.seed}")
+    with tqdm(
+        desc=f"{config.loss}, seed {config.seed}",
+        total=config.epochs * len(loader),
+        initial=len(history) * len(loader),
+        unit="step",
+        position=position,
+        disable=False,  # though the bars below it may be
+    ) as bar:
         for epoch in range(len(history) + 1, config.epochs + 1):
             started = time.perf_counter()
             torch.manual_seed(_seed_of_epoch(config.seed, epoch))
@@ -217,7 +228,7 @@ def _finish(
     }
     write_json(run / METRICS, metrics)
     (run / CHECKPOINT).unlink()
-    log.info("test, epoch %d: %s", best["epoch"], summary(test))
+    log.info("%s, test at epoch %d: %s", run.name, best["epoch"], summary(test))
     return metrics
 
 
@@ -250,9 +261,9 @@ def _report_epoch(
         for name, value in record["val"][direction].items():
             board.add_scalar(f"{direction}/{name}", value, bar.n)
     plot_curves(run / "curves.png", history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
-    log.info("epoch %d: loss %.4f; val %s", record["epoch"], record["loss"], summary(record["val"]))
+    log.info("%s, epoch %d: loss %.4f; val %s", run.name, record["epoch"], record["loss"], summary(record["val"]))
     if record["diagnosis"]["collapsed"]:
-        log.warning("epoch %d: the model has collapsed, all similarities are alike", record["epoch"])
+        log.warning("%s, epoch %d: the model has collapsed, all similarities are alike", run.name, record["epoch"])
 
 
 def _diverged(run: Path, history: list[dict[str, Any]], what: str) -> Diverged:

@@ -47,7 +47,7 @@ def test_finished_runs_are_not_repeated_and_diverged_ones_do_not_stop_the_others
 ) -> None:
     started: list[tuple[str, int]] = []
 
-    def scripted(config: Config, run: Path) -> dict[str, Any]:
+    def scripted(config: Config, run: Path, *, position: int) -> dict[str, Any]:
         if not (run / "metrics.json").exists():
             started.append((config.loss, config.seed))
         if config.loss == "triplet_max":
@@ -75,8 +75,17 @@ def test_finished_runs_are_not_repeated_and_diverged_ones_do_not_stop_the_others
     assert started == [("nt_xent", 2)]
 
 
+def test_jobs_side_by_side_change_nothing(config: Config, tmp_path: Path) -> None:
+    config = replace(config, epochs=1)
+    tables = []
+    for jobs in (1, 2):
+        reproduce.reproduce(config, losses=("triplet_sum", "nt_xent"), seeds=(0,), out=tmp_path / str(jobs), jobs=jobs)
+        tables.append(json.loads((tmp_path / str(jobs) / "table.json").read_text()))
+    assert tables[0] == tables[1]
+
+
 def test_nothing_but_diverged_runs(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(*_: Any) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
         raise Diverged("training stopped")
 
     monkeypatch.setattr(reproduce, "train", diverge)

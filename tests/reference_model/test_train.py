@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from crossmodal_losses import LOSSES, PairLoss
-from reference_model import InputError, train
+from reference_model import InputError, checkpoint, dual_encoder, train
 from reference_model.config import Config, clip_seconds
 from reference_model.evaluate import evaluate_run
 from reference_model.train import Diverged
@@ -45,7 +45,7 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
         "metrics.json", "config.json", "log.txt", "curves.png", "best.safetensors", "tensorboard", "text_encoder",
     }  # fmt: skip
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "epoch 2: loss" in (run / "log.txt").read_text()
+    assert "first, epoch 2: loss" in (run / "log.txt").read_text()
     # The best weights give the metrics again, from the run's folder alone.
     assert evaluate_run(run, split="test", data=None) == metrics["test"]
     assert evaluate_run(run, split="val", data=None) == metrics["val"]
@@ -61,7 +61,7 @@ def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(train, "sum_of_recalls", scripted)
     saved: list[dict[str, torch.Tensor]] = []
-    original = train.save_weights
+    original = checkpoint.save_weights
 
     def recorded(path: Path, model: torch.nn.Module) -> None:
         original(path, model)
@@ -178,13 +178,15 @@ def test_embeddings_that_are_not_finite_stop_the_run(
 def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, loss="triplet_max", epochs=1)
     assert not train.train(config, tmp_path / "healthy")["collapsed"]
-    original = train.new_model
+    original = dual_encoder.new_model
 
     def collapsed_model(*arguments: Any) -> Any:
         model, tokenizer = original(*arguments)
         for head in (model.audio_head, model.text_head):  # every embedding the same, and no gradient to part them
-            torch.nn.init.zeros_(head[2].weight)
-            torch.nn.init.ones_(head[2].bias)
+            last = head[2]
+            assert isinstance(last, torch.nn.Linear)
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.ones_(last.bias)
             head.requires_grad_(False)
         return model, tokenizer
 
@@ -218,7 +220,7 @@ def test_bad_settings_are_refused(config: Config) -> None:
         ({"batch_size": 1}, "expected batch_size >= 2, because negatives come from the batch, got 1"),
     ):
         with pytest.raises(InputError, match=words):
-            replace(config, **change)  # type: ignore[arg-type]
+            replace(config, **change)
     assert clip_seconds("Clotho", None) == 30
     assert clip_seconds("Mine", 4.0) == 4
     with pytest.raises(InputError, match="expected --clip-seconds for a data set other than AudioCaps, Clotho"):

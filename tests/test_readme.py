@@ -1,0 +1,39 @@
+"""The README's generated parts are what their sources hold, and its first example runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import BLOCK, ROOT, filled
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_generated_tables_are_up_to_date() -> None:
+    assert len(BLOCK.findall(README)) >= 1
+    assert filled(README) == README
+
+
+def test_pictures_and_links_are_there() -> None:
+    for page in (ROOT / "README.md", ROOT / "reference_model" / "README.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_first_example(capsys: pytest.CaptureFixture[str]) -> None:
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    assert len(example[1].splitlines()) <= 10
+    exec(compile(example[1], "README.md", "exec"), {})
+    assert "Diagnosis(positive=tensor(" in capsys.readouterr().out
+
+
+def test_every_file_is_in_the_map() -> None:
+    """What the README says of the layout is there, and every module of the package is in it."""
+    layout = README.split("## How the code is laid out")[1].split("```")[1]
+    named = set(re.findall(r"^\s*(\w+\.py|\w+/)", layout, re.MULTILINE))
+    for path in (ROOT / "crossmodal_losses").glob("*.py"):
+        assert path.name in named | {"__init__.py"}, path.name
+    everywhere = {path.name for path in ROOT.rglob("*.py")} | {f"{p.name}/" for p in Path(ROOT).iterdir() if p.is_dir()}
+    assert named <= everywhere | {"losses/"}
