@@ -1,9 +1,17 @@
-"""``python -m benchmarks.readme``: put the generated tables into README.md, between their markers."""
+"""``python -m benchmarks.readme``: keep the demo's results, say where they were made, and put them into README.md.
+
+Blocks of README.md between "generated: FILE" and "end" hold what FILE holds; a test sees to it.
+"""
 
 import re
+import shutil
 from pathlib import Path
 
+from benchmarks.measure import machine
+
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "demo" / "results"
+KEPT = ROOT / "reference_model" / "results" / "demo"
 BLOCK = re.compile(r"(?<=<!-- generated: )(?P<source>\S+)(?P<open> -->\n)(?P<body>.*?)(?=<!-- end -->)", re.DOTALL)
 
 
@@ -16,6 +24,16 @@ def filled(text: str) -> str:
     return BLOCK.sub(fill, text)
 
 
+def keep_demo() -> None:
+    """Copy the table and the picture of the last ``make demo`` to where they are committed."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in ("table.json", "table.png"):
+        shutil.copy(DEMO / name, KEPT)
+    table = (DEMO / "table.md").read_text(encoding="utf-8")
+    (KEPT / "table.md").write_text(f"{table}\nMade by `make readme` on {machine()}.\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
+    keep_demo()
     readme = ROOT / "README.md"
     readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,7 +11,7 @@ from reference_model import InputError
 
 # Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip
 # alone and not on the clips it shares a batch with. Seconds; AudioCaps and Clotho: section 3.1.
-CLIP_SECONDS = {"AudioCaps": 10.0, "Clotho": 30.0, "Synthetic": 2.0}
+CLIP_SECONDS = {"AudioCaps": 10.0, "Clotho": 30.0, "Synthetic": 1.5}
 
 Encoders = Literal["frozen", "fine-tuned"]
 Size = Literal["full", "tiny"]

@@ -216,10 +216,10 @@ def draw_scenes(random: Random, number: int) -> list[Scene]:
 class Corpus:
     """What a corpus is made of; the same settings make the same files."""
 
-    train: int = 1200  # clips
+    train: int = 600  # clips
     val: int = 200
     test: int = 200
-    seconds: float = 2.0
+    seconds: float = 1.5
     seed: int = 0
 
     def __post_init__(self) -> None:
