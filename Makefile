@@ -64,4 +64,4 @@ bench: $(REFERENCE)/complete
 	$(in_reference) benchmarks.losses
 
 clean:
-	rm -rf $(ENVIRONMENTS)
+	rm -rf $(ENVIRONMENTS)/reference-* $(ENVIRONMENTS)/newest-torch-*

@@ -1,1 +1,1 @@
-"""What the losses cost, beside what people use today; ``make bench`` runs it and commits to results/."""
+"""What the losses cost, beside what people use today; ``make bench`` runs it and writes results/."""

@@ -1,5 +1,4 @@
-"""How a benchmark measures: interleaved repetitions, medians with spread, and the deviation from float64 beside every
-time."""
+"""How a benchmark measures: warm-up, interleaved repetitions, medians with quartiles, and on which machine."""
 
 import platform
 import statistics

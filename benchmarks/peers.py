@@ -1,7 +1,8 @@
-"""Public implementations of the same losses, over embeddings, each times the constant that makes it equal to ours.
+"""Public implementations of the same losses over embeddings, and a loop in the manner of one.
 
-The constants follow from the definitions: others take the mean of the two directions where equation 7 takes the sum,
-and sum over all pairs where equations 2 and 3 have 1/B. They know no ids; batches hold distinct pairs.
+Each is multiplied by the constant that makes it equal to ours. The constants follow from the definitions: others
+take the mean of the two directions where equation 7 takes the sum, and sum over all pairs where equations 2 and 3 have
+1/B. They know no ids; batches hold distinct pairs.
 """
 
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def metric_learning_triplet_max() -> Loss:
 def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
     """The mined polynomial loss anchor by anchor in Python, as its published implementation has it."""
     S = normalize(x) @ normalize(y).T
-    total = S.new_zeros(())
+    total = 0 * S.sum()
     for T in (S, S.T):
         for i in range(len(T)):
             positive = T[i, i]

@@ -1,7 +1,7 @@
 """What is refused at the door, and in which words: *expected ... got ...*.
 
-Every public function checks its arguments here, once; nothing further inside checks again. Only shapes, dtypes,
-devices and Python numbers are looked at, never the values of a tensor, so no check synchronises with a device.
+Public functions check their arguments with these, before anything is computed. Only shapes, dtypes, devices and Python
+numbers are looked at, never the values of a tensor, so no check synchronises with a device.
 """
 
 import math

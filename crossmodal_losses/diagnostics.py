@@ -5,8 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import check_ids, check_margin
+from crossmodal_losses.checks import check_embeddings, check_ids, check_margin
 from crossmodal_losses.similarity import cosine_similarity, hardest_negative, is_negative
+
+# The range of similarities below which a batch has collapsed. Those of unrelated embeddings in 1024 dimensions range
+# over ten times as much.
+COLLAPSED = 0.02
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,9 @@ class Diagnosis:
         recall_x_to_y: in-batch R@1, in [0, 1]: the fraction of x whose positive beats all their negatives. A tie
             counts as a miss.
         recall_y_to_x: the same for y.
-        collapsed: bool; all similarities lie within a tenth of the margin of each other, so every negative violates
-            it. triplet_max then stays at 2 m, triplet_sum at 2 m (B - 1), and triplet_weighted falls to 0.51 with all
-            similarities at 0.5. False where there is no negative.
+        collapsed: bool; all similarities lie within 0.02 of each other. triplet_max then stays at 2 m, triplet_sum at
+            2 m (B - 1), and triplet_weighted falls to 0.51 with all similarities at 0.5. False where there is no
+            negative, and where there is a NaN.
     """
 
     positive: Tensor
@@ -64,20 +68,23 @@ def diagnose(x: Tensor, y: Tensor, ids: Tensor | None = None, *, margin: float =
     True
     """
     check_margin(margin)
+    check_embeddings(x, y)
+    check_ids(ids, x)
     S = cosine_similarity(x, y)
-    check_ids(ids, S)
     negative = is_negative(ids, S)
     has_negative = negative.any(1)
     hardest_y, violating_y, found_y = _along_rows(S, negative, margin)
     hardest_x, violating_x, found_x = _along_rows(S.T, negative, margin)
-    finite = torch.where(S.isfinite().all(), 1.0, torch.nan)  # comparisons would make plausible numbers of NaN
+    finite = torch.where(
+        S.isfinite().all(), S.new_ones(()), torch.nan
+    )  # comparisons would make plausible numbers of NaN
     return Diagnosis(
         positive=S.diagonal().mean(),
         hardest_negative=(hardest_y + hardest_x) / (2 * has_negative.sum()),
         similarity=S.mean(),
         spread=S.std(correction=0),
-        violating=(violating_y + violating_x) / (2 * negative.sum()) * finite,
+        violating=(violating_y + violating_x).to(S.dtype) / (2 * negative.sum()) * finite,
         recall_x_to_y=found_y.to(S.dtype).mean() * finite,
         recall_y_to_x=found_x.to(S.dtype).mean() * finite,
-        collapsed=(S.amax() - S.amin() <= 0.1 * margin) & has_negative.any(),
+        collapsed=(S.amax() - S.amin() <= COLLAPSED) & has_negative.any(),
     )

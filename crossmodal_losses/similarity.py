@@ -1,5 +1,7 @@
 """Equation 1: cosine similarity; and which of the B x B pairs are negatives."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,30 @@ def normalise(x: Tensor) -> Tensor:
     return x * square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
 
 
+class _Product(torch.autograd.Function):
+    """``a @ b.T``, which autocast lowers neither here nor in a backward pass that runs under it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        with torch.autocast(a.device.type, enabled=False):
+            return (
+                gradient @ b if ctx.needs_input_grad[0] else None,
+                gradient.T @ a if ctx.needs_input_grad[1] else None,
+            )
+
+
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     r"""Cosine similarity of every row of x with every row of y.
 
@@ -36,8 +62,8 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         S, ``[B, B]``, in [-1, 1] up to rounding; float64 if x or y is, else float32. Half precision is widened before
-        anything is computed, and autocast cannot lower that. A row of zeros has similarity 0 to everything; a row with
-        a NaN or an inf has similarity NaN.
+        anything is computed, and autocast cannot lower that (TF32, where you have allowed it, can). A row of zeros has
+        similarity 0 to everything; a row with a NaN or an inf has similarity NaN.
 
     Raises:
         TypeError, ValueError: x or y is not a floating ``[B, D]`` tensor, or they differ in shape or device.
@@ -48,8 +74,8 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     """
     check_embeddings(x, y)
     dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return normalise(x.to(dtype)) @ normalise(y.to(dtype)).T
+    S: Tensor = _Product.apply(normalise(x.to(dtype)), normalise(y.to(dtype)))  # type: ignore[no-untyped-call]
+    return S
 
 
 def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import click
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
-from reference_model.config import Config, Encoders, Precision, Size, clip_seconds
+from reference_model.config import CLIP_SECONDS, Config, Encoders, Precision, Size, clip_seconds
 
 PAPER_LOSSES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -76,9 +76,9 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
 
     corpus = Corpus(train=train_clips, val=val_clips, test=test_clips, seconds=seconds, seed=seed)
     folder = render_corpus(corpus, out)
-    click.echo(
-        f"{folder} holds {train_clips} + {val_clips} + {test_clips} clips. Next: train or reproduce --data {out}"
-    )
+    click.echo(f"{folder} holds {train_clips} + {val_clips} + {test_clips} clips")
+    length = "" if seconds == CLIP_SECONDS["Synthetic"] else f" --clip-seconds {seconds}"
+    click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
 
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -128,8 +128,8 @@ def train(out: Path, **settings: Any) -> None:
     The defaults are those of section 3.2 of the paper, for AudioCaps. The run's folder receives metrics.json,
     best.safetensors, config.json, log.txt, curves.png and tensorboard/. The best epoch is that with the highest sum of
     R@1, R@5 and R@10 of both directions on the validation set. A run that was interrupted continues after its last
-    finished epoch; a finished one is not repeated. Starts in one process, or by `accelerate launch -m reference_model
-    train ...` for another device or precision.
+    finished epoch; a finished one is not repeated. It uses the GPU if there is one; `accelerate launch -m
+    reference_model train ...` chooses another device.
     """
     from reference_model.train import summary
     from reference_model.train import train as train_run
@@ -141,11 +141,11 @@ def train(out: Path, **settings: Any) -> None:
 
 
 @main.command()
-@click.option("--run", type=FOLDER, required=True, help="The folder of a finished run.")
+@click.option("--run", type=FOLDER, required=True, help="The folder of a run with at least one finished epoch.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
 @click.option("--data", help="Another place of the data; by default where it was at training.", show_default=False)
 def evaluate(run: Path, split: str, data: str | None) -> None:
-    """Measure a finished run's best weights again, on any split. Prints JSON; the run is left as it is."""
+    """Measure a run's best weights again, on any split. Prints JSON; the run is left as it is."""
     import json
 
     from reference_model.evaluate import evaluate_run

@@ -51,6 +51,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     try:
         model.load_state_dict(weights)
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        for parameter, state in optimizer.state.items():  # a fused optimiser relies on the layout of its parameter
+            for name, tensor in state.items():
+                if tensor.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(tensor)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"expected a checkpoint of this run in {path}, got another's: {error}") from error
     progress: dict[str, Any] = json.loads(metadata["progress"])

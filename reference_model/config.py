@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
+from reference_model.audio_encoder import SAMPLE_RATE, SHORTEST
 
 # Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip
 # alone and not on the clips it shares a batch with. Seconds; AudioCaps and Clotho: section 3.1.
@@ -50,6 +51,14 @@ class Config:
         for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "decay_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
+        for name in ("seed", "workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"expected {name} >= 0, got {getattr(self, name)}")
+        if round(self.clip_seconds * SAMPLE_RATE) < SHORTEST:
+            raise InputError(
+                f"expected clip_seconds >= {SHORTEST / SAMPLE_RATE}, the least that ResNet-38 can pool, "
+                f"got {self.clip_seconds}"
+            )
         if self.batch_size < 2:
             raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
 

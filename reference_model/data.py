@@ -11,7 +11,7 @@ import csv
 import functools
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,27 +75,29 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
 
 def _fault(path: Path) -> str | None:
     """What is wrong with an audio file; its header, its end and its size are looked at, not every sample."""
-    if not path.is_file():
-        return "missing"
-    size = path.stat().st_size
-    if size == 0:
-        return "empty (0 bytes)"
-    with path.open("rb") as file:
-        start = file.read(12)
-    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
-        (promised,) = struct.unpack("<I", start[4:8])
-        # Writers that stream leave 0 or 2^32 - 1, "unknown". A few bytes may be missing where padding was forgotten.
-        if promised not in (0, 2**32 - 1) and promised + 8 > size + 8:
-            return f"truncated ({size} of {promised + 8} bytes)"
     try:
+        if not path.is_file():
+            return "missing"
+        size = path.stat().st_size
+        if size == 0:
+            return "empty (0 bytes)"
+        with path.open("rb") as file:
+            start = file.read(12)
+        if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+            (promised,) = struct.unpack("<I", start[4:8])
+            # Writers that stream leave 0 or 2^32 - 1, "unknown"; some forget the last byte of padding.
+            if promised not in (0, 2**32 - 1) and promised + 8 > size + 8:
+                return f"truncated ({size} of {promised + 8} bytes)"
         with soundfile.SoundFile(path) as audio:
             if audio.frames == 0:
                 return "empty (no samples)"
             audio.seek(audio.frames - 1)
             if len(audio.read(1)) != 1:
                 return "truncated (its last sample cannot be read)"
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        return f"not readable as audio ({error.error_string if hasattr(error, 'error_string') else error})"
+    except soundfile.LibsndfileError as error:
+        return f"not readable as audio ({error.error_string})"
+    except (OSError, RuntimeError) as error:
+        return f"not readable ({error})"
     return None
 
 
@@ -147,6 +149,14 @@ def load_waveform(path: Path, seconds: float) -> Tensor:
         waveform = _resampler(rate)(waveform)
     waveform = waveform[:samples]
     return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))
+
+
+def batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over a loader; what one of its processes refuses is refused in its own words, without its traceback."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from error
 
 
 class Waveforms(Dataset[Tensor]):

@@ -13,13 +13,23 @@ from tqdm import tqdm
 from crossmodal_losses import diagnose
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data import Clip, Waveforms, captions_of, check_audio, clip_of_caption, pad_tokens, read_split
-from reference_model.dual_encoder import DualEncoder, saved_model
+from reference_model.data import (
+    Clip,
+    Waveforms,
+    batches,
+    captions_of,
+    check_audio,
+    clip_of_caption,
+    pad_tokens,
+    read_split,
+)
+from reference_model.dual_encoder import BEST_WEIGHTS, DualEncoder, saved_model
 from reference_model.retrieval import Metrics, retrieval_metrics
 from reference_model.text_encoder import tokenize
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
+DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their similarities
 
 
 @torch.no_grad()
@@ -38,35 +48,38 @@ def embed(
     with accelerator.autocast():
         audio = [
             model.embed_audio(waveforms.to(device, non_blocking=True))
-            for waveforms in tqdm(loader, "embedding clips", leave=False, unit="batch")
+            for waveforms in tqdm(batches(loader), "embedding clips", len(loader), leave=False, unit="batch")
         ]
+        # Equal captions once: in different batches they would differ by rounding, and no longer tie.
+        place = {sentence: k for k, sentence in enumerate(dict.fromkeys(map(tuple, token_ids)))}
+        distinct = [list(sentence) for sentence in place]
         text = []
-        for start in range(0, len(token_ids), config.batch_size):
-            tokens = pad_tokens(token_ids[start : start + config.batch_size])
+        for start in range(0, len(distinct), config.batch_size):
+            tokens = pad_tokens(distinct[start : start + config.batch_size])
             text.append(model.embed_text(**{name: tensor.to(device) for name, tensor in tokens.items()}))
-    return torch.cat(audio), torch.cat(text)
+    return torch.cat(audio), torch.cat(text)[[place[tuple(sentence)] for sentence in token_ids]]
 
 
 def evaluate(
     model: DualEncoder, clips: list[Clip], token_ids: list[list[int]], config: Config, accelerator: Accelerator
 ) -> tuple[Metrics, dict[str, float]]:
-    """Retrieval metrics of a split, and the diagnosis of its pairs of clip and first caption."""
+    """Retrieval metrics of a split, and the diagnosis of pairs of its first clips, each with its first caption."""
     audio, text = embed(model, clips, token_ids, config, accelerator)
     owner = clip_of_caption(clips).to(audio.device)
     metrics = retrieval_metrics(audio, text, owner)
-    first = torch.searchsorted(owner, torch.arange(len(clips), device=audio.device))
-    diagnosis = asdict(diagnose(audio, text[first]))
+    first = torch.searchsorted(owner, torch.arange(min(len(clips), DIAGNOSED), device=audio.device))
+    diagnosis = asdict(diagnose(audio[: len(first)], text[first]))
     return metrics, {name: float(value) for name, value in diagnosis.items()}
 
 
 def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
-    """The metrics of a finished run's best weights, computed again; on the data it was trained on, or elsewhere.
+    """The metrics of a run's best weights so far, computed again; on the data it was trained on, or elsewhere.
 
     Raises:
-        InputError: the folder holds no finished run, or the data is not as expected.
+        InputError: the folder holds no run with a finished epoch, or the data is not as expected.
     """
-    if not (run / METRICS).is_file():
-        raise InputError(f"expected a finished run in {run}, got no {METRICS}; `train --out {run}` continues a run")
+    if not (run / BEST_WEIGHTS).is_file():
+        raise InputError(f"expected a run with a finished epoch in {run}, got no {BEST_WEIGHTS}")
     config = Config.read(run / CONFIG)
     model, tokenizer = saved_model(config, run)
     accelerator = Accelerator(mixed_precision=config.precision)

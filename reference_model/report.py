@@ -113,7 +113,9 @@ def plot_table(path: Path, rows: Sequence[dict[str, Any]], *, caption: str) -> N
                 label=f"R@{k}",
                 capsize=2,
             )
-        axes.set_xticks(range(len(rows)), [_label(row).replace(" (", "\n(") for row in rows], fontsize=8)
+        axes.set_xticks(
+            range(len(rows)), [_label(row).replace(" (", "\n(").replace(", ", ",\n") for row in rows], fontsize=7
+        )
         axes.set(title=TITLES[direction], ylabel="recall, %", ylim=(0, 100))
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize=8)

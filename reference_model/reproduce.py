@@ -3,8 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +28,7 @@ def reproduce(config: Config, *, losses: Sequence[str], seeds: Sequence[int], ou
     table as diverged, and the others go on. With several jobs as many runs are trained at a time, each in a process
     with its share of the CPU's threads: for small models that is faster than one run with all of them.
     """
+    losses, seeds = list(dict.fromkeys(losses)), list(dict.fromkeys(seeds))
     todo = [
         (replace(config, loss=loss, seed=seed), out / "runs" / f"{loss}-seed-{seed}")
         for loss, seed in itertools.product(losses, seeds)
@@ -54,15 +54,20 @@ def _train_all(todo: Sequence[Job], jobs: int) -> Iterable[dict[str, Any] | None
     if jobs == 1:
         return map(_train_one, todo)
     context = get_context("spawn")
-    with ExitStack() as stack:
-        # Each process shows one bar; what it would show below that is left out.
-        before = os.environ.get("TQDM_DISABLE")
-        stack.callback(lambda: os.environ.pop("TQDM_DISABLE") if before is None else None)
-        os.environ["TQDM_DISABLE"] = "1"
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        initial = (context.Value("i", 0), context.RLock(), threads)
-        pool = stack.enter_context(ProcessPoolExecutor(jobs, context, _start_worker, initial))
-        return list(pool.map(_train_one, todo))
+    os.environ["TQDM_DISABLE"] = "1"  # of the new processes: each shows one bar, and none below it
+    initial = (context.Value("i", 0), context.RLock(), max(1, torch.get_num_threads() // jobs))
+    results: list[dict[str, Any] | None] = [None] * len(todo)
+    waiting = list(enumerate(todo))
+    running: dict[Future[dict[str, Any] | None], int] = {}
+    with ProcessPoolExecutor(jobs, context, _start_worker, initial) as pool:
+        while waiting or running:
+            # No more than can start at once: what the pool has taken cannot be called back when one is interrupted.
+            while waiting and len(running) < jobs:
+                k, job = waiting.pop(0)
+                running[pool.submit(_train_one, job)] = k
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                results[running.pop(done)] = done.result()
+    return results
 
 
 def _start_worker(started: Any, lock: Any, threads: int) -> None:

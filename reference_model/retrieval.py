@@ -17,6 +17,10 @@ QUERIES_AT_ONCE = 1024  # bounds memory: the full similarity matrix is never for
 Metrics = dict[str, dict[str, float]]
 
 
+class NotFinite(ValueError):
+    """An embedding holds NaN or inf; every rank would look perfect."""
+
+
 def retrieval_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> Metrics:
     """Both directions' metrics; a candidate that ties with the target is ranked before it.
 
@@ -31,11 +35,12 @@ def retrieval_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> M
         the precisions at the ranks of the targets within the first 10, summed and divided by min(targets, 10).
 
     Raises:
-        ValueError: an embedding is not finite, or a clip has no caption.
+        NotFinite: an embedding is not finite.
+        ValueError: a clip has no caption.
     """
     for name, embeddings in (("audio", audio), ("text", text)):
         if not embeddings.isfinite().all():
-            raise ValueError(f"expected finite {name} embeddings, got NaN or inf; the model has diverged")
+            raise NotFinite(f"expected finite {name} embeddings, got NaN or inf; the model has diverged")
     if len(set(clip_of_caption.tolist())) != len(audio):
         raise ValueError(f"expected captions for each of {len(audio)} clips, got {len(set(clip_of_caption.tolist()))}")
     clips = torch.arange(len(audio), device=audio.device)
@@ -52,7 +57,7 @@ def _one_direction(queries: Tensor, candidates: Tensor, query_clip: Tensor, cand
         target_ranks = ranks_of_targets(part @ candidates.T, clip[:, None] == candidate_clip[None, :])
         ranks.append(target_ranks.amin(1))
         precisions.append(average_precision(target_ranks))
-    rank = torch.cat(ranks).double()
+    rank = torch.cat(ranks).cpu().double()
     return {
         **{f"R@{k}": 100 * float((rank <= k).double().mean()) for k in RECALLS},
         "mAP@10": 100 * float(torch.cat(precisions).mean()),
@@ -75,7 +80,7 @@ def ranks_of_targets(S: Tensor, target: Tensor) -> Tensor:
     # Other candidates at least as similar: all but those before the first >= s.
     ahead = S.shape[1] - torch.searchsorted(others, of_targets.contiguous(), side="left")
     ranks = ahead + torch.arange(1, most + 1, device=S.device)
-    return torch.where(of_targets == -torch.inf, torch.inf, ranks.double())
+    return torch.where(of_targets == -torch.inf, torch.inf, ranks.float())
 
 
 def average_precision(target_ranks: Tensor, *, at: int = 10) -> Tensor:

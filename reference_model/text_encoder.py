@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from reference_model import InputError
 
@@ -31,9 +31,16 @@ class TextEncoder(nn.Module):
 def pretrained(name: str) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
     """BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
     try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind != "bert":
+            raise ValueError(f"a model of type {kind}")
         tokenizer = AutoTokenizer.from_pretrained(name)
-        bert = BertModel.from_pretrained(name, add_pooling_layer=False, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        bert, loading = BertModel.from_pretrained(
+            name, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
+        )
+        if loading["missing_keys"]:
+            raise ValueError(f"a file without {sorted(loading['missing_keys'])[0]}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"expected BERT by name or in a folder with config.json, model.safetensors and its tokenizer, "

@@ -6,9 +6,11 @@ continues it from the last finished epoch, and ends with the same weights as if 
 """
 
 import importlib.metadata
+import json
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,16 @@ from crossmodal_losses import LOSSES
 from reference_model import InputError, text_encoder
 from reference_model.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from reference_model.config import Config
-from reference_model.data import SPLITS, Pairs, captions_of, check_audio, collate, read_split
+from reference_model.data import SPLITS, Pairs, batches, captions_of, check_audio, collate, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, DualEncoder, new_model
 from reference_model.evaluate import CONFIG, METRICS, evaluate, stored_metrics
 from reference_model.files import write_json
 from reference_model.report import plot_curves
-from reference_model.retrieval import DIRECTIONS, chance, sum_of_recalls
+from reference_model.retrieval import DIRECTIONS, NotFinite, chance, sum_of_recalls
 
 CHECKPOINT = "checkpoint.safetensors"
+DIVERGED = "diverged.json"
+LOG = "log.txt"
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)
@@ -47,10 +51,11 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
 
     Raises:
         InputError: the folder holds something else, or a run of another configuration.
+        Diverged: the folder holds this run, and it has diverged.
     """
     if (run / CONFIG).exists():
         stored = Config.read(run / CONFIG)
-        if stored != config:
+        if replace(stored, workers=config.workers) != config:  # how many read the audio changes nothing
             theirs, ours = stored.as_dict(), config.as_dict()
             different = [
                 f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]
@@ -59,11 +64,12 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
                 f"expected {run} to be new or a run of this configuration, got a run of another "
                 f"({'; '.join(different)}); choose another --out"
             )
+        if (run / DIVERGED).exists():
+            raise Diverged(json.loads((run / DIVERGED).read_text(encoding="utf-8"))["reason"])
         return stored_metrics(run) if (run / METRICS).exists() else None
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG}):
         raise InputError(f"expected {run} to be new or a run's folder, got something without {CONFIG}")
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / CONFIG, config.as_dict())
     return None
 
 
@@ -82,7 +88,7 @@ def train(config: Config, run: Path, *, position: int = 0) -> dict[str, Any]:
     finished = open_run(config, run)
     if finished is not None:
         return finished
-    handler = logging.FileHandler(run / "log.txt", encoding="utf-8")
+    handler = logging.FileHandler(run / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -112,6 +118,8 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
         )
     torch.manual_seed(config.seed)
     model, tokenizer = new_model(config, captions_of(clips["train"]))
+    # Nothing was wrong so far: the folder is this run's from here on.
+    write_json(run / CONFIG, config.as_dict())
     text_encoder.save(run / TEXT_ENCODER, model.text_encoder, tokenizer)
     token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(clips[split])) for split in SPLITS}
 
@@ -119,7 +127,9 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
     loss = LOSSES[config.loss]()
 
     pairs = Pairs(clips["train"], token_ids["train"], config.clip_seconds)
-    sampler: DistributedSampler[Any] = DistributedSampler(pairs, num_replicas=1, rank=0, seed=config.seed)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        pairs, num_replicas=1, rank=0, seed=_seed_of_epoch(config.seed, 0)
+    )
     loader = DataLoader(
         pairs,
         batch_size=config.batch_size,
@@ -129,6 +139,7 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # or starting workers would draw from the generator that dropout uses
     )
     optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, fused=True)
     schedule = StepLR(optimizer, config.decay_every, config.decay_factor)
@@ -149,23 +160,26 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
             run, number_of_pairs, len(loader), accelerator.device,
         )  # fmt: skip
     embed_pairs, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    board = SummaryWriter(str(run / "tensorboard"), purge_step=len(history) * len(loader))
+    finished_steps = len(history) * len(loader)
 
-    with tqdm(
-        desc=f"{config.loss}, seed {config.seed}",
-        total=config.epochs * len(loader),
-        initial=len(history) * len(loader),
-        unit="step",
-        position=position,
-        disable=False,  # though the bars below it may be
-    ) as bar:
+    with (
+        SummaryWriter(str(run / "tensorboard"), purge_step=finished_steps + 1) as board,
+        tqdm(
+            desc=f"{config.loss}, seed {config.seed}",
+            total=config.epochs * len(loader),
+            initial=finished_steps,
+            unit="step",
+            position=position,
+            disable=False,  # though the bars below it may be
+        ) as bar,
+    ):
         for epoch in range(len(history) + 1, config.epochs + 1):
             started = time.perf_counter()
             torch.manual_seed(_seed_of_epoch(config.seed, epoch))
             loader.set_epoch(epoch)  # reaches the sampler
             model.train()
             total = 0.0
-            for step, batch in enumerate(loader, start=1):
+            for step, batch in enumerate(batches(loader), start=1):
                 x, y = embed_pairs(**batch)
                 value = loss(x, y)
                 current = value.item()
@@ -187,7 +201,7 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
                 record["val"], record["diagnosis"] = evaluate(
                     model, clips["val"], token_ids["val"], config, accelerator
                 )
-            except ValueError as error:
+            except NotFinite as error:
                 raise _diverged(run, history, f"after epoch {epoch}: {error}") from error
             record["seconds"] = time.perf_counter() - started
             schedule.step()
@@ -199,7 +213,6 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             progress = {"history": history, "schedule": schedule.state_dict(), "scaler": scaler}
             save_checkpoint(run / CHECKPOINT, model, optimizer, progress)
-    board.close()
     return _finish(config, run, model, clips, token_ids, accelerator, history)
 
 
@@ -269,4 +282,9 @@ def _report_epoch(
 def _diverged(run: Path, history: list[dict[str, Any]], what: str) -> Diverged:
     best = max(history, key=lambda r: sum_of_recalls(r["val"]), default=None)
     kept = f"the best epoch, {best['epoch']}, is kept in {run / BEST_WEIGHTS}" if best else "no epoch was finished"
-    return Diverged(f"training stopped: {what}; {kept}. Try a lower --learning-rate, or --precision bf16 for fp16")
+    reason = (
+        f"training stopped: {what}; {kept}. Try a lower --learning-rate, or --precision bf16 in place of fp16, "
+        f"and another --out"
+    )
+    write_json(run / DIVERGED, {"reason": reason, "best_epoch": best["epoch"] if best else None, "history": history})
+    return Diverged(reason)

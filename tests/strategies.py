@@ -81,5 +81,5 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 @st.composite
 def settings_of(draw: st.DrawFn, name: str) -> dict[str, Any]:
     """Settings of the loss called name, besides its reduction."""
-    parameters = inspect.signature(LOSSES[name]).parameters
-    return {setting: draw(values) for setting, values in SETTINGS.items() if setting in parameters}
+    settings = inspect.signature(LOSSES[name]).parameters.keys() - {"reduction", "learn_temperature"}
+    return {setting: draw(SETTINGS[setting]) for setting in sorted(settings)}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from crossmodal_losses.checks import Reduction, check_ids, check_reduction, check_similarities
+from crossmodal_losses.checks import Reduction, check_embeddings, check_ids, check_reduction, check_similarities
 from crossmodal_losses.similarity import at_least_float32, cosine_similarity, is_negative
 
 # (S [B, B], negative [B, B] bool) -> [B], the loss of each row as an anchor. Rows without negatives are overwritten.
@@ -29,7 +29,7 @@ def bidirectional(direction: Direction, S: Tensor, *, ids: Tensor | None, reduct
     def rows(S: Tensor) -> Tensor:
         loss = torch.where(has_negative, direction(S, negative), 0)
         # A factor of 1 or NaN. Through the positive it reaches the gradient too, past every hinge and mask.
-        return (loss + 0 * S.diagonal()) * torch.where(S.isfinite().all(1), 1.0, torch.nan)
+        return (loss + 0 * S.diagonal()) * torch.where(S.isfinite().all(1), S.new_ones(()), torch.nan)
 
     anchors = rows(S) + rows(S.T)
     if reduction == "none":
@@ -62,4 +62,8 @@ class PairLoss(nn.Module, ABC):
         Returns:
             A scalar, or ``[B]`` for ``reduction="none"``; float64 if x or y is, else float32.
         """
+        check_embeddings(x, y)
+        check_ids(ids, x)
         return self.of_similarities(cosine_similarity(x, y), ids=ids)
+
+    __call__: Callable[..., Tensor]

@@ -60,9 +60,11 @@ class NTXent(PairLoss):
     """:func:`nt_xent` of the cosine similarities of two batches of embeddings.
 
     Args:
-        temperature: finite and > 0; where a learned one starts, between 0.01 and 1.
-        learn_temperature: the temperature is a parameter, and stays in [0.01, 1] whatever the optimiser does. In the
-            middle of that range one step of the parameter is about one step of log(temperature).
+        temperature: finite and > 0; where a learned one starts, strictly between 0.01 and 1.
+        learn_temperature: the temperature is 0.01 ^ sigmoid(p) of a parameter p, ``exponent_logit``, and so stays in
+            [0.01, 1] whatever the optimiser does. In the middle of that range a step of p is about a step of
+            -log(temperature); towards the ends p moves it less and less. Leave p out of weight decay, which would draw
+            the temperature to 0.1.
         reduction: "mean", "sum" or "none".
 
     >>> NTXent(temperature=1.0)(torch.eye(2), torch.eye(2))
@@ -76,12 +78,14 @@ class NTXent(PairLoss):
         if isinstance(temperature, Tensor):
             raise TypeError("expected temperature to be a number, got Tensor; to learn it: learn_temperature=True")
         check_temperature(temperature)
+        if not isinstance(learn_temperature, bool):
+            raise TypeError(f"expected learn_temperature to be True or False, got {learn_temperature!r}")
         self.initial_temperature = temperature
         self.learn_temperature = learn_temperature
         if learn_temperature:
             if not LOWEST_LEARNED_TEMPERATURE < temperature < 1:
                 raise ValueError(
-                    f"expected a learned temperature to start between {LOWEST_LEARNED_TEMPERATURE} and 1, "
+                    f"expected a learned temperature to start strictly between {LOWEST_LEARNED_TEMPERATURE} and 1, "
                     f"got {temperature}"
                 )
             exponent = math.log(temperature) / math.log(LOWEST_LEARNED_TEMPERATURE)

@@ -66,9 +66,9 @@ def triplet_weighted(
     check_coefficients("negative_coefficients", negative_coefficients)
 
     def direction(S: Tensor, negative: Tensor) -> Tensor:
-        positive_weight = polynomial(positive_coefficients, S.diagonal())
-        negative_weight = polynomial(negative_coefficients, hardest_negative(S, negative))
-        return (positive_weight + negative_weight).relu()
+        g_pos = polynomial(positive_coefficients, S.diagonal())
+        g_neg = polynomial(negative_coefficients, hardest_negative(S, negative))
+        return (g_pos + g_neg).relu()
 
     return bidirectional(direction, S, ids=ids, reduction=reduction)
 

@@ -60,8 +60,9 @@ def triplet_weighted_mined(
     def direction(S: Tensor, negative: Tensor) -> Tensor:
         positive, hardest = S.diagonal(), hardest_negative(S, negative)
         counts = (hardest + margin > positive) & (positive < PERFECT)
-        weight = polynomial(positive_coefficients, positive).relu() + polynomial(negative_coefficients, hardest).relu()
-        return weight * counts
+        g_pos = polynomial(positive_coefficients, positive)
+        g_neg = polynomial(negative_coefficients, hardest)
+        return (g_pos.relu() + g_neg.relu()) * counts
 
     return bidirectional(direction, S, ids=ids, reduction=reduction)
 

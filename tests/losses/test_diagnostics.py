@@ -45,6 +45,19 @@ def test_equals_loops(data: st.DataObject, pair: tuple[Tensor, Tensor], margin: 
         assert sum(g > near for g in gaps) - 1e-9 <= float(recall) * B <= sum(g > -near for g in gaps) + 1e-9
 
 
+def at_angles(degrees: list[float]) -> Tensor:
+    radians = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([radians.cos(), radians.sin()], 1)
+
+
+def test_where_collapse_begins_and_what_just_fails_to_violate() -> None:
+    """Similarities of one direction with itself and with another at this angle range over 1 - cos(angle)."""
+    for angle, collapsed in ((11.3, True), (11.7, False)):  # 0.0194, 0.0208
+        x = at_angles([0, angle])
+        assert bool(diagnose(x, x).collapsed) == collapsed
+    assert diagnose(torch.ones(3, 1), torch.ones(3, 1), margin=0.0).violating == 0  # equal is not more
+
+
 def test_a_tie_counts_as_a_miss() -> None:
     assert diagnose(torch.ones(4, 2), torch.ones(4, 2)).recall_x_to_y == 0
 

@@ -11,7 +11,15 @@ from strategies import losses, similarities
 from torch import Tensor
 
 import crossmodal_losses
-from crossmodal_losses import LOSSES, NTXent, nt_xent, triplet_max, triplet_sum, triplet_weighted
+from crossmodal_losses import (
+    LOSSES,
+    NTXent,
+    nt_xent,
+    triplet_max,
+    triplet_sum,
+    triplet_weighted,
+    triplet_weighted_mined,
+)
 
 each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 
@@ -78,6 +86,10 @@ def test_the_hinge_has_gradient_zero_at_zero() -> None:
     at_zero = torch.zeros(2, 2, requires_grad=True)
     (gradient,) = torch.autograd.grad(
         triplet_weighted(at_zero, positive_coefficients=(0.0, -1.0), negative_coefficients=(0.0, 1.0)), at_zero
+    )
+    assert torch.equal(gradient, torch.zeros(2, 2))
+    (gradient,) = torch.autograd.grad(
+        triplet_weighted_mined(at_zero, positive_coefficients=(0.0, -1.0), negative_coefficients=(0.0, 1.0)), at_zero
     )
     assert torch.equal(gradient, torch.zeros(2, 2))
 

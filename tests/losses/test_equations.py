@@ -1,5 +1,6 @@
 """Every loss equals its loop, in value and in gradient, as a function of S and as a module over embeddings."""
 
+import math
 from typing import Any
 
 import pytest
@@ -77,20 +78,37 @@ def test_reductions_agree(data: st.DataObject, name: str) -> None:
     torch.testing.assert_close(loss(S, ids=ids), anchors.sum() / len(S))
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+# Two pairs, S below, the paper's settings, temperature 1. Anchor 1: row hinge .2+.8-.9 = .1, column .2+.3-.9 < 0.
+# Anchor 2: row .2+.3-.5 = 0, column .2+.8-.5 = .5.
+# G_pos(.9) = .032, G_pos(.5) = .2, G_neg(.8) = .286, G_neg(.3) = -.009.
+BY_HAND = {
+    "triplet_sum": (0.1 + 0.5) / 2,
+    "triplet_max": (0.1 + 0.5) / 2,
+    "triplet_weighted": ((0.032 + 0.286) + (0.032 - 0.009) + (0.2 - 0.009) + (0.2 + 0.286)) / 2,
+    # Anchor 1's column does not come within the margin; anchor 2's row, .3 + .2 > .5, does not quite.
+    "triplet_weighted_mined": ((0.032 + 0.286) + (0.2 + 0.286)) / 2,
+    # log(1+e^-.1) + log(1+e^-.6) + log(1+e^-.2) + log(1+e^.3)
+    "nt_xent": (0.6443966600735709 + 0.4374879504858856 + 0.5981388693815918 + 0.8543552444685271) / 2,
+}
+
+
+@pytest.mark.parametrize("name", sorted(BY_HAND))
 def test_worked_by_hand(name: str) -> None:
-    """Two pairs, digits computed on paper with the paper's settings (temperature 1)."""
     S = torch.tensor([[0.9, 0.8], [0.3, 0.5]], dtype=torch.float64)
-    # Anchor 1: row hinge .2+.8-.9 = .1, column .2+.3-.9 < 0. Anchor 2: row .2+.3-.5 = 0, column .2+.8-.5 = .5.
-    # G_pos(.9) = .032, G_pos(.5) = .2, G_neg(.8) = .286, G_neg(.3) = -.009.
-    expected = {
-        "triplet_sum": (0.1 + 0.5) / 2,
-        "triplet_max": (0.1 + 0.5) / 2,
-        "triplet_weighted": ((0.032 + 0.286) + (0.032 - 0.009) + (0.2 - 0.009) + (0.2 + 0.286)) / 2,
-        # .3 + .2 > .5 fails in anchor 2's row; anchor 1's column is no violation either.
-        "triplet_weighted_mined": ((0.032 + 0.286) + (0.2 + 0.286)) / 2,
-        # log(1+e^-.1) + log(1+e^-.6) + log(1+e^-.2) + log(1+e^.3)
-        "nt_xent": (0.6443966600735709 + 0.4374879504858856 + 0.5981388693815918 + 0.8543552444685271) / 2,
-    }
     settings = {"temperature": 1.0} if name == "nt_xent" else {}
-    assert float(getattr(crossmodal_losses, name)(S, **settings)) == pytest.approx(expected[name], abs=1e-12)
+    value = getattr(crossmodal_losses, name)(S, **settings)
+    assert float(value) == pytest.approx(BY_HAND[name], abs=1e-12)
+
+
+def test_the_mined_loss_drops_perfect_positives() -> None:
+    """Those above 1 - 1e-5, though their negative is within the margin."""
+    for positive, counts in ((1 - 2e-5, True), (1 - 5e-6, False)):
+        S = torch.full((2, 2), 0.9, dtype=torch.float64).fill_diagonal_(positive)
+        assert (crossmodal_losses.triplet_weighted_mined(S) > 0) == counts
+
+
+def test_nt_xent_has_all_digits_where_the_positive_is_far_behind() -> None:
+    S = torch.tensor([[0.0, 0.2], [0.2, 0.0]], dtype=torch.float64)  # 21 behind, at this temperature
+    temperature = 0.2 / 21
+    expected = 4 * (21 + math.log1p(math.exp(-21))) / 2
+    assert float(crossmodal_losses.nt_xent(S, temperature=temperature)) == pytest.approx(expected, rel=1e-13)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import crossmodal_losses
-from crossmodal_losses import LOSSES
+from crossmodal_losses import LOSSES, NTXent, diagnose
 
 
 def test_the_import_brings_in_nothing_but_torch() -> None:
@@ -41,6 +41,24 @@ def test_a_module_shows_its_settings(name: str) -> None:
     again = eval(repr(module), vars(crossmodal_losses))
     assert repr(again) == repr(module)
     assert "reduction='sum'" in repr(module)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_the_default_dtype_of_torch_changes_nothing(name: str) -> None:
+    x = torch.eye(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert LOSSES[name]()(x, x).dtype == torch.float32
+        assert diagnose(x, x).violating.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_learned_temperature_of_a_half_precision_model() -> None:
+    temperature = NTXent(learn_temperature=True).bfloat16().temperature
+    assert isinstance(temperature, torch.Tensor)
+    assert temperature.dtype == torch.float32
+    assert float(temperature.detach()) == pytest.approx(0.07, rel=0.005)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,8 +32,10 @@ def test_error_against_float64_is_that_of_float32(name: str, dtype: torch.dtype,
     exact_x, exact_y = (e.detach().double().requires_grad_() for e in (x, y))
     loss = LOSSES[name]()
     value, exact = loss(x, y), loss(exact_x, exact_y)
+    # A hardest negative that float32 cannot tell from the next takes the gradient or leaves it to that one.
+    S = cosine_similarity(exact_x, exact_y).detach().fill_diagonal_(-2)
+    assume(B == 2 or all(float((-T.topk(2, 1).values.diff(dim=1)).min()) > 1e-4 for T in (S, S.T)))
     assert value.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
-    # Triplet losses jump between hardest negatives that float32 cannot tell apart; their values do not.
     torch.testing.assert_close(value.double(), exact, rtol=2e-5, atol=2e-6)
 
     gradients = torch.autograd.grad(value, (x, y))
@@ -67,7 +69,7 @@ def test_autocast_changes_nothing(name: str, dtype: torch.dtype, autocast: torch
     expected_gradients = torch.autograd.grad(expected, (x, y))
     with torch.autocast("cpu", dtype=autocast):
         value = loss(x, y)
-    gradients = torch.autograd.grad(value, (x, y))
+        gradients = torch.autograd.grad(value, (x, y))  # here too, although torch advises against it
     assert torch.equal(value, expected)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
 

@@ -96,9 +96,11 @@ def test_temperature_tensors_are_refused() -> None:
         nt_xent(S, temperature=torch.tensor(1))
     with pytest.raises(TypeError, match=re.escape("got Tensor; to learn it: learn_temperature=True")):
         NTXent(temperature=torch.tensor(0.07))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected learn_temperature to be True or False, got 'no'"):
+        NTXent(learn_temperature="no")  # type: ignore[arg-type]
     for start in (0.01, 1.0):
         with pytest.raises(
-            ValueError, match=f"expected a learned temperature to start between 0.01 and 1, got {start}"
+            ValueError, match=f"expected a learned temperature to start strictly between 0.01 and 1, got {start}"
         ):
             NTXent(temperature=start, learn_temperature=True)
 

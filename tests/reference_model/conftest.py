@@ -4,11 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from click.testing import CliRunner, Result
 
 from reference_model.__main__ import main
 from reference_model.config import Config
 from reference_model.synthesize import Corpus, synthesize
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps the precision of its first use in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

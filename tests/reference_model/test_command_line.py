@@ -39,7 +39,7 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     assert json.loads(evaluated.stdout) == json.loads((run / "metrics.json").read_text())["test"]
     table = command_line("reproduce", *settings, "-l", "triplet_sum", "-l", "nt_xent", "-s", 3, "--out", out)
     assert table.exit_code == 0, table.output
-    assert "| Triplet-sum |" in table.output
+    assert "\n| Triplet-sum" in table.output
     assert f"{out}/table.png" in table.output
     assert (out / "runs" / "nt_xent-seed-3" / "metrics.json").exists()
 
@@ -60,10 +60,10 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
             [*train[:3], "--dataset", "Other", *train[5:], "--model", "tiny"],
             "Error: expected --clip-seconds for a data",
         ),
-        (["evaluate", "--run", tmp_path], "Error: expected a finished run in"),
+        (["evaluate", "--run", tmp_path], "Error: expected a run with a finished epoch in"),
         (
             ["synthesize", "--out", tmp_path, "--seconds", 0.1],
-            "Error: expected at least 2 clips a split, and 0.5 seconds",
+            "Error: expected at least 2 clips a split, 0.5 seconds",
         ),
     ):
         result = command_line(*arguments)
@@ -80,4 +80,4 @@ def test_as_a_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("Error: expected a finished run")
+    assert done.stderr.startswith("Error: expected a run with a finished epoch")

@@ -98,7 +98,8 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
     folder.mkdir()
     soundfile.write(tmp_path / "whole.flac", sine(44_100, 2), 44_100)
     (tmp_path / "truncated.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:20_000])
-    bad = [*contents, "folder.wav", "truncated.flac", "not there.wav"]
+    too_long = "x" * 300 + ".wav"
+    bad = [too_long, *contents, "folder.wav", "truncated.flac", "not there.wav"]
     clips = [Clip(tmp_path / name, ("x",)) for name in [*bad, "good.wav", "whole.flac"]]
     with pytest.raises(InputError) as refusal:
         check_audio(clips)
@@ -133,6 +134,15 @@ def test_any_format_becomes_32_kHz_mono(tmp_path: Path, rate: int, channels: int
     expected = torch.from_numpy(sine(32_000, 1) * levels.mean()).float()
     middle = slice(2_000, 30_000)  # away from the ends, where the filter sees silence
     torch.testing.assert_close(waveform[middle], expected[middle], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("frequency, kept", [(14_000, 1.0), (14_800, 0.9), (16_500, 0.0)])
+def test_the_resampler_is_kaiser_best(tmp_path: Path, frequency: float, kept: float) -> None:
+    """Its pass band ends at 0.9476 of 16 kHz, and above 16 kHz nothing is left that would fold back."""
+    path = tmp_path / "x.wav"
+    soundfile.write(path, sine(48_000, 1, frequency), 48_000, "FLOAT")
+    level = float(load_waveform(path, 1)[4_000:28_000].abs().max()) / 0.5
+    assert level == pytest.approx(kept, abs=1e-4 if kept != 0.9 else 0.05)
 
 
 def test_ogg_and_mp3_are_read(tmp_path: Path) -> None:

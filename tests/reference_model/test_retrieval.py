@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reference_model import retrieval
-from reference_model.retrieval import average_precision, chance, ranks_of_targets, retrieval_metrics, sum_of_recalls
+from reference_model.retrieval import (
+    NotFinite,
+    average_precision,
+    chance,
+    ranks_of_targets,
+    retrieval_metrics,
+    sum_of_recalls,
+)
 
 
 def test_worked_by_hand() -> None:
@@ -103,9 +110,9 @@ def test_chance_equals_counting_all_rankings(captions: list[int]) -> None:
 
 def test_refuses_what_would_look_perfect() -> None:
     good = torch.eye(2)
-    with pytest.raises(ValueError, match="expected finite audio embeddings, got NaN or inf"):
+    with pytest.raises(NotFinite, match="expected finite audio embeddings, got NaN or inf"):
         retrieval_metrics(good * math.nan, good, torch.arange(2))
-    with pytest.raises(ValueError, match="expected finite text embeddings"):
+    with pytest.raises(NotFinite, match="expected finite text embeddings"):
         retrieval_metrics(good, good / 0, torch.arange(2))
     with pytest.raises(ValueError, match="expected captions for each of 2 clips, got 1"):
         retrieval_metrics(good, good, torch.zeros(2, dtype=torch.int64))

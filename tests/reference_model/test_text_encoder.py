@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from reference_model import InputError, text_encoder
 from reference_model.data import pad_tokens
@@ -68,8 +69,19 @@ def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"expected BERT by name or in a folder with config\.json"):
             text_encoder.pretrained(str(folder))
+    roberta = RobertaConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    RobertaModel(roberta).save_pretrained(tmp_path / "roberta")
+    with pytest.raises(InputError, match="a model of type roberta"):
+        text_encoder.pretrained(str(tmp_path / "roberta"))
     save_bert(tmp_path / "bert")
     weights = tmp_path / "bert" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("embeddings.word_embeddings.weight")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"a file without embeddings\.word_embeddings\.weight"):
+        text_encoder.pretrained(str(tmp_path / "bert"))
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match="expected BERT by name or in a folder"):
         text_encoder.pretrained(str(tmp_path / "bert"))

@@ -2,18 +2,23 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES, PairLoss
-from reference_model import InputError, checkpoint, dual_encoder, train
+from reference_model import InputError, checkpoint, dual_encoder, text_encoder, train
+from reference_model.audio_encoder import ResNet38
 from reference_model.config import Config, clip_seconds
 from reference_model.evaluate import evaluate_run
+from reference_model.retrieval import NotFinite
 from reference_model.train import Diverged
 
 
@@ -78,11 +83,11 @@ class Interrupted(Exception):
     """In place of a signal."""
 
 
-@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+@pytest.mark.parametrize("encoders, workers", [("frozen", 0), ("fine-tuned", 0), ("fine-tuned", 1)])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoders: Any
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoders: Any, workers: int
 ) -> None:
-    config = replace(config, encoders=encoders, epochs=3, decay_every=1)
+    config = replace(config, encoders=encoders, workers=workers, epochs=3, decay_every=1)
     expected = train.train(config, tmp_path / "whole")
 
     original = LOSSES["nt_xent"].forward
@@ -118,11 +123,11 @@ def test_the_seed_decides(config: Config, tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(config: Config, tmp_path: Path) -> None:
-    config = replace(config, epochs=1)
     alone = train.train(config, tmp_path / "a")
     helped = train.train(replace(config, workers=2), tmp_path / "b")
     assert helped["test"] == alone["test"]
-    assert helped["history"][0]["loss"] == alone["history"][0]["loss"]
+    assert [r["loss"] for r in helped["history"]] == [r["loss"] for r in alone["history"]]
+    assert train.train(replace(config, workers=1), tmp_path / "a") == json.loads(json.dumps(alone))  # the same run
 
 
 def test_a_finished_run_is_not_repeated_and_no_other_overwrites_it(config: Config, tmp_path: Path) -> None:
@@ -160,7 +165,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         train.train(config, run)
     assert "the loss is nan" in (run / "log.txt").read_text()
     assert not (run / "metrics.json").exists()
+    with pytest.raises(Diverged, match=f"the loss is nan at step 3 of epoch {epochs_before + 1}; {kept}"):
+        train.train(config, run)  # and is not tried again
     if epochs_before:
+        assert evaluate_run(run, split="test", data=None)["text_to_audio"]["pool"] == 6
         assert all(value.isfinite().all() for value in weights(run).values() if value.is_floating_point())
 
 
@@ -168,7 +176,7 @@ def test_embeddings_that_are_not_finite_stop_the_run(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverged(*_: Any) -> None:
-        raise ValueError("expected finite audio embeddings, got NaN or inf; the model has diverged")
+        raise NotFinite("expected finite audio embeddings, got NaN or inf; the model has diverged")
 
     monkeypatch.setattr(train, "evaluate", diverged)
     with pytest.raises(Diverged, match="after epoch 1: expected finite audio embeddings"):
@@ -198,11 +206,35 @@ def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: 
     assert metrics["test"]["text_to_audio"]["R@5"] == 0  # ties count against us
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_mixed_precision(config: Config, tmp_path: Path, precision: Any) -> None:
-    metrics = train.train(replace(config, precision=precision, epochs=1), tmp_path / "run")
+def test_mixed_precision(config: Config, tmp_path: Path) -> None:
+    metrics = train.train(replace(config, precision="bf16", epochs=1), tmp_path / "run")
     assert math.isfinite(metrics["history"][0]["loss"])
     assert weights(tmp_path / "run")["audio_head.0.weight"].dtype == torch.float32
+
+
+def test_the_full_model_from_its_checkpoints(config: Config, tmp_path: Path) -> None:
+    """A run of the full-size audio encoder from a file in PANNs' layout, with BERT (a small one) from a folder."""
+    panns, bert, run = tmp_path / "panns.pth", tmp_path / "bert", tmp_path / "run"
+    torch.manual_seed(0)
+    encoder = ResNet38()
+    torch.save({"iteration": 1, "model": {**encoder.state_dict(), "fc1.bias": torch.zeros(3)}, "sampler": {}}, panns)
+    tokenizer = text_encoder.train_tokenizer(["a low hum, then a high hiss"] * 2)
+    small = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(small).save_pretrained(bert)
+    tokenizer.save_pretrained(bert)
+    full = replace(
+        config, model="full", encoders="frozen", audio_checkpoint=str(panns), bert=str(bert), epochs=1, batch_size=40
+    )
+    metrics = train.train(full, run)
+    kept = weights(run)
+    assert kept["audio_head.2.weight"].shape == (1024, 2048)
+    published = "conv_block_after1.conv2.weight"
+    assert torch.equal(kept[f"audio_encoder.{published}"], encoder.state_dict()[published])
+    panns.unlink()
+    shutil.rmtree(bert)
+    assert evaluate_run(run, split="test", data=None) == metrics["test"]  # the run's folder is enough
 
 
 def test_every_loss_trains(config: Config, tmp_path: Path) -> None:
@@ -217,6 +249,9 @@ def test_bad_settings_are_refused(config: Config) -> None:
         ({"model": "full"}, "expected --audio-checkpoint for the full model, got none: download"),
         ({"epochs": 0}, "expected epochs > 0, got 0"),
         ({"learning_rate": -1.0}, "expected learning_rate > 0, got -1.0"),
+        ({"workers": -1}, "expected workers >= 0, got -1"),
+        ({"seed": -1}, "expected seed >= 0, got -1"),
+        ({"clip_seconds": 0.2}, "expected clip_seconds >= 0.31, the least that ResNet-38 can pool, got 0.2"),
         ({"batch_size": 1}, "expected batch_size >= 2, because negatives come from the batch, got 1"),
     ):
         with pytest.raises(InputError, match=words):
@@ -229,14 +264,29 @@ def test_bad_settings_are_refused(config: Config) -> None:
 
 def test_bad_data_is_refused_before_training(config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the captions of the train split"):
-        train.train(replace(config, data=str(tmp_path)), tmp_path / "a")
+        train.train(replace(config, data=str(tmp_path)), tmp_path / "b")
     with pytest.raises(InputError, match="expected at least one batch of 500 pairs, got 80"):
         train.train(replace(config, batch_size=500), tmp_path / "b")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_sample_that_is_not_finite_is_no_divergence(
+    config: Config, corpus: Path, tmp_path: Path, split: str, workers: int
+) -> None:
+    data = shutil.copytree(corpus, tmp_path / "data")
+    bad = data / "Synthetic" / "waveforms" / split / "00001.wav"
+    soundfile.write(bad, [0.0, math.nan, 0.0], 32_000, "FLOAT")
+    with pytest.raises(InputError) as refusal:
+        train.train(replace(config, data=str(data), workers=workers), tmp_path / "run")
+    assert not isinstance(refusal.value, Diverged)
+    assert str(refusal.value) == f"expected finite samples, got NaN or inf in {bad}"
+
+
 def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train.open_run(config, run)
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config.as_dict()))
     (run / "checkpoint.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"expected a safetensors file at .*checkpoint\.safetensors"):
         train.train(config, run)
@@ -244,5 +294,5 @@ def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps({**stored, "colour": "blue"}))
     with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: colour"):
         train.train(config, run)
-    with pytest.raises(InputError, match=r"expected a finished run in .*, got no metrics\.json"):
+    with pytest.raises(InputError, match=r"expected a run with a finished epoch in .*, got no best\.safetensors"):
         evaluate_run(run, split="test", data=None)
