@@ -40,7 +40,7 @@ def main() -> None:
     Without data of your own, on a laptop:
         python -m reference_model synthesize --out data
         python -m reference_model reproduce --data data --dataset Synthetic --model tiny \\
-            --encoders fine-tuned --epochs 3 --decay-every 2 --learning-rate 2.5e-4 --jobs 2 --out results
+            --encoders fine-tuned --epochs 3 --decay-every 2 --learning-rate 5e-4 --jobs 2 --out results
 
     \b
     With AudioCaps or Clotho on disk and ResNet38_mAP=0.434.pth from Zenodo, record 3987831:
