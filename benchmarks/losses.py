@@ -34,8 +34,11 @@ def main(batch_sizes: tuple[int, ...], dimension: int, seconds: float) -> None:
     rows = []
     for B in tqdm(batch_sizes, "batch sizes"):
         generator = torch.Generator().manual_seed(B)
+        # Positives around 0.1, as early in training: every loss has violations, and gradients.
         shared = torch.randn(B, dimension, generator=generator)
-        x, y = ((shared + torch.randn(B, dimension, generator=generator)).to(device).requires_grad_() for _ in range(2))
+        x, y = (
+            (shared + 3 * torch.randn(B, dimension, generator=generator)).to(device).requires_grad_() for _ in range(2)
+        )
         exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
         for name, module in tqdm(LOSSES.items(), f"B = {B}", leave=False):
             ours = module()

@@ -109,7 +109,7 @@ def plot_table(path: Path, rows: Sequence[dict[str, Any]], *, caption: str) -> N
                 [position + shift for position in range(len(rows))],
                 [value["mean"] or 0 for value in values],
                 0.25,
-                yerr=[value["std"] or 0 for value in values],
+                yerr=[value["std"] or 0 for value in values] if any(value["std"] for value in values) else None,
                 label=f"R@{k}",
                 capsize=2,
             )
