@@ -21,7 +21,7 @@ def test_the_demo_holds_what_it_promises() -> None:
     rows = {row["objective"]: row for row in json.loads((KEPT / "table.json").read_text(encoding="utf-8"))["rows"]}
     assert list(rows) == ["Triplet-sum", "Triplet-max", "Triplet-weighted", "NT-Xent", "Chance"]
     assert rows["NT-Xent"]["text_to_audio"]["R@10"]["mean"] >= 60
-    assert rows["Chance"]["text_to_audio"]["R@10"]["mean"] <= 5  # of at least 200 clips
+    assert rows["Chance"]["text_to_audio"]["R@10"]["mean"] < 5.01  # of at least 200 clips
 
 
 def test_pictures_and_links_are_there() -> None:
