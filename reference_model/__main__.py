@@ -29,6 +29,24 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+class _Several(click.Command):
+    """Options that can be repeated take several values at once too: --seeds 0 1 2."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        repeated: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument if argument in repeatable else None
+                repeated.append(argument)
+            else:
+                if option is not None and repeated[-1] != option:
+                    repeated.append(option)
+                repeated.append(argument)
+        return super().parse_args(context, repeated)
+
+
 @click.group(
     cls=_Group,
     context_settings={"show_default": True, "max_content_width": 100, "help_option_names": ["-h", "--help"]},
@@ -102,7 +120,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--bert", default=DEFAULTS["bert"], help="For the full model: BERT by name, or its folder."),
         click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], help="The paper: 32; 24 for Clotho."),
         click.option("--learning-rate", type=float, default=DEFAULTS["learning_rate"], help="Of Adam."),
-        click.option("--epochs", type=int, default=DEFAULTS["epochs"]),
+        click.option("--epochs", type=int, default=DEFAULTS["epochs"], help="Each sees every caption once."),
         click.option("--decay-every", type=int, default=DEFAULTS["decay_every"], help="Epochs."),
         click.option("--decay-factor", type=float, default=DEFAULTS["decay_factor"], help="Of the learning rate."),
         click.option("--clip-seconds", type=float, help="AudioCaps 10, Clotho 30, Synthetic 1.5; others need it."),
@@ -119,7 +137,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @_settings
-@click.option("--loss", type=click.Choice(sorted(LOSSES)), required=True)
+@click.option("--loss", type=click.Choice(sorted(LOSSES)), required=True, help="With the paper's settings.")
 @click.option("--seed", type=int, default=0, help="Of the weights, the order of the pairs, and dropout.")
 @click.option("--out", type=FOLDER, required=True, help="The run's folder, new or this very run's.")
 def train(out: Path, **settings: Any) -> None:
@@ -142,7 +160,7 @@ def train(out: Path, **settings: Any) -> None:
 
 @main.command()
 @click.option("--run", type=FOLDER, required=True, help="The folder of a run with at least one finished epoch.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="Of the data set.")
 @click.option("--data", help="Another place of the data; by default where it was at training.", show_default=False)
 def evaluate(run: Path, split: str, data: str | None) -> None:
     """Measure a run's best weights again, on any split. Prints JSON; the run is left as it is."""
@@ -153,13 +171,13 @@ def evaluate(run: Path, split: str, data: str | None) -> None:
     click.echo(json.dumps(evaluate_run(run, split=split, data=data), indent=1))
 
 
-@main.command()
+@main.command(cls=_Several)
 @_settings
 @click.option(
-    "--losses", "-l", multiple=True, type=click.Choice(sorted(LOSSES)), default=PAPER_LOSSES,
-    help="Repeat the option for several.",
+    "--losses", multiple=True, type=click.Choice(sorted(LOSSES)), default=PAPER_LOSSES,
+    help="One or several: --losses nt_xent triplet_sum.",
 )  # fmt: skip
-@click.option("--seeds", "-s", multiple=True, type=int, default=(0, 1, 2), help="Repeat the option for several.")
+@click.option("--seeds", multiple=True, type=int, default=(0, 1, 2), help="One or several: --seeds 0 1 2.")
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
 @click.option("--out", type=FOLDER, required=True, help="Where to put the table and the runs.")
 def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], jobs: int, **settings: Any) -> None:
@@ -176,7 +194,7 @@ def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], jobs: 
     click.echo(f"picture and table: {out}/table.png, {out}/table.md, {out}/table.json")
     click.echo(f"curves and metrics of every run: {out}/runs/*/curves.png, {out}/runs/*/metrics.json")
     click.echo(f"live: tensorboard --logdir {out}/runs")
-    click.echo("next: more seeds (-s 0 -s 1 -s 2), more epochs, or your own data (python -m reference_model --help)")
+    click.echo("next: more seeds (--seeds 0 1 2), more epochs, or your own data (python -m reference_model --help)")
 
 
 if __name__ == "__main__":

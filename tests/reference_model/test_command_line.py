@@ -21,7 +21,7 @@ def test_help_of_every_command_explains_every_option(command: str, command_line:
     assert len(result.output) > 300
     if command:
         for option in main.commands[command].params:
-            if option.name in ("epochs", "loss", "split", "help"):  # their names say it all
+            if option.name == "help":
                 continue
             assert getattr(option, "help", None), f"{command} {option.name} has no help"
 
@@ -37,11 +37,28 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     assert "test: text to audio R@1/5/10" in trained.output
     evaluated = command_line("evaluate", "--run", run)
     assert json.loads(evaluated.stdout) == json.loads((run / "metrics.json").read_text())["test"]
-    table = command_line("reproduce", *settings, "-l", "triplet_sum", "-l", "nt_xent", "-s", 3, "--out", out)
+    table = command_line("reproduce", *settings, "--losses", "triplet_sum", "nt_xent", "--seeds", 3, "--out", out)
     assert table.exit_code == 0, table.output
     assert "\n| Triplet-sum" in table.output
     assert f"{out}/table.png" in table.output
     assert (out / "runs" / "nt_xent-seed-3" / "metrics.json").exists()
+
+
+def test_several_values_at_once_or_one_by_one(monkeypatch: pytest.MonkeyPatch, command_line: CommandLine) -> None:
+    seen: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+
+    def record(config: object, *, losses: tuple[str, ...], seeds: tuple[int, ...], **_: object) -> str:
+        seen.append((losses, seeds))
+        return "table"
+
+    monkeypatch.setattr("reference_model.reproduce.reproduce", record)
+    start = ["reproduce", "--data", "x", "--dataset", "Synthetic", "--model", "tiny", "--out", "y"]
+    for seeds in (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6]):
+        assert command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", "--jobs", 2).exit_code == 0
+    assert seen == [(("nt_xent", "triplet_sum"), (4, 5, 6))] * 3
+    refused = command_line(*start, "--seeds")
+    assert refused.exit_code == 2
+    assert "Option '--seeds' requires an argument" in refused.output
 
 
 def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_line: CommandLine) -> None:
