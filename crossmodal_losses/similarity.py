@@ -74,7 +74,10 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     """
     check_embeddings(x, y)
     dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
-    S: Tensor = _Product.apply(normalise(x.to(dtype)), normalise(y.to(dtype)))  # type: ignore[no-untyped-call]
+    x, y = normalise(x.to(dtype)), normalise(y.to(dtype))
+    # Where nothing asks for a gradient, torch 2.4 cannot compile the whole function.
+    product = _Product.apply if x.requires_grad or y.requires_grad else _Product.forward
+    S: Tensor = product(x, y)
     return S
 
 

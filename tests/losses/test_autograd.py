@@ -125,3 +125,12 @@ def test_the_settings_of_a_compiled_function_may_change() -> None:
         torch.testing.assert_close(compiled(S, margin=margin), crossmodal_losses.triplet_sum(S, margin=margin))
     compiled_diagnosis = torch.compile(diagnose, fullgraph=True, backend="aot_eager")
     assert compiled_diagnosis(S, S).positive == diagnose(S, S).positive
+
+
+@pytest.mark.filterwarnings("default")
+def test_compiles_without_gradients_too() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(5))
+    for name, module in LOSSES.items():
+        compiled = torch.compile(module(), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x, x.flip(0)), module()(x, x.flip(0)), msg=name)
