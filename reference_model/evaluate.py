@@ -32,6 +32,14 @@ METRICS = "metrics.json"
 DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their similarities
 
 
+def accelerator_for(config: Config) -> Accelerator:
+    """The device and its mixed precision; fp16 is refused where nothing scales the loss, for gradients would vanish."""
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if config.precision == "fp16" and accelerator.scaler is None:
+        raise InputError(f"expected --precision no or bf16 on {accelerator.device}, got fp16, which needs a GPU")
+    return accelerator
+
+
 @torch.no_grad()
 def embed(
     model: DualEncoder, clips: list[Clip], token_ids: list[list[int]], config: Config, accelerator: Accelerator
@@ -82,7 +90,7 @@ def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
         raise InputError(f"expected a run with a finished epoch in {run}, got no {BEST_WEIGHTS}")
     config = Config.read(run / CONFIG)
     model, tokenizer = saved_model(config, run)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = accelerator_for(config)
     clips = read_split(data or config.data, config.dataset, split)
     check_audio(clips)
     metrics, _ = evaluate(

@@ -29,7 +29,7 @@ from reference_model.checkpoint import load_checkpoint, load_weights, save_check
 from reference_model.config import Config
 from reference_model.data import SPLITS, Pairs, batches, captions_of, check_audio, collate, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, DualEncoder, new_model
-from reference_model.evaluate import CONFIG, METRICS, evaluate, stored_metrics
+from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
 from reference_model.files import write_json
 from reference_model.report import plot_curves
 from reference_model.retrieval import DIRECTIONS, NotFinite, chance, sum_of_recalls
@@ -111,7 +111,7 @@ def _train(config: Config, run: Path, position: int) -> dict[str, Any]:
         raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
 
     # The model.
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = accelerator_for(config)
     if accelerator.num_processes > 1:
         raise InputError(
             f"expected one process, because a batch's negatives all come from it, got {accelerator.num_processes}"

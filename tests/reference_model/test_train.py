@@ -214,6 +214,12 @@ def test_mixed_precision(config: Config, tmp_path: Path) -> None:
     assert weights(tmp_path / "run")["audio_head.0.weight"].dtype == torch.float32
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
+def test_a_precision_that_the_device_lacks_is_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected --precision no or bf16 on cpu, got fp16"):
+        train.train(replace(config, precision="fp16"), tmp_path / "run")
+
+
 def test_the_full_model_from_its_checkpoints(config: Config, tmp_path: Path) -> None:
     """A run of the full-size audio encoder from a file in PANNs' layout, with BERT (a small one) from a folder."""
     panns, bert, run = tmp_path / "panns.pth", tmp_path / "bert", tmp_path / "run"
