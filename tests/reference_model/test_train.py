@@ -1,5 +1,6 @@
 """A run from files to metrics: what it leaves, how it continues, what it refuses."""
 
+import functools
 import json
 import math
 import shutil
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES, PairLoss
-from reference_model import InputError, checkpoint, dual_encoder, text_encoder, train
+from reference_model import InputError, checkpoint, dual_encoder, evaluate, text_encoder, train
 from reference_model.audio_encoder import ResNet38
 from reference_model.config import Config, clip_seconds
 from reference_model.evaluate import evaluate_run
@@ -214,8 +216,10 @@ def test_mixed_precision(config: Config, tmp_path: Path) -> None:
     assert weights(tmp_path / "run")["audio_head.0.weight"].dtype == torch.float32
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has fp16")
-def test_a_precision_that_the_device_lacks_is_refused(config: Config, tmp_path: Path) -> None:
+def test_a_precision_that_the_device_lacks_is_refused(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "Accelerator", functools.partial(Accelerator, cpu=True))
     with pytest.raises(InputError, match="expected --precision no or bf16 on cpu, got fp16"):
         train.train(replace(config, precision="fp16"), tmp_path / "run")
 
