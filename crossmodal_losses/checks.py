@@ -81,6 +81,16 @@ def check_margin(margin: float) -> None:
         raise ValueError(f"expected margin to be finite and >= 0, got {margin}")
 
 
+def check_tile_size(tile_size: int | None) -> None:
+    """None, or a whole number >= 1."""
+    if tile_size is None:
+        return
+    if not isinstance(tile_size, int) or isinstance(tile_size, bool):
+        raise TypeError(f"expected tile_size to be None or a whole number, got {type(tile_size).__name__}")
+    if tile_size < 1:
+        raise ValueError(f"expected tile_size to be >= 1, got {tile_size}")
+
+
 def check_temperature(temperature: float | Tensor) -> None:
     """A finite number > 0, or a floating tensor without dimensions (its value is the caller's promise)."""
     if isinstance(temperature, Tensor):

@@ -80,6 +80,6 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def settings_of(draw: st.DrawFn, name: str) -> dict[str, Any]:
-    """Settings of the loss called name, besides its reduction."""
-    settings = inspect.signature(LOSSES[name]).parameters.keys() - {"reduction", "learn_temperature"}
+    """Settings of the loss called name, besides its reduction and its tiles."""
+    settings = inspect.signature(LOSSES[name]).parameters.keys() - {"reduction", "learn_temperature", "tile_size"}
     return {setting: draw(SETTINGS[setting]) for setting in sorted(settings)}

@@ -4,14 +4,41 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_temperature
-from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
+from crossmodal_losses.dense import bidirectional
+from crossmodal_losses.folds import LogSumExp
+from crossmodal_losses.losses.pair_loss import PairLoss
+from crossmodal_losses.rules import Rule
 from crossmodal_losses.similarity import at_least_float32
 
 # A learned temperature stays in [LOWEST, 1].
 LOWEST_LEARNED_TEMPERATURE = 0.01
+
+
+class NTXentRule(Rule):
+    """-log(exp(p/t) / (exp(p/t) + sum_j exp(n_j/t))) = log(1 + exp(h)), h = log sum_j exp((n_j - p)/t)"""
+
+    def __init__(self, temperature: float | Tensor) -> None:
+        self.temperature = temperature
+
+    @property
+    def fold(self) -> LogSumExp:
+        return LogSumExp(self.temperature)
+
+    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+        return softplus(folded, threshold=40)  # beyond it, log(1 + exp(h)) = h in float64 too
+
+    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[None, Tensor]:
+        return None, folded.sigmoid()
+
+    def numbers(self) -> list[float]:
+        return [] if isinstance(self.temperature, Tensor) else [self.temperature]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "NTXentRule":
+        return cls(numbers[0] if parameter is None else parameter)
 
 
 def nt_xent(
@@ -45,15 +72,7 @@ def nt_xent(
     tensor(0.6265)
     """
     check_temperature(temperature)
-
-    def direction(S: Tensor, negative: Tensor) -> Tensor:
-        # -log(exp(s_ii/t) / sum_j exp(s_ij/t)) = log(1 + exp(h)), h = log sum_{j != i} exp((s_ij - s_ii)/t).
-        # In this form a loss near 0 keeps all its digits, and so does its gradient.
-        difference = (S - S.diagonal()[:, None]) / temperature
-        h = difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
-        return -logsigmoid(-h)
-
-    return bidirectional(direction, S, ids=ids, reduction=reduction)
+    return bidirectional(NTXentRule(temperature), S, ids=ids, reduction=reduction)
 
 
 class NTXent(PairLoss):
@@ -72,9 +91,14 @@ class NTXent(PairLoss):
     """
 
     def __init__(
-        self, *, temperature: float = 0.07, learn_temperature: bool = False, reduction: Reduction = "mean"
+        self,
+        *,
+        temperature: float = 0.07,
+        learn_temperature: bool = False,
+        reduction: Reduction = "mean",
+        tile_size: int | None = None,
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(reduction=reduction, tile_size=tile_size)
         if isinstance(temperature, Tensor):
             raise TypeError("expected temperature to be a number, got Tensor; to learn it: learn_temperature=True")
         check_temperature(temperature)
@@ -98,11 +122,12 @@ class NTXent(PairLoss):
             return self.initial_temperature
         return LOWEST_LEARNED_TEMPERATURE ** at_least_float32(self.exponent_logit).sigmoid()
 
-    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        return nt_xent(S, temperature=self.temperature, ids=ids, reduction=self.reduction)
+    @property
+    def rule(self) -> NTXentRule:
+        return NTXentRule(self.temperature)
 
     def extra_repr(self) -> str:
         return (
             f"temperature={self.initial_temperature}, learn_temperature={self.learn_temperature}, "
-            f"reduction={self.reduction!r}"
+            f"reduction={self.reduction!r}, tile_size={self.tile_size}"
         )

@@ -3,8 +3,33 @@
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
-from crossmodal_losses.similarity import hardest_negative
+from crossmodal_losses.dense import bidirectional
+from crossmodal_losses.folds import Hardest
+from crossmodal_losses.losses.pair_loss import PairLoss
+from crossmodal_losses.rules import Rule
+
+
+class TripletMaxRule(Rule):
+    """[m + max_j n_j - p]_+"""
+
+    fold = Hardest()
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+        return (self.margin + folded - positive).relu()
+
+    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[Tensor, Tensor]:
+        violating = self.of_anchor(positive, folded).sign()
+        return -violating, violating
+
+    def numbers(self) -> list[float]:
+        return [self.margin]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletMaxRule":
+        return cls(*numbers)
 
 
 def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
@@ -35,11 +60,7 @@ def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     tensor(0.4000)
     """
     check_margin(margin)
-
-    def direction(S: Tensor, negative: Tensor) -> Tensor:
-        return (margin + hardest_negative(S, negative) - S.diagonal()).relu()
-
-    return bidirectional(direction, S, ids=ids, reduction=reduction)
+    return bidirectional(TripletMaxRule(margin), S, ids=ids, reduction=reduction)
 
 
 class TripletMax(PairLoss):
@@ -50,13 +71,14 @@ class TripletMax(PairLoss):
     tensor(2.)
     """
 
-    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean") -> None:
-        super().__init__(reduction=reduction)
+    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
+        super().__init__(reduction=reduction, tile_size=tile_size)
         check_margin(margin)
         self.margin = margin
 
-    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        return triplet_max(S, margin=self.margin, ids=ids, reduction=self.reduction)
+    @property
+    def rule(self) -> TripletMaxRule:
+        return TripletMaxRule(self.margin)
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, reduction={self.reduction!r}"
+        return f"margin={self.margin}, reduction={self.reduction!r}, tile_size={self.tile_size}"

@@ -1,9 +1,37 @@
 """Equation 2: every negative that comes within the margin of the positive costs."""
 
+import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
+from crossmodal_losses.dense import bidirectional
+from crossmodal_losses.folds import HingeSum
+from crossmodal_losses.losses.pair_loss import PairLoss
+from crossmodal_losses.rules import Rule
+
+
+class TripletSumRule(Rule):
+    """sum_j [m + n_j - p]_+"""
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    @property
+    def fold(self) -> HingeSum:
+        return HingeSum(self.margin)
+
+    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+        return folded
+
+    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[None, Tensor]:
+        return None, torch.ones_like(folded)
+
+    def numbers(self) -> list[float]:
+        return [self.margin]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletSumRule":
+        return cls(*numbers)
 
 
 def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
@@ -34,12 +62,7 @@ def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     tensor(0.1000)
     """
     check_margin(margin)
-
-    def direction(S: Tensor, negative: Tensor) -> Tensor:
-        positive = S.diagonal()[:, None]
-        return ((margin + S - positive).relu() * negative).sum(1)
-
-    return bidirectional(direction, S, ids=ids, reduction=reduction)
+    return bidirectional(TripletSumRule(margin), S, ids=ids, reduction=reduction)
 
 
 class TripletSum(PairLoss):
@@ -51,13 +74,14 @@ class TripletSum(PairLoss):
     tensor(0.)
     """
 
-    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean") -> None:
-        super().__init__(reduction=reduction)
+    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
+        super().__init__(reduction=reduction, tile_size=tile_size)
         check_margin(margin)
         self.margin = margin
 
-    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        return triplet_sum(S, margin=self.margin, ids=ids, reduction=self.reduction)
+    @property
+    def rule(self) -> TripletSumRule:
+        return TripletSumRule(self.margin)
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, reduction={self.reduction!r}"
+        return f"margin={self.margin}, reduction={self.reduction!r}, tile_size={self.tile_size}"

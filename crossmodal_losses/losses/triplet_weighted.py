@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients
-from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
-from crossmodal_losses.similarity import hardest_negative
+from crossmodal_losses.dense import bidirectional
+from crossmodal_losses.folds import Hardest
+from crossmodal_losses.losses.pair_loss import PairLoss
+from crossmodal_losses.rules import Rule
 
 # Section 3.2 of the paper, after Wei et al. 2020; constant term first.
 POSITIVE_COEFFICIENTS = (0.5, -0.7, 0.2)
@@ -20,6 +22,41 @@ def polynomial(coefficients: Sequence[float], s: Tensor) -> Tensor:
     for coefficient in reversed(coefficients):
         value = value * s + coefficient
     return value
+
+
+def derivative(coefficients: Sequence[float]) -> list[float]:
+    """Of the polynomial with these coefficients, likewise the constant term first."""
+    return [power * coefficient for power, coefficient in enumerate(coefficients)][1:]
+
+
+class TripletWeightedRule(Rule):
+    """[G_pos(p) + G_neg(max_j n_j)]_+"""
+
+    fold = Hardest()
+
+    def __init__(self, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]) -> None:
+        self.positive_coefficients = positive_coefficients
+        self.negative_coefficients = negative_coefficients
+
+    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+        g_pos = polynomial(self.positive_coefficients, positive)
+        g_neg = polynomial(self.negative_coefficients, folded)
+        return (g_pos + g_neg).relu()
+
+    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[Tensor, Tensor]:
+        counts = self.of_anchor(positive, folded).sign()
+        return (
+            counts * polynomial(derivative(self.positive_coefficients), positive),
+            counts * polynomial(derivative(self.negative_coefficients), folded),
+        )
+
+    def numbers(self) -> list[float]:
+        return [len(self.positive_coefficients), *self.positive_coefficients, *self.negative_coefficients]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletWeightedRule":
+        first_negative = 1 + int(numbers[0])
+        return cls(numbers[1:first_negative], numbers[first_negative:])
 
 
 def triplet_weighted(
@@ -64,13 +101,8 @@ def triplet_weighted(
     """
     check_coefficients("positive_coefficients", positive_coefficients)
     check_coefficients("negative_coefficients", negative_coefficients)
-
-    def direction(S: Tensor, negative: Tensor) -> Tensor:
-        g_pos = polynomial(positive_coefficients, S.diagonal())
-        g_neg = polynomial(negative_coefficients, hardest_negative(S, negative))
-        return (g_pos + g_neg).relu()
-
-    return bidirectional(direction, S, ids=ids, reduction=reduction)
+    rule = TripletWeightedRule(positive_coefficients, negative_coefficients)
+    return bidirectional(rule, S, ids=ids, reduction=reduction)
 
 
 class TripletWeighted(PairLoss):
@@ -86,24 +118,21 @@ class TripletWeighted(PairLoss):
         positive_coefficients: Sequence[float] = POSITIVE_COEFFICIENTS,
         negative_coefficients: Sequence[float] = NEGATIVE_COEFFICIENTS,
         reduction: Reduction = "mean",
+        tile_size: int | None = None,
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(reduction=reduction, tile_size=tile_size)
         check_coefficients("positive_coefficients", positive_coefficients)
         check_coefficients("negative_coefficients", negative_coefficients)
         self.positive_coefficients = tuple(positive_coefficients)
         self.negative_coefficients = tuple(negative_coefficients)
 
-    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        return triplet_weighted(
-            S,
-            positive_coefficients=self.positive_coefficients,
-            negative_coefficients=self.negative_coefficients,
-            ids=ids,
-            reduction=self.reduction,
-        )
+    @property
+    def rule(self) -> TripletWeightedRule:
+        return TripletWeightedRule(self.positive_coefficients, self.negative_coefficients)
 
     def extra_repr(self) -> str:
         return (
             f"positive_coefficients={self.positive_coefficients}, "
-            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}"
+            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}, "
+            f"tile_size={self.tile_size}"
         )

@@ -5,12 +5,62 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients, check_margin
-from crossmodal_losses.losses.bidirectional import PairLoss, bidirectional
-from crossmodal_losses.losses.triplet_weighted import NEGATIVE_COEFFICIENTS, POSITIVE_COEFFICIENTS, polynomial
-from crossmodal_losses.similarity import hardest_negative
+from crossmodal_losses.dense import bidirectional
+from crossmodal_losses.folds import Hardest
+from crossmodal_losses.losses.pair_loss import PairLoss
+from crossmodal_losses.losses.triplet_weighted import (
+    NEGATIVE_COEFFICIENTS,
+    POSITIVE_COEFFICIENTS,
+    derivative,
+    polynomial,
+)
+from crossmodal_losses.rules import Rule
 
 # The published code drops an anchor whose positive is this close to 1.
 PERFECT = 1 - 1e-5
+
+
+class TripletWeightedMinedRule(Rule):
+    """[G_pos(p)]_+ + [G_neg(n)]_+, n = max_j n_j, of the anchors with n + m > p"""
+
+    fold = Hardest()
+
+    def __init__(
+        self, margin: float, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]
+    ) -> None:
+        self.margin = margin
+        self.positive_coefficients = positive_coefficients
+        self.negative_coefficients = negative_coefficients
+
+    def _counts(self, positive: Tensor, folded: Tensor) -> Tensor:
+        return (folded + self.margin > positive) & (positive < PERFECT)
+
+    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+        g_pos = polynomial(self.positive_coefficients, positive)
+        g_neg = polynomial(self.negative_coefficients, folded)
+        return (g_pos.relu() + g_neg.relu()) * self._counts(positive, folded)
+
+    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[Tensor, Tensor]:
+        counts = self._counts(positive, folded)
+
+        def hinged(coefficients: Sequence[float], s: Tensor) -> Tensor:
+            above = polynomial(coefficients, s).relu_().sign_()
+            return counts * above * polynomial(derivative(coefficients), s)
+
+        return hinged(self.positive_coefficients, positive), hinged(self.negative_coefficients, folded)
+
+    def numbers(self) -> list[float]:
+        return [
+            self.margin,
+            len(self.positive_coefficients),
+            *self.positive_coefficients,
+            *self.negative_coefficients,
+        ]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletWeightedMinedRule":
+        first_negative = 2 + int(numbers[1])
+        return cls(numbers[0], numbers[2:first_negative], numbers[first_negative:])
 
 
 def triplet_weighted_mined(
@@ -56,15 +106,8 @@ def triplet_weighted_mined(
     check_margin(margin)
     check_coefficients("positive_coefficients", positive_coefficients)
     check_coefficients("negative_coefficients", negative_coefficients)
-
-    def direction(S: Tensor, negative: Tensor) -> Tensor:
-        positive, hardest = S.diagonal(), hardest_negative(S, negative)
-        counts = (hardest + margin > positive) & (positive < PERFECT)
-        g_pos = polynomial(positive_coefficients, positive)
-        g_neg = polynomial(negative_coefficients, hardest)
-        return (g_pos.relu() + g_neg.relu()) * counts
-
-    return bidirectional(direction, S, ids=ids, reduction=reduction)
+    rule = TripletWeightedMinedRule(margin, positive_coefficients, negative_coefficients)
+    return bidirectional(rule, S, ids=ids, reduction=reduction)
 
 
 class TripletWeightedMined(PairLoss):
@@ -82,8 +125,9 @@ class TripletWeightedMined(PairLoss):
         positive_coefficients: Sequence[float] = POSITIVE_COEFFICIENTS,
         negative_coefficients: Sequence[float] = NEGATIVE_COEFFICIENTS,
         reduction: Reduction = "mean",
+        tile_size: int | None = None,
     ) -> None:
-        super().__init__(reduction=reduction)
+        super().__init__(reduction=reduction, tile_size=tile_size)
         check_margin(margin)
         check_coefficients("positive_coefficients", positive_coefficients)
         check_coefficients("negative_coefficients", negative_coefficients)
@@ -91,18 +135,13 @@ class TripletWeightedMined(PairLoss):
         self.positive_coefficients = tuple(positive_coefficients)
         self.negative_coefficients = tuple(negative_coefficients)
 
-    def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        return triplet_weighted_mined(
-            S,
-            margin=self.margin,
-            positive_coefficients=self.positive_coefficients,
-            negative_coefficients=self.negative_coefficients,
-            ids=ids,
-            reduction=self.reduction,
-        )
+    @property
+    def rule(self) -> TripletWeightedMinedRule:
+        return TripletWeightedMinedRule(self.margin, self.positive_coefficients, self.negative_coefficients)
 
     def extra_repr(self) -> str:
         return (
             f"margin={self.margin}, positive_coefficients={self.positive_coefficients}, "
-            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}"
+            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}, "
+            f"tile_size={self.tile_size}"
         )

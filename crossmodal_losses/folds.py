@@ -1,0 +1,228 @@
+"""What a loss gathers over the negatives of an anchor: the hardest of them, a sum of hinges, a log-sum-exp.
+
+A fold is defined by :meth:`Fold.of_rows`, plain differentiable torch over the whole of S. The other methods are the
+same fold over one tile of S, along its rows or its columns, and the derivative of that, for the engines.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from crossmodal_losses.similarity import hardest_negative
+
+# What stands in a tile for a pair that is no negative: less than every similarity, and finite also when divided by a
+# temperature, so that a weight of 0 makes it vanish.
+EXCLUDED = -1e30
+
+# From here up exp((s - 1) / t) >= exp(-80), in the range of float32: no running maximum is needed.
+COLDEST_WITH_FIXED_SHIFT = 0.025
+
+# The entries of a tile up to which torch's max with indices is faster than arithmetic, on a CPU.
+LARGEST_FOR_MAX = 128 * 128
+
+State = tuple[Tensor, ...]
+
+
+def along(values: Tensor, dim: int) -> Tensor:
+    """One number an anchor, broadcast over its candidates, which lie along dim of the tile."""
+    return values.unsqueeze(dim)
+
+
+class Fold(ABC):
+    """An associative fold over the negatives of every anchor.
+
+    Of a tile, either the rows are the anchors and their candidates lie along dim 1, or the columns, and dim 0.
+    """
+
+    # The fold is one of the similarities: its state is (similarity, index), and all other pairs have weight 0.
+    selects: ClassVar[bool] = False
+    # The weight of a pair depends on the positives and the upstream gradient of the fold, on no other pair.
+    one_pass: ClassVar[bool] = False
+
+    @abstractmethod
+    def of_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        """The definition: over the negatives of every row of S, ``[B, B], [B, B] bool -> [B]``."""
+
+    def prepare(self, S: Tensor, out: Tensor) -> Tensor:
+        """A tile as the other methods want it: S itself, or something computed into ``out``."""
+        return S
+
+    @abstractmethod
+    def of_tile(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        """The states of a prepared tile's anchors.
+
+        Args:
+            start: the index in the batch of the first candidate.
+            positive: the similarity of each anchor's positive.
+            scratch: like the tile, to compute in.
+        """
+
+    @abstractmethod
+    def merge(self, first: State, then: State) -> State:
+        """The state over the candidates of both; those of the first have the lower indices."""
+
+    @abstractmethod
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        """From the state over all candidates to the fold; numbers of any shape."""
+
+    def coefficients(self, state: State, upstream: Tensor) -> Tensor:
+        """What :meth:`weigh` wants to know of every anchor, ``[2, B]``, given dL/dfold.
+
+        A fold of one pass does not look at the state.
+        """
+        return upstream
+
+    @abstractmethod
+    def weigh(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, coefficients: Tensor, out: Tensor
+    ) -> None:
+        """dL/ds of every pair of a prepared tile into ``out``, as far as its anchors along dim see it."""
+
+    def weigh_positives(self, state: State, upstream: Tensor) -> Tensor | None:
+        """dL/ds of the positives, as far as the fold itself depends on them."""
+        return None
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The setting that is a tensor and may want its gradient."""
+        return None
+
+    def slope(self, tile: Tensor, weights: Tensor, scratch: Tensor) -> Tensor:
+        """What the pairs of a weighed tile add to the derivative in the parameter."""
+        raise NotImplementedError
+
+    def slope_of_positives(self, positive: Tensor, upstream: Tensor) -> Tensor:
+        """What the positives add to it."""
+        raise NotImplementedError
+
+
+class Hardest(Fold):
+    """max_j s_ij; of equal ones the lowest j takes the gradient."""
+
+    selects = True
+
+    def of_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        return hardest_negative(S, negative)
+
+    def of_tile(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        if tile.device.type != "cpu" or tile.numel() <= LARGEST_FOR_MAX:
+            hardest, first = tile.max(dim)  # the first of equal ones
+            return hardest, first.add_(start) if start else first
+        # On a CPU that can cost as much as the matrix product. Instead, number the candidates downwards: of those that
+        # attain the maximum, the first has the highest number.
+        count = tile.shape[dim]
+        hardest = tile.amax(dim)
+        downwards = torch.arange(count, 0, -1, dtype=tile.dtype, device=tile.device)
+        attained = torch.eq(tile, along(hardest, dim), out=scratch).mul_(along(downwards, 1 - dim))
+        first = (count - attained.amax(dim)).clamp_(max=count - 1)  # nothing equals a NaN
+        return hardest, first.long().add_(start)
+
+    def merge(self, first: State, then: State) -> State:
+        harder = then[0] > first[0]
+        return torch.where(harder, then[0], first[0]), torch.where(harder, then[1], first[1])
+
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        return state[0]
+
+    def weigh(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, coefficients: Tensor, out: Tensor
+    ) -> None:
+        out.zero_().scatter_(dim, along(state[1] - start, dim), along(coefficients, dim))
+
+
+class HingeSum(Fold):
+    """sum_j [m + s_ij - s_ii]_+, with gradient 0 where a hinge is at 0."""
+
+    one_pass = True
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    def of_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        positive = S.diagonal()[:, None]
+        return ((self.margin + S - positive).relu() * negative).sum(1)
+
+    def _hinges(self, tile: Tensor, dim: int, positive: Tensor, out: Tensor) -> Tensor:
+        return torch.add(tile, along(self.margin - positive, dim), out=out).relu_()
+
+    def of_tile(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        hinges = self._hinges(tile, dim, positive, scratch)
+        total = hinges.sum(dim)
+        return total, hinges.sign_().sum(dim)  # and the number of violating negatives
+
+    def merge(self, first: State, then: State) -> State:
+        return first[0] + then[0], first[1] + then[1]
+
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        return state[0]
+
+    def weigh(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, coefficients: Tensor, out: Tensor
+    ) -> None:
+        self._hinges(tile, dim, positive, out).sign_().mul_(along(coefficients, dim))
+
+    def weigh_positives(self, state: State, upstream: Tensor) -> Tensor:
+        return -upstream * state[1]
+
+
+class LogSumExp(Fold):
+    """log sum_j exp((s_ij - s_ii) / t)."""
+
+    def __init__(self, temperature: float | Tensor) -> None:
+        self.temperature = temperature
+
+    @property
+    def fixed_shift(self) -> bool:
+        """Whether one exp((s - 1) / t) serves both directions. The value of a tensor takes waiting for: then not."""
+        return not isinstance(self.temperature, Tensor) and self.temperature >= COLDEST_WITH_FIXED_SHIFT
+
+    @property
+    def parameter(self) -> Tensor | None:
+        return self.temperature if isinstance(self.temperature, Tensor) else None
+
+    def of_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        # In this form a loss near 0 keeps all its digits, and so does its gradient.
+        difference = (S - S.diagonal()[:, None]) / self.temperature
+        return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
+
+    def prepare(self, S: Tensor, out: Tensor) -> Tensor:
+        torch.sub(S, 1, out=out).div_(self.temperature)
+        return out.exp_() if self.fixed_shift else out
+
+    def of_tile(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        if self.fixed_shift:
+            return (tile.sum(dim),)
+        largest = tile.amax(dim)
+        return (torch.sub(tile, along(largest, dim), out=scratch).exp_().sum(dim).log_().add_(largest),)
+
+    def merge(self, first: State, then: State) -> State:
+        return (first[0] + then[0] if self.fixed_shift else torch.logaddexp(first[0], then[0]),)
+
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        log = state[0].log() if self.fixed_shift else state[0]
+        return log - (positive - 1) / self.temperature
+
+    def coefficients(self, state: State, upstream: Tensor) -> Tensor:
+        slope = upstream / self.temperature
+        if self.fixed_shift:  # the sum is 0 where there is no negative, and so is the slope
+            slope.div_(state[0].clamp(min=torch.finfo(slope.dtype).tiny))
+        return slope
+
+    def weigh(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, coefficients: Tensor, out: Tensor
+    ) -> None:
+        if self.fixed_shift:
+            torch.mul(tile, along(coefficients, dim), out=out)
+        else:
+            torch.sub(tile, along(state[0], dim), out=out).exp_().mul_(along(coefficients, dim))
+
+    def weigh_positives(self, state: State, upstream: Tensor) -> Tensor:
+        return upstream / -self.temperature
+
+    def slope(self, tile: Tensor, weights: Tensor, scratch: Tensor) -> Tensor:
+        return -torch.mul(tile, weights, out=scratch).sum()
+
+    def slope_of_positives(self, positive: Tensor, upstream: Tensor) -> Tensor:
+        return (upstream * (positive - 1)).sum() / self.temperature**2
