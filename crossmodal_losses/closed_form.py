@@ -25,7 +25,7 @@ class ClosedForm(torch.autograd.Function):
     """x, y ``[B, D]`` -> the loss."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, y: Tensor, ids: Tensor | None, parameter: Tensor | None, rule: Rule, reduction: Reduction
     ) -> Tensor:
         fold = rule.fold
@@ -51,7 +51,7 @@ class ClosedForm(torch.autograd.Function):
         return reduced(rule, positive, folded, has_negative, reduction)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, ids, parameter = ctx.saved_tensors
         rule, reduction, sides, of_x, of_y, S, tile, state, positive, folded, has_negative = ctx.rest
         fold = rule.fold

@@ -33,7 +33,7 @@ class Rule(ABC):
 
     @abstractmethod
     def numbers(self) -> list[float]:
-        """The settings, in a form that an operator of torch takes; a setting that is a tensor goes beside them."""
+        """The settings, at least one, as an operator of torch takes them; one that is a tensor goes beside them."""
 
     @classmethod
     @abstractmethod

@@ -18,102 +18,44 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction
-from crossmodal_losses.folds import EXCLUDED, Fold, State, along
+from crossmodal_losses.epilogue import Epilogue, Plain
+from crossmodal_losses.folds import State, along
 from crossmodal_losses.rules import Rule, has_negatives, of_positives, reduced, upstream_of_anchors
 from crossmodal_losses.selected import of_selected
 from crossmodal_losses.sides import Sides, blocks, full_precision
 from crossmodal_losses.similarity import at_least_float32
 
 
-def _numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equal ids as equal small whole numbers, which a float holds: comparing floats into floats is ten times faster."""
-    in_order, order = ids.sort()
-    number = torch.zeros_like(order)
-    number[1:] = (in_order[1:] != in_order[:-1]).cumsum(0)
-    return torch.empty_like(in_order, dtype=dtype).scatter_(0, order, number.to(dtype))
-
-
-class Tile(NamedTuple):
-    """Rows I and columns J of S; EXCLUDED where a pair is no negative."""
-
-    I: slice  # noqa: E741
-    J: slice
-    S: Tensor
-    prepared: Tensor
-    weights: Tensor  # to compute in, as is scratch
-    scratch: Tensor
-
-
-class Tiles:
-    """The tiles of S, row by row, the lowest columns first."""
-
-    def __init__(self, sides: Sides, ids: Tensor | None, fold: Fold, step: int) -> None:
-        self.sides, self.fold = sides, fold
-        self.blocks = blocks(len(sides.x.rows), step)
-        self.ids = None if ids is None else _numbered(ids, sides.inverse.dtype)
-
-    def positives(self) -> Tensor:
-        """s_ii, ``[B]``."""
-        x, y = self.sides.x, self.sides.y
-        dots = [(x.block(block) * y.block(block)).sum(1) for block in self.blocks]
-        return torch.cat(dots).mul_(x.inverse).mul_(y.inverse)
-
-    def scale(self, values: Tensor, I: slice, J: slice) -> Tensor:  # noqa: E741
-        """In place: every row by 1 / the length of its x, every column by 1 / that of its y."""
-        return values.mul_(self.sides.x.inverse[I, None]).mul_(self.sides.y.inverse[J])
-
-    def __iter__(self) -> Iterator[Tile]:
-        """Every tile lies in memory where the one before lay."""
-        side = self.blocks[0].stop
-        memory = [self.sides.inverse.new_empty(side * side) for _ in range(4)]
-        for I in self.blocks:  # noqa: E741
-            for J in self.blocks:
-                shape = (I.stop - I.start, J.stop - J.start)
-                S, prepared, weights, scratch = (m[: shape[0] * shape[1]].view(shape) for m in memory)
-                torch.mm(self.sides.x.block(I), self.sides.y.block(J).T, out=S)
-                self.scale(S, I, J)
-                if self.ids is not None:
-                    S.add_(torch.eq(self.ids[I, None], self.ids[J], out=scratch), alpha=EXCLUDED)
-                elif I == J:
-                    S.fill_diagonal_(EXCLUDED)
-                yield Tile(I, J, S, self.fold.prepare(S, out=prepared), weights, scratch)
-
-
 class Gradients:
     """Of x and y where wanted: sums over weighed tiles."""
 
-    def __init__(self, tiles: Tiles, wanted: Sequence[bool], coefficients: Tensor) -> None:
-        self.tiles, self.coefficients = tiles, coefficients
+    def __init__(self, sides: Sides, step: int, wanted: Sequence[bool], coefficients: Tensor) -> None:
+        self.sides, self.blocks, self.coefficients = sides, blocks(len(sides.x.rows), step), coefficients
         self.x, self.y = (
             torch.zeros_like(side.rows, dtype=coefficients.dtype) if want else None
-            for side, want in zip((tiles.sides.x, tiles.sides.y), wanted, strict=True)
+            for side, want in zip((sides.x, sides.y), wanted, strict=True)
         )
         # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
         self.own = torch.zeros_like(coefficients)
 
-    def weigh(self, tile: Tile, state: State, positive: Tensor) -> None:
-        """dL/ds of a tile's pairs into tile.weights."""
-        fold, rows, columns = self.tiles.fold, self.coefficients[0], self.coefficients[1]
-        I, J, weights, scratch = tile.I, tile.J, tile.weights, tile.scratch  # noqa: E741
-        fold.weigh(tile.prepared, 1, J.start, tuple(s[0, I] for s in state), positive[I], rows[I], weights)
-        fold.weigh(tile.prepared, 0, I.start, tuple(s[1, J] for s in state), positive[J], columns[J], scratch)
-        weights.add_(scratch)
-
-    def multiply(self, tile: Tile) -> None:
-        """Add what a weighed tile has to the gradients; the weights are lost."""
-        I, J = tile.I, tile.J  # noqa: E741
-        torch.mul(tile.weights, tile.S, out=tile.scratch)
-        self.own[0, I] += tile.scratch.sum(1)
-        self.own[1, J] += tile.scratch.sum(0)
-        weights = self.tiles.scale(tile.weights, I, J)
+    def add(self, epilogue: Epilogue, state: State) -> None:
+        """A tile's part."""
+        I, J = epilogue.I, epilogue.J  # noqa: E741
+        weights = epilogue.weigh(state, self.coefficients)
+        # Where looking costs nothing. A trained model has few violations: most products are saved.
+        if not epilogue.any_weight():
+            return
+        rows, columns = epilogue.own()
+        self.own[0, I] += rows
+        self.own[1, J] += columns
         if self.x is not None:
-            self.x[I].addmm_(weights, self.tiles.sides.y.block(J))
+            self.x[I].addmm_(weights, self.sides.y.block(J))
         if self.y is not None:
-            self.y[J].addmm_(weights.T, self.tiles.sides.x.block(I))
+            self.y[J].addmm_(weights.T, self.sides.x.block(I))
 
     def finish(self, positive: Tensor, of_positive: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients, after the last tile, given dL/dpositive."""
-        x, y, inverse = self.tiles.sides.x, self.tiles.sides.y, self.tiles.sides.inverse
+        x, y, inverse = self.sides.x, self.sides.y, self.sides.inverse
         own_x, own_y = self.own.addcmul_(of_positive, positive).mul_(inverse).mul_(inverse)
         between = of_positive * x.inverse * y.inverse
         finished: list[Tensor | None] = []
@@ -121,7 +63,7 @@ class Gradients:
             if total is None:
                 finished.append(None)
                 continue
-            for block in self.tiles.blocks:
+            for block in self.blocks:
                 gradient = total[block].addcmul_(other.block(block), along(between[block], 1))
                 gradient.addcmul_(side.block(block), along(own[block], 1), value=-1)
                 if side.largest is not None:
@@ -130,33 +72,44 @@ class Gradients:
         return finished[0], finished[1]
 
 
-def statistics(tiles: Tiles, positive: Tensor, gradients: Gradients | None) -> State:
+def positives(sides: Sides, step: int) -> Tensor:
+    """s_ii, ``[B]``."""
+    x, y = sides.x, sides.y
+    dots = [(x.block(block) * y.block(block)).sum(1) for block in blocks(len(x.rows), step)]
+    return torch.cat(dots).mul_(x.inverse).mul_(y.inverse)
+
+
+def tiles(sides: Sides, step: int, epilogue: Epilogue) -> Iterator[tuple[slice, slice]]:
+    """Give the epilogue every tile of S, row by row, the lowest columns first; each lies where the one before lay."""
+    parts = blocks(len(sides.x.rows), step)
+    memory = sides.inverse.new_empty(parts[0].stop ** 2)
+    for I in parts:  # noqa: E741
+        for J in parts:
+            rows, columns = I.stop - I.start, J.stop - J.start
+            products = memory[: rows * columns].view(rows, columns)
+            torch.mm(sides.x.block(I), sides.y.block(J).T, out=products)
+            epilogue.take(products, I, J)
+            yield I, J
+
+
+def statistics(sides: Sides, step: int, epilogue: Epilogue, gradients: Gradients | None) -> State:
     """The fold's state of every anchor, each part ``[2, B]``: of the rows, then of the columns.
 
     With gradients, those are found in the same pass.
     """
-    fold = tiles.fold
+    merge = epilogue.fold.merge
     rows: list[State] = []
-    columns: list[State] = []
-    for tile in tiles:
-        I, J = tile.I, tile.J  # noqa: E741
-        of_rows = fold.of_tile(tile.prepared, 1, J.start, positive[I], tile.scratch)
-        of_columns = fold.of_tile(tile.prepared, 0, I.start, positive[J], tile.scratch)
+    columns: dict[int, State] = {}
+    for I, J in tiles(sides, step, epilogue):  # noqa: E741
+        of_rows, of_columns = epilogue.states()
         if J.start == 0:
             rows.append(of_rows)
         else:
-            rows[-1] = fold.merge(rows[-1], of_rows)
-        if I.start == 0:
-            columns.append(of_columns)
-        else:
-            j = tiles.blocks.index(J)
-            columns[j] = fold.merge(columns[j], of_columns)
+            rows[-1] = merge(rows[-1], of_rows)
+        columns[J.start] = of_columns if I.start == 0 else merge(columns[J.start], of_columns)
         if gradients is not None:
-            gradients.weigh(tile, (), positive)
-            # Looking costs nothing here. A trained model has few violations: most products are saved.
-            if tile.S.device.type != "cpu" or float(tile.weights.amax()) != 0:
-                gradients.multiply(tile)
-    parts = zip(zip(*rows, strict=True), zip(*columns, strict=True), strict=True)
+            gradients.add(epilogue, ())
+    parts = zip(zip(*rows, strict=True), zip(*columns.values(), strict=True), strict=True)
     return tuple(torch.stack([torch.cat(of_rows), torch.cat(of_columns)]) for of_rows, of_columns in parts)
 
 
@@ -183,13 +136,13 @@ def forward(
     found: tuple[Tensor | None, ...] = ()
     with full_precision(x.device):
         sides = Sides(x, y, tile_size)
-        tiles = Tiles(sides, ids, fold, tile_size)
-        positive = tiles.positives()
+        positive = positives(sides, tile_size)
+        epilogue = Plain(sides, ids, fold, positive)
         gradients = None
         if fold.one_pass and reduction != "none" and any(wanted):
             share = 1 / len(x) if reduction == "mean" else 1.0
-            gradients = Gradients(tiles, wanted, torch.full_like(sides.inverse, share))
-        state = statistics(tiles, positive, gradients)
+            gradients = Gradients(sides, tile_size, wanted, torch.full_like(sides.inverse, share))
+        state = statistics(sides, tile_size, epilogue, gradients)
         if gradients is not None:
             found = gradients.finish(positive, of_positives(fold, state, gradients.coefficients))
     folded = fold.finish(state, positive)
@@ -222,14 +175,13 @@ def backward(
         of_positive, of_fold = upstream_of_anchors(rule, state, positive, folded, has_negative, reduction, upstream)
         if fold.selects:
             return *of_selected(sides, state, positive, of_positive, of_fold, wanted[:2]), None
-        tiles = Tiles(sides, ids, fold, tile_size)
-        gradients = Gradients(tiles, wanted[:2], fold.coefficients(state, of_fold))
+        epilogue = Plain(sides, ids, fold, positive)
+        gradients = Gradients(sides, tile_size, wanted[:2], fold.coefficients(state, of_fold))
         slope = fold.slope_of_positives(positive, of_fold) if wanted[2] else None
-        for tile in tiles:
-            gradients.weigh(tile, state, positive)
+        for _ in tiles(sides, tile_size, epilogue):
+            gradients.add(epilogue, state)
             if slope is not None:
-                slope = slope + fold.slope(tile.prepared, tile.weights, tile.scratch)
-            gradients.multiply(tile)
+                slope = slope + epilogue.slope()
         return *gradients.finish(positive, of_positive), slope
 
 
@@ -243,11 +195,11 @@ class _OnlyOnce(torch.autograd.Function):
     """A gradient as it is, which depends on what it was computed from, but not differentiably."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> None:  # type: ignore[override]
+    def backward(ctx: Any, *upstream: Tensor) -> None:
         raise RuntimeError(SECOND_DERIVATIVE)
 
 
@@ -255,7 +207,7 @@ class _Tiled(torch.autograd.Function):
     """x, y ``[B, D]`` -> the loss."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         y: Tensor,
@@ -272,7 +224,7 @@ class _Tiled(torch.autograd.Function):
         return done.loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, y, ids, _ = ctx.saved_tensors
         rule, reduction, tile_size = ctx.rest
         wanted = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3])
@@ -287,7 +239,7 @@ class _Tiled(torch.autograd.Function):
             else:
                 gradients = backward(x, y, ids, rule, reduction, tile_size, wanted, ctx.done, upstream)
         if torch.is_grad_enabled():
-            gradients = [None if g is None else _OnlyOnce.apply(g, x, y, upstream) for g in gradients]
+            gradients = [None if g is None else _OnlyOnce.apply(g, x, y, upstream) for g in gradients]  # type: ignore[no-untyped-call]
         gx, gy, of_parameter = gradients
         return gx, gy, None, of_parameter, None, None, None
 
@@ -367,13 +319,8 @@ def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
         gx, gy, of_parameter = torch.ops.crossmodal_losses.tiled_backward(
             x, y, ids, parameter, *settings, wants_x, wants_y, wants_parameter, positive, state, upstream[0]
         )
-    return (
-        gx if wants_x else None,
-        gy if wants_y else None,
-        None,
-        of_parameter if wants_parameter else None,
-        *[None] * (len(ctx.settings)),
-    )
+    gradients = (gx if wants_x else None, gy if wants_y else None, None, of_parameter if wants_parameter else None)
+    return *gradients, *[None] * len(ctx.settings)
 
 
 def _refuse(ctx: Any, *upstream: Any) -> None:
@@ -394,4 +341,4 @@ def tiled(x: Tensor, y: Tensor, ids: Tensor | None, rule: Rule, reduction: Reduc
             wants and x.requires_grad, wants and y.requires_grad,
         )[0]  # fmt: skip
         return loss
-    return _Tiled.apply(x, y, ids, parameter, rule, reduction, tile_size)  # type: ignore[no-any-return]
+    return _Tiled.apply(x, y, ids, parameter, rule, reduction, tile_size)  # type: ignore[no-any-return, no-untyped-call]

@@ -34,7 +34,7 @@ class NTXentRule(Rule):
         return None, folded.sigmoid()
 
     def numbers(self) -> list[float]:
-        return [] if isinstance(self.temperature, Tensor) else [self.temperature]
+        return [0.0 if isinstance(self.temperature, Tensor) else self.temperature]
 
     @classmethod
     def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "NTXentRule":

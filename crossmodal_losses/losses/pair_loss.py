@@ -77,7 +77,7 @@ class PairLoss(nn.Module, ABC):
             # Where torch transforms the program it gets the plain form, which can be transformed in any way.
             if torch.compiler.is_compiling() or _is_transformed(x) or _is_transformed(y):
                 return self.of_similarities(cosine_similarity(x, y), ids=ids)
-            return ClosedForm.apply(x, y, ids, fold.parameter, rule, self.reduction)  # type: ignore[no-any-return]
+            return ClosedForm.apply(x, y, ids, fold.parameter, rule, self.reduction)  # type: ignore[no-any-return, no-untyped-call]
         tile_size = self.tile_size or TILE.get(x.device.type, TILE["cpu"])
         return tiled(x, y, ids, rule, self.reduction, tile_size)
 

@@ -12,7 +12,9 @@ from crossmodal_losses.rules import Rule
 class TripletMaxRule(Rule):
     """[m + max_j n_j - p]_+"""
 
-    fold = Hardest()
+    @property
+    def fold(self) -> Hardest:
+        return Hardest()
 
     def __init__(self, margin: float) -> None:
         self.margin = margin

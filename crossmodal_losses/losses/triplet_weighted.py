@@ -32,7 +32,9 @@ def derivative(coefficients: Sequence[float]) -> list[float]:
 class TripletWeightedRule(Rule):
     """[G_pos(p) + G_neg(max_j n_j)]_+"""
 
-    fold = Hardest()
+    @property
+    def fold(self) -> Hardest:
+        return Hardest()
 
     def __init__(self, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]) -> None:
         self.positive_coefficients = positive_coefficients

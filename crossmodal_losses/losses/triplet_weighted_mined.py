@@ -23,7 +23,9 @@ PERFECT = 1 - 1e-5
 class TripletWeightedMinedRule(Rule):
     """[G_pos(p)]_+ + [G_neg(n)]_+, n = max_j n_j, of the anchors with n + m > p"""
 
-    fold = Hardest()
+    @property
+    def fold(self) -> Hardest:
+        return Hardest()
 
     def __init__(
         self, margin: float, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]
