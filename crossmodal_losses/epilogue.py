@@ -34,7 +34,8 @@ class Epilogue(ABC):
 
     @abstractmethod
     def weigh(self, state: State, coefficients: Tensor) -> Tensor:
-        """dL/ds of the tile's pairs, divided by the lengths of their x and y; and with it what the next three return.
+        """dL/ds of the tile's pairs, divided by the lengths of their x and y, in the dtype of the products' operands;
+        and with it what the next three methods return.
 
         Args:
             state: of all anchors, ``[2, B]`` each part; empty for a fold of one pass.
@@ -98,7 +99,7 @@ class Plain(Epilogue):
         torch.mul(weights, self.tile, out=scratch)
         self._own = scratch.sum(1), scratch.sum(0)
         self._scale(weights)
-        return weights
+        return weights.to(self.sides.x.operand)
 
     def any_weight(self) -> bool:
         return self.weights.device.type != "cpu" or float(self.weights.abs().amax()) != 0

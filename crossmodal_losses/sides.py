@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossmodal_losses.products import can_widen
 from crossmodal_losses.similarity import HALF, at_least_float32
 
 # Rows of a length in this range are multiplied as they are; others are divided by their largest entry first.
@@ -30,10 +31,11 @@ class Side:
     Args:
         largest: what every row has to be divided by, ``[B]``, for its length not to over- or underflow, in the dtype of
             the computation. None: the rows can be used as they are.
+        operand: the dtype in which blocks enter a matrix product.
     """
 
-    def __init__(self, rows: Tensor, inverse: Tensor, largest: Tensor | None) -> None:
-        self.rows, self.inverse, self.largest = rows, inverse, largest
+    def __init__(self, rows: Tensor, inverse: Tensor, largest: Tensor | None, operand: torch.dtype) -> None:
+        self.rows, self.inverse, self.largest, self.operand = rows, inverse, largest, operand
         self.buffer: Tensor | None = None
         self.held: slice | None = None
 
@@ -47,7 +49,8 @@ class Side:
             return self.rows[block]
         count = block.stop - block.start
         if self.buffer is None:
-            self.buffer = self.largest.new_empty(count, self.rows.shape[1])  # the first block is the longest
+            shape = (count, self.rows.shape[1])  # the first block is the longest
+            self.buffer = self.largest.new_empty(shape, dtype=self.operand)
         if self.held is None or self.held != block:
             torch.div(self.rows[block], self.largest[block, None], out=self.buffer[:count])
             self.held = block
@@ -77,19 +80,25 @@ class Sides:
             if float(shortest) > SHORTEST and float(longest) < LONGEST:
                 self.inverse = lengths.reciprocal_()
                 of_x, of_y = self.inverse.unbind()
-                self.x, self.y = Side(x, of_x, None), Side(y, of_y, None)
+                self.x, self.y = Side(x, of_x, None, x.dtype), Side(y, of_y, None, y.dtype)
                 return
         dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
         self.inverse = x.new_empty(2, len(x), dtype=dtype)
-        self.x, self.y = (self._scaled(rows, inverse, step) for rows, inverse in zip((x, y), self.inverse, strict=True))
+        operand = x.dtype if can_widen(x, y) else dtype
+        self.x, self.y = (
+            self._scaled(rows, inverse, operand, step) for rows, inverse in zip((x, y), self.inverse, strict=True)
+        )
         self.poison = 1 + 0 * self.inverse.sum()
 
     @staticmethod
-    def _scaled(rows: Tensor, inverse: Tensor, step: int) -> Side:
+    def _scaled(rows: Tensor, inverse: Tensor, operand: torch.dtype, step: int) -> Side:
         largest = torch.maximum(rows.amax(1), rows.amin(1).neg_()).to(inverse.dtype)
         largest.masked_fill_(largest == 0, 1)
-        side = Side(rows, inverse, largest)
+        if operand in HALF:
+            # The power of two below it, by which half precision is divided without rounding; NaN and inf become NaN.
+            largest = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1) + 0 * largest
+        side = Side(rows, inverse, largest, operand)
         for block in blocks(len(rows), step):
-            length = torch.linalg.vector_norm(side.block(block), dim=1)
+            length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=inverse.dtype)
             inverse[block] = length.reciprocal().masked_fill_(length == 0, 0)
         return side

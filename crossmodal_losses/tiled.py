@@ -20,6 +20,7 @@ from torch import Tensor
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.epilogue import Epilogue, Plain
 from crossmodal_losses.folds import State, along
+from crossmodal_losses.products import accumulate, multiply
 from crossmodal_losses.rules import Rule, has_negatives, of_positives, reduced, upstream_of_anchors
 from crossmodal_losses.selected import of_selected
 from crossmodal_losses.sides import Sides, blocks, full_precision
@@ -49,9 +50,9 @@ class Gradients:
         self.own[0, I] += rows
         self.own[1, J] += columns
         if self.x is not None:
-            self.x[I].addmm_(weights, self.sides.y.block(J))
+            accumulate(self.x[I], weights, self.sides.y.block(J))
         if self.y is not None:
-            self.y[J].addmm_(weights.T, self.sides.x.block(I))
+            accumulate(self.y[J], weights.T, self.sides.x.block(I))
 
     def finish(self, positive: Tensor, of_positive: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients, after the last tile, given dL/dpositive."""
@@ -75,7 +76,7 @@ class Gradients:
 def positives(sides: Sides, step: int) -> Tensor:
     """s_ii, ``[B]``."""
     x, y = sides.x, sides.y
-    dots = [(x.block(block) * y.block(block)).sum(1) for block in blocks(len(x.rows), step)]
+    dots = [(x.block(block).to(x.inverse.dtype) * y.block(block)).sum(1) for block in blocks(len(x.rows), step)]
     return torch.cat(dots).mul_(x.inverse).mul_(y.inverse)
 
 
@@ -87,7 +88,7 @@ def tiles(sides: Sides, step: int, epilogue: Epilogue) -> Iterator[tuple[slice, 
         for J in parts:
             rows, columns = I.stop - I.start, J.stop - J.start
             products = memory[: rows * columns].view(rows, columns)
-            torch.mm(sides.x.block(I), sides.y.block(J).T, out=products)
+            multiply(sides.x.block(I), sides.y.block(J).T, out=products)
             epilogue.take(products, I, J)
             yield I, J
 
