@@ -60,7 +60,7 @@ class Side:
         """Some columns of every row."""
         if self.largest is None:
             return self.rows[:, columns]
-        return self.rows[:, columns].to(self.largest.dtype).div_(self.largest[:, None])
+        return self.rows[:, columns].to(self.largest.dtype) / self.largest[:, None]
 
 
 class Sides:

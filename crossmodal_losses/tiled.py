@@ -12,6 +12,7 @@ scaled or widened. Half precision adds a float32 copy of the gradients, B x D ea
 """
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -19,12 +20,21 @@ from torch import Tensor
 
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.epilogue import Epilogue, Plain
-from crossmodal_losses.folds import State, along
+from crossmodal_losses.folds import Fold, State, along
 from crossmodal_losses.products import accumulate, multiply
 from crossmodal_losses.rules import Rule, has_negatives, of_positives, reduced, upstream_of_anchors
 from crossmodal_losses.selected import of_selected
 from crossmodal_losses.sides import Sides, blocks, full_precision
 from crossmodal_losses.similarity import at_least_float32
+
+
+def epilogue_of(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> Epilogue:
+    """The fused kernels on CUDA, plain torch everywhere else."""
+    if positive.is_cuda and positive.dtype == torch.float32 and find_spec("triton") is not None:
+        from crossmodal_losses.epilogue_triton import Fused
+
+        return Fused(sides, ids, fold, positive)
+    return Plain(sides, ids, fold, positive)
 
 
 class Gradients:
@@ -138,7 +148,7 @@ def forward(
     with full_precision(x.device):
         sides = Sides(x, y, tile_size)
         positive = positives(sides, tile_size)
-        epilogue = Plain(sides, ids, fold, positive)
+        epilogue = epilogue_of(sides, ids, fold, positive)
         gradients = None
         if fold.one_pass and reduction != "none" and any(wanted):
             share = 1 / len(x) if reduction == "mean" else 1.0
@@ -176,7 +186,7 @@ def backward(
         of_positive, of_fold = upstream_of_anchors(rule, state, positive, folded, has_negative, reduction, upstream)
         if fold.selects:
             return *of_selected(sides, state, positive, of_positive, of_fold, wanted[:2]), None
-        epilogue = Plain(sides, ids, fold, positive)
+        epilogue = epilogue_of(sides, ids, fold, positive)
         gradients = Gradients(sides, tile_size, wanted[:2], fold.coefficients(state, of_fold))
         slope = fold.slope_of_positives(positive, of_fold) if wanted[2] else None
         for _ in tiles(sides, tile_size, epilogue):
@@ -217,8 +227,10 @@ class _Tiled(torch.autograd.Function):
         rule: Rule,
         reduction: Reduction,
         tile_size: int,
+        wants: bool,
     ) -> Tensor:
-        done = forward(x, y, ids, rule, reduction, tile_size, ctx.needs_input_grad[:2])
+        wanted = [wants and need for need in ctx.needs_input_grad[:2]]
+        done = forward(x, y, ids, rule, reduction, tile_size, wanted)
         ctx.save_for_backward(x, y, ids, parameter)
         ctx.rest = rule, reduction, tile_size
         ctx.done = done._replace(loss=done.loss.detach())
@@ -242,7 +254,7 @@ class _Tiled(torch.autograd.Function):
         if torch.is_grad_enabled():
             gradients = [None if g is None else _OnlyOnce.apply(g, x, y, upstream) for g in gradients]  # type: ignore[no-untyped-call]
         gx, gy, of_parameter = gradients
-        return gx, gy, None, of_parameter, None, None, None
+        return gx, gy, None, of_parameter, None, None, None, None
 
 
 # What torch.compile sees: two operators that it does not look into.
@@ -334,12 +346,13 @@ _backward_operator.register_autograd(_refuse)
 
 def tiled(x: Tensor, y: Tensor, ids: Tensor | None, rule: Rule, reduction: Reduction, tile_size: int) -> Tensor:
     """The loss of x and y, ``[B, D]``, from tiles of at most tile_size rows and columns of S."""
-    parameter = rule.fold.parameter
+    parameter, wants = rule.fold.parameter, torch.is_grad_enabled()
+    loss: Tensor
     if torch.compiler.is_compiling():
-        wants = torch.is_grad_enabled()
-        loss: Tensor = torch.ops.crossmodal_losses.tiled(
+        loss = torch.ops.crossmodal_losses.tiled(
             x, y, ids, parameter, type(rule).__name__, rule.numbers(), reduction, tile_size,
             wants and x.requires_grad, wants and y.requires_grad,
         )[0]  # fmt: skip
         return loss
-    return _Tiled.apply(x, y, ids, parameter, rule, reduction, tile_size)  # type: ignore[no-any-return, no-untyped-call]
+    loss = _Tiled.apply(x, y, ids, parameter, rule, reduction, tile_size, wants)  # type: ignore[no-untyped-call]
+    return loss

@@ -66,6 +66,31 @@ def embeddings(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> tuple[T
     return pair[0], pair[1]
 
 
+@st.composite
+def exact_embeddings(draw: st.DrawFn, B: int) -> tuple[Tensor, Tensor]:
+    """x and y, float64 [B, 5], whose similarities are multiples of 1/4 in whatever order they are computed: an entry of
+    +-1, or four of them, or a row of zeros, times a power of two. Ties and hinges at 0 abound."""
+    rows = st.one_of(
+        st.tuples(st.integers(0, 4), st.sampled_from([-1.0, 1.0])).map(
+            lambda entry: [entry[1] * (k == entry[0]) for k in range(5)]
+        ),
+        st.tuples(st.integers(0, 4), st.lists(st.sampled_from([-1.0, 1.0]), min_size=4, max_size=4)).map(
+            lambda entry: [*entry[1][: entry[0]], 0.0, *entry[1][entry[0] :]]
+        ),
+        st.just([0.0] * 5),
+    )
+    scales = st.sampled_from([1.0, 1.0, 2.0**-3, 2.0**60])
+    pair = [
+        [
+            [factor * entry for factor in [draw(scale)] for entry in row]
+            for row in draw(st.lists(rows, min_size=B, max_size=B))
+        ]
+        for scale in (scales, scales)
+    ]
+    x, y = (torch.tensor(side, dtype=torch.float64) for side in pair)
+    return x, y
+
+
 # Keyed by the name of the setting, so that a new loss with settings of these names needs nothing here.
 _margins = st.one_of(st.just(0.2), st.integers(0, 16).map(lambda k: k / 8))
 _temperatures = st.sampled_from([0.005, 0.01, 0.07, 0.5, 1.0, 10.0])

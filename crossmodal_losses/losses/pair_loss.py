@@ -73,7 +73,7 @@ class PairLoss(nn.Module, ABC):
         check_ids(ids, x)
         rule = self.rule
         fold = rule.fold
-        if self.tile_size is None and len(x) <= largest_dense(fold):
+        if len(x) <= (self.tile_size or largest_dense(fold)):
             # Where torch transforms the program it gets the plain form, which can be transformed in any way.
             if torch.compiler.is_compiling() or _is_transformed(x) or _is_transformed(y):
                 return self.of_similarities(cosine_similarity(x, y), ids=ids)
