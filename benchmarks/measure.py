@@ -1,23 +1,42 @@
-"""How a benchmark measures: warm-up, interleaved repetitions, medians with quartiles, and on which machine."""
+"""How a benchmark measures: time, peak memory, deviation; and on which machine.
 
+Times are medians, with quartiles, of interleaved repetitions after a warm-up. One repetition of a short call is many
+calls in a row: thread pools fall asleep while other candidates have their turn, and waking them is not the call's cost.
+"""
+
+import ctypes
+import math
+import multiprocessing
 import platform
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+
+# Seconds that one repetition lasts at least; and a first call that lasted so long is warm-up enough.
+REPETITION, LONG = 0.01, 1.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one candidate: the median of its repetitions, and their quartiles."""
+    """Milliseconds of one call: the median over repetitions, and the quartiles."""
 
     median: float
     lower: float
     upper: float
+
+    def columns(self) -> dict[str, float]:
+        """As columns of a table."""
+        return {"ms": round(self.median, 3), "lower quartile": round(self.lower, 3), "upper quartile": round(self.upper, 3)}
 
 
 def synchronise() -> None:
@@ -25,25 +44,94 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], *, seconds: float = 2.0) -> dict[str, Timing]:
+def repeated(run: Call, count: int) -> float:
+    """Seconds that ``count`` calls in a row take."""
+    synchronise()
+    before = time.perf_counter()
+    for _ in range(count):
+        run()
+    synchronise()
+    return time.perf_counter() - before
+
+
+def calls_per_repetition(run: Call) -> int:
+    """Warm up, and find how many calls in a row last long enough."""
+    if repeated(run, 1) >= LONG:
+        return 1
+    run()
+    count = 1
+    while (elapsed := repeated(run, count)) < REPETITION:
+        count = max(count + 1, math.ceil(count * REPETITION / elapsed))
+    return count
+
+
+def interleaved(candidates: Mapping[str, Call], *, seconds: float = 1.0, rounds: int = 5) -> dict[str, Timing]:
     """Time candidates in turn, A B C A B C ..., so that what slows the machine down slows all of them down.
 
-    Each is run twice first; then there are as many rounds as fit into ``seconds`` per candidate, at least 7.
+    There are as many rounds as fit into ``seconds`` per candidate, but at least ``rounds``, and at least 2.
     """
-    for run in candidates.values():
-        for _ in range(2):
-            run()
-    synchronise()
+    counts = {name: calls_per_repetition(run) for name, run in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    started = time.perf_counter()
-    while len(next(iter(times.values()))) < 7 or time.perf_counter() - started < seconds * len(candidates):
+    done, started = 0, time.perf_counter()
+    while done < max(rounds, 2) or time.perf_counter() - started < seconds * len(candidates):
         for name, run in candidates.items():
-            synchronise()
-            before = time.perf_counter()
-            run()
-            synchronise()
-            times[name].append(1e3 * (time.perf_counter() - before))
-    return {name: Timing(*(statistics.quantiles(t, n=4)[k] for k in (1, 0, 2))) for name, t in times.items()}
+            times[name].append(1e3 * repeated(run, counts[name]) / counts[name])
+        done += 1
+    quartiles = {name: statistics.quantiles(t, n=4, method="inclusive") for name, t in times.items()}
+    return {name: Timing(median, lower, upper) for name, (lower, median, upper) in quartiles.items()}
+
+
+def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest error of gradients, relative to the largest entry of the expected ones."""
+    scale = max(float(e.abs().max()) for e in expected)
+    error = max(float((f.double() - e).abs().max()) for f, e in zip(found, expected, strict=True))
+    return error / (scale or 1)
+
+
+def peak_memory(make: Callable[..., Call], *arguments: object, device: str) -> int:
+    """The bytes by which one call raises memory above what was in use just before it, at the highest.
+
+    ``make(*arguments)`` prepares the call: inputs, warm-up. What the call returns counts. On a CPU both happen in a
+    fresh process, so ``make`` is a function of a module.
+    """
+    if device == "cuda":
+        return _peak_allocated(make(*arguments))
+    if sys.platform != "linux":
+        raise RuntimeError(f"expected Linux, whose /proc tells the peak memory of a process, got {sys.platform}")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak_resident, make, arguments).result()
+
+
+def _peak_allocated(call: Call) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _resident(field: str) -> int:
+    """Bytes; VmRSS: now, VmHWM: at the highest."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+def _peak_resident(make: Callable[..., Call], arguments: Sequence[object]) -> int:
+    # Blocks of 64 KiB and more come from the system and return to it (M_MMAP_THRESHOLD, which is -3): what was freed
+    # before the call is not resident any more, and cannot serve the call unseen.
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)
+    call = make(*arguments)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    except OSError:
+        print("/proc/self/clear_refs is not to be written to: peaks may be those of the warm-up", file=sys.stderr)
+    before = _resident("VmRSS")
+    result = call()
+    peak = _resident("VmHWM")
+    del result
+    return peak - before
 
 
 def machine() -> str:

@@ -1,47 +1,63 @@
-"""Public implementations of the same losses over embeddings, and a loop in the manner of one.
+"""What our losses are compared with: public implementations, forms written by hand, and those compiled.
 
 Each is multiplied by the constant that makes it equal to ours. The constants follow from the definitions: others
 take the mean of the two directions where equation 7 takes the sum, and sum over all pairs where equations 2 and 3 have
-1/B. They know no ids; batches hold distinct pairs.
+1/B. They know no ids; batches hold distinct pairs. A package is imported when its loss is first called.
 """
 
-from collections.abc import Callable
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
-import open_clip
 import torch
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
-from pytorch_metric_learning.reducers import SumReducer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import normalize
 
-MARGIN = 0.2
-Loss = Callable[[Tensor, Tensor], Tensor]
+from benchmarks import autograd
+from benchmarks.autograd import MARGIN, TEMPERATURE
+from benchmarks.batch import Loss
 
 
 def open_clip_loss(temperature: float) -> Loss:
     """ClipLoss, the mean of both directions: half of equation 7."""
-    loss = open_clip.ClipLoss()
-    return lambda x, y: 2 * loss(normalize(x), normalize(y), 1 / temperature)
+
+    @functools.cache
+    def loss() -> Callable[..., Tensor]:
+        import open_clip
+
+        made: Callable[..., Tensor] = open_clip.ClipLoss()
+        return made
+
+    return lambda x, y: 2 * loss()(normalize(x), normalize(y), 1 / temperature)
 
 
 def sentence_transformers_loss(temperature: float) -> Loss:
     """The symmetric ranking loss, likewise half of equation 7."""
-    loss = MultipleNegativesRankingLoss(
-        torch.nn.Identity(),  # the model, which computing from embeddings does not use
-        scale=1 / temperature,
-        directions=("query_to_doc", "doc_to_query"),
-        partition_mode="per_direction",
-    )
-    return lambda x, y: 2 * loss.compute_loss_from_embeddings([x, y], None)
+
+    @functools.cache
+    def loss() -> Callable[..., Tensor]:
+        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+        made: Callable[..., Tensor] = MultipleNegativesRankingLoss(
+            torch.nn.Identity(),  # the model, which computing from embeddings does not use
+            scale=1 / temperature,
+            directions=("query_to_doc", "doc_to_query"),
+            partition_mode="per_direction",
+        ).compute_loss_from_embeddings
+        return made
+
+    return lambda x, y: 2 * loss()([x, y], None)
 
 
-def both_ways(loss: Callable[..., Tensor], miner: Callable[..., object] | None = None) -> Loss:
-    """x to y plus y to x of a loss of pytorch-metric-learning."""
+def both_ways(make: Callable[[], tuple[Callable[..., Tensor], Callable[..., object] | None]]) -> Loss:
+    """x to y plus y to x of a loss of pytorch-metric-learning, which ``make`` gives together with its miner."""
+    made = functools.cache(make)
 
     def directions(x: Tensor, y: Tensor) -> Tensor:
+        loss, miner = made()
         labels = torch.arange(len(x), device=x.device)
         total = x.new_zeros(())
         for a, b in ((x, y), (y, x)):
@@ -55,18 +71,29 @@ def both_ways(loss: Callable[..., Tensor], miner: Callable[..., object] | None =
 
 def metric_learning_nt_xent(temperature: float) -> Loss:
     """NTXentLoss, both ways: equation 7."""
-    return both_ways(NTXentLoss(temperature=temperature))
+
+    def make() -> tuple[Callable[..., Tensor], None]:
+        from pytorch_metric_learning.losses import NTXentLoss
+
+        return NTXentLoss(temperature=temperature), None
+
+    return both_ways(make)
 
 
-def metric_learning_triplet(miner: Callable[..., object] | None = None) -> Loss:
-    """TripletMarginLoss, summed over triplets: B times equation 2, or equation 3 with a miner of hardest negatives."""
-    loss = both_ways(TripletMarginLoss(margin=MARGIN, distance=CosineSimilarity(), reducer=SumReducer()), miner)
+def metric_learning_triplet(hardest: bool = False) -> Loss:
+    """TripletMarginLoss, summed over triplets: B times equation 2; with BatchHardMiner, B times equation 3."""
+
+    def make() -> tuple[Callable[..., Tensor], Callable[..., object] | None]:
+        from pytorch_metric_learning.distances import CosineSimilarity
+        from pytorch_metric_learning.losses import TripletMarginLoss
+        from pytorch_metric_learning.miners import BatchHardMiner
+        from pytorch_metric_learning.reducers import SumReducer
+
+        loss = TripletMarginLoss(margin=MARGIN, distance=CosineSimilarity(), reducer=SumReducer())
+        return loss, BatchHardMiner(distance=CosineSimilarity()) if hardest else None
+
+    loss = both_ways(make)
     return lambda x, y: loss(x, y) / len(x)
-
-
-def metric_learning_triplet_max() -> Loss:
-    """The same with BatchHardMiner."""
-    return metric_learning_triplet(BatchHardMiner(distance=CosineSimilarity()))
 
 
 def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
@@ -85,15 +112,26 @@ def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
     return total / len(S)
 
 
-# Of each loss with its default settings: its peers, and the largest B that each is benchmarked at. NTXentLoss and the
-# triplets of pytorch-metric-learning form O(B^3) numbers, which at B = 1024 do not fit into 24 GB.
-PEERS: dict[str, dict[str, tuple[Loss, int]]] = {
-    "nt_xent": {
-        "open_clip": (open_clip_loss(0.07), 4096),
-        "sentence-transformers": (sentence_transformers_loss(0.07), 4096),
-        "pytorch-metric-learning": (metric_learning_nt_xent(0.07), 128),
-    },
-    "triplet_sum": {"pytorch-metric-learning": (metric_learning_triplet(), 128)},
-    "triplet_max": {"pytorch-metric-learning": (metric_learning_triplet_max(), 4096)},
-    "triplet_weighted_mined": {"loop over anchors": (loop_over_anchors, 128)},
-}
+def linear_cross_entropies(**options: int) -> Loss:
+    """torch.nn.functional.linear_cross_entropy (torch 2.13), both ways; with options, a chunk of rows at a time.
+
+    By default the chunks are as large as torch finds right. A single chunk keeps the logits, but not for autograd.
+    """
+
+    def loss(x: Tensor, y: Tensor, chunks: Any = None) -> Tensor:
+        x, y = normalize(x), normalize(y)
+        labels = torch.arange(len(x), device=x.device)
+        cross_entropy: Callable[..., Tensor] = functional.linear_cross_entropy
+        return cross_entropy(x / TEMPERATURE, y, labels, options=chunks) + cross_entropy(
+            y / TEMPERATURE, x, labels, options=chunks
+        )
+
+    return loss
+
+
+def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Inf-CL (PyPI inf-cl 1.2) on one GPU, both ways. Its kernels take D in equal parts of at most 256."""
+    cal_flash_loss: Callable[..., Tensor] = importlib.import_module("inf_cl").cal_flash_loss
+    x, y = normalize(x), normalize(y)
+    settings = {"scale": 1 / TEMPERATURE, "head_dim": min(256, x.shape[1])}
+    return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()

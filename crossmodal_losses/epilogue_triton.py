@@ -30,8 +30,8 @@ from crossmodal_losses.epilogue import Epilogue
 from crossmodal_losses.folds import EXCLUDED, Fold, Hardest, HingeSum, LogSumExp, State
 from crossmodal_losses.sides import Sides
 
-# A block: 32 entries a thread.
-BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 64, 128, 8
+# A block: 16 entries a thread, which its registers hold.
+BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 64, 64, 8
 
 # Whether these are multiples of 16 makes no faster kernel, only more of them to compile. It does for the length of a
 # row, ``columns``, of which four entries are loaded at once.
@@ -96,12 +96,11 @@ def _block(
 @triton.jit
 def _prepare(s, setting, FOLD: tl.constexpr):
     """Fold.prepare."""
-    if FOLD == "logarithm":
-        return (s - 1) / setting
-    elif FOLD == "exponentials":
-        return tl.exp((s - 1) / setting)
-    else:
-        return s
+    if FOLD == "logarithm" or FOLD == "exponentials":
+        s = (s - 1) / setting
+    if FOLD == "exponentials":
+        s = tl.exp(s)
+    return s
 
 
 @triton.jit
@@ -164,12 +163,13 @@ def _weights_along(
     """Fold.weigh: dL/ds as far as the anchors ``first + index`` of the batch see it."""
     of_anchors = tl.expand_dims(tl.load(coefficient + first + index, mask=index < count, other=0.0), AXIS)
     if FOLD == "hinges":
-        return tl.where(_hinges(prepared, positive, setting, AXIS) > 0, of_anchors, 0.0)
+        weights = tl.where(_hinges(prepared, positive, setting, AXIS) > 0, of_anchors, 0.0)
     elif FOLD == "exponentials":
-        return prepared * of_anchors
+        weights = prepared * of_anchors
     else:
         folded = tl.load(state + first + index, mask=index < count, other=0.0)
-        return tl.exp(prepared - tl.expand_dims(folded, AXIS)) * of_anchors
+        weights = tl.exp(prepared - tl.expand_dims(folded, AXIS)) * of_anchors
+    return weights
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALISED)

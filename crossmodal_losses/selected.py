@@ -42,12 +42,13 @@ def of_selected(
         # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
         along_row = summed(entries, weight, s[:, None]).mul_(own.inverse.square()[:, None])
         weight = weight * other.inverse[of] * own.inverse[to]
-        if own.largest is None and other.largest is None:
-            gradients.append(summed(of, weight, other.rows).addcmul_(own.rows, along_row, value=-1))
-            continue
-        gradient = torch.empty_like(own.rows)
-        for columns in blocks(D, max(1, D // 4)):
-            part = summed(of, weight, other.columns(columns)).addcmul_(own.columns(columns), along_row, value=-1)
-            gradient[:, columns] = part if own.largest is None else part.div_(own.largest[:, None])
+        gradient = torch.empty_like(own.rows) if own.largest is not None else None
+        for columns in blocks(D, D if gradient is None else max(1, D // 4)):
+            some = summed(of, weight, other.columns(columns))
+            some.addcmul_(own.columns(columns), along_row, value=-1)
+            if gradient is None or own.largest is None:
+                gradient = some
+            else:
+                gradient[:, columns] = some.div_(own.largest[:, None])
         gradients.append(gradient)
     return gradients[0], gradients[1]

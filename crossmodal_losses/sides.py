@@ -9,7 +9,7 @@ from torch import Tensor
 from crossmodal_losses.products import can_widen
 from crossmodal_losses.similarity import HALF, at_least_float32
 
-# Rows of a length in this range are multiplied as they are; others are divided by their largest entry first.
+# Rows of a length in this range are multiplied as they are; others are divided by about their largest entry first.
 SHORTEST, LONGEST = 1e-12, 1e12
 
 
@@ -29,8 +29,8 @@ class Side:
     """The embeddings of one side, ``[B, D]``, and 1 / their lengths, ``[B]``.
 
     Args:
-        largest: what every row has to be divided by, ``[B]``, for its length not to over- or underflow, in the dtype of
-            the computation. None: the rows can be used as they are.
+        largest: the power of two that every row is divided by, ``[B]``, lest its length over- or underflow, in the dtype
+            of the computation. None: the rows can be used as they are.
         operand: the dtype in which blocks enter a matrix product.
     """
 
@@ -94,9 +94,8 @@ class Sides:
     def _scaled(rows: Tensor, inverse: Tensor, operand: torch.dtype, step: int) -> Side:
         largest = torch.maximum(rows.amax(1), rows.amin(1).neg_()).to(inverse.dtype)
         largest.masked_fill_(largest == 0, 1)
-        if operand in HALF:
-            # The power of two below it, by which half precision is divided without rounding; NaN and inf become NaN.
-            largest = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1) + 0 * largest
+        # The power of two below it, division by which does not round. NaN and inf become NaN.
+        largest = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1) + 0 * largest
         side = Side(rows, inverse, largest, operand)
         for block in blocks(len(rows), step):
             length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=inverse.dtype)

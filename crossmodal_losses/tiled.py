@@ -347,12 +347,12 @@ _backward_operator.register_autograd(_refuse)
 def tiled(x: Tensor, y: Tensor, ids: Tensor | None, rule: Rule, reduction: Reduction, tile_size: int) -> Tensor:
     """The loss of x and y, ``[B, D]``, from tiles of at most tile_size rows and columns of S."""
     parameter, wants = rule.fold.parameter, torch.is_grad_enabled()
-    loss: Tensor
     if torch.compiler.is_compiling():
-        loss = torch.ops.crossmodal_losses.tiled(
+        loss: Tensor = torch.ops.crossmodal_losses.tiled(
             x, y, ids, parameter, type(rule).__name__, rule.numbers(), reduction, tile_size,
             wants and x.requires_grad, wants and y.requires_grad,
         )[0]  # fmt: skip
         return loss
-    loss = _Tiled.apply(x, y, ids, parameter, rule, reduction, tile_size, wants)  # type: ignore[no-untyped-call]
-    return loss
+    return _Tiled.apply(  # type: ignore[no-any-return, no-untyped-call]
+        x, y, ids, parameter, rule, reduction, tile_size, wants
+    )

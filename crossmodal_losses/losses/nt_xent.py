@@ -84,7 +84,7 @@ class NTXent(PairLoss):
             [0.01, 1] whatever the optimiser does. In the middle of that range a step of p is about a step of
             -log(temperature); towards the ends p moves it less and less. Leave p out of weight decay, which would draw
             the temperature to 0.1.
-        reduction: "mean", "sum" or "none".
+        reduction, tile_size: those of every :class:`PairLoss`.
 
     >>> NTXent(temperature=1.0)(torch.eye(2), torch.eye(2))
     tensor(0.6265)

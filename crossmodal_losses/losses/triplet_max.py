@@ -12,12 +12,12 @@ from crossmodal_losses.rules import Rule
 class TripletMaxRule(Rule):
     """[m + max_j n_j - p]_+"""
 
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
     @property
     def fold(self) -> Hardest:
         return Hardest()
-
-    def __init__(self, margin: float) -> None:
-        self.margin = margin
 
     def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
         return (self.margin + folded - positive).relu()
@@ -67,6 +67,8 @@ def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
 
 class TripletMax(PairLoss):
     """:func:`triplet_max` of the cosine similarities of two batches of embeddings.
+
+    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
 
     >>> import torch
     >>> TripletMax(margin=0.5)(torch.eye(3), torch.eye(3).flip(0))  # two of three pairs are swapped

@@ -68,6 +68,8 @@ def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
 class TripletSum(PairLoss):
     """:func:`triplet_sum` of the cosine similarities of two batches of embeddings.
 
+    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
+
     >>> import torch
     >>> loss = TripletSum(margin=0.2)
     >>> loss(torch.eye(3), torch.eye(3))  # perfectly aligned

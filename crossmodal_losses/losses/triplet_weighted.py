@@ -32,13 +32,13 @@ def derivative(coefficients: Sequence[float]) -> list[float]:
 class TripletWeightedRule(Rule):
     """[G_pos(p) + G_neg(max_j n_j)]_+"""
 
-    @property
-    def fold(self) -> Hardest:
-        return Hardest()
-
     def __init__(self, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]) -> None:
         self.positive_coefficients = positive_coefficients
         self.negative_coefficients = negative_coefficients
+
+    @property
+    def fold(self) -> Hardest:
+        return Hardest()
 
     def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
         g_pos = polynomial(self.positive_coefficients, positive)
@@ -109,6 +109,8 @@ def triplet_weighted(
 
 class TripletWeighted(PairLoss):
     """:func:`triplet_weighted` of the cosine similarities of two batches of embeddings.
+
+    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
 
     >>> TripletWeighted()(torch.eye(3), torch.eye(3))  # G_pos(1) + G_neg(0) = 0.03, both ways
     tensor(0.0600)

@@ -23,16 +23,16 @@ PERFECT = 1 - 1e-5
 class TripletWeightedMinedRule(Rule):
     """[G_pos(p)]_+ + [G_neg(n)]_+, n = max_j n_j, of the anchors with n + m > p"""
 
-    @property
-    def fold(self) -> Hardest:
-        return Hardest()
-
     def __init__(
         self, margin: float, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]
     ) -> None:
         self.margin = margin
         self.positive_coefficients = positive_coefficients
         self.negative_coefficients = negative_coefficients
+
+    @property
+    def fold(self) -> Hardest:
+        return Hardest()
 
     def _counts(self, positive: Tensor, folded: Tensor) -> Tensor:
         return (folded + self.margin > positive) & (positive < PERFECT)
@@ -114,6 +114,8 @@ def triplet_weighted_mined(
 
 class TripletWeightedMined(PairLoss):
     """:func:`triplet_weighted_mined` of the cosine similarities of two batches of embeddings.
+
+    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
 
     >>> import torch
     >>> TripletWeightedMined()(torch.eye(3), torch.eye(3))  # no negative within the margin

@@ -136,6 +136,15 @@ def test_modules_refuse_a_reduction_when_made() -> None:
             module(reduction="max")  # type: ignore[arg-type]
 
 
+def test_tile_sizes_are_refused_when_made() -> None:
+    for module in LOSSES.values():
+        with pytest.raises(ValueError, match="expected tile_size to be >= 1, got 0"):
+            module(tile_size=0)
+        for wrong, kind in ((128.0, "float"), ("128", "str"), (True, "bool")):
+            with pytest.raises(TypeError, match=f"expected tile_size to be None or a whole number, got {kind}"):
+                module(tile_size=wrong)  # type: ignore[arg-type]
+
+
 def test_settings_are_keyword_only() -> None:
     for module in LOSSES.values():
         with pytest.raises(TypeError, match="positional"):

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, nt_xent, sides, tiled
+from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, nt_xent, products, sides, tiled
 from crossmodal_losses.losses import pair_loss
 
 each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
@@ -345,7 +345,7 @@ def test_memory_is_that_of_a_tile_a_gradient_or_a_few_statistics(name: str, redu
 PRODUCTS = {"triplet_sum": 3, "triplet_max": 1, "triplet_weighted": 1, "triplet_weighted_mined": 1, "nt_xent": 4}
 
 
-def products(call: Any, B: int, D: int) -> float:
+def count_products(call: Any, B: int, D: int) -> float:
     """The floating-point operations of a call, in units of one B x B x D product."""
     with FlopCounterMode(display=False) as counter:
         call()
@@ -358,18 +358,18 @@ def test_costs_as_few_products_as_promised(name: str) -> None:
     x, _ = normal_pair(12, B, D)
     y = (-x).detach().requires_grad_()  # every negative is violating
     loss = LOSSES[name](tile_size=16)
-    assert products(lambda: loss(x, y).backward(), B, D) == PRODUCTS[name]
+    assert count_products(lambda: loss(x, y).backward(), B, D) == PRODUCTS[name]
     with torch.no_grad():
-        assert products(lambda: loss(x, y), B, D) == 1
-    assert products(lambda: loss(x.detach(), y.detach()), B, D) == 1
+        assert count_products(lambda: loss(x, y), B, D) == 1
+    assert count_products(lambda: loss(x.detach(), y.detach()), B, D) == 1
     one_side = PRODUCTS[name] - (PRODUCTS[name] > 1)
-    assert products(lambda: loss(x, y.detach()).backward(), B, D) == one_side
+    assert count_products(lambda: loss(x, y.detach()).backward(), B, D) == one_side
     each_anchor = LOSSES[name](tile_size=16, reduction="none")
     again = 4 if PRODUCTS[name] > 1 else 1
-    assert products(lambda: each_anchor(x, y).sum().backward(), B, D) == again
+    assert count_products(lambda: each_anchor(x, y).sum().backward(), B, D) == again
     at_once = LOSSES[name](tile_size=B)
     most = 1 if at_once.rule.fold.selects and B >= 64 else 3
-    assert products(lambda: at_once(x, y).backward(), B, D) == most
+    assert count_products(lambda: at_once(x, y).backward(), B, D) == most
 
 
 def test_tiles_without_a_violation_are_skipped() -> None:
@@ -378,7 +378,7 @@ def test_tiles_without_a_violation_are_skipped() -> None:
     y[:8, :8] = 1  # the positives of the first eight do not stand out
     y.requires_grad_()
     loss = LOSSES["triplet_sum"](tile_size=16)
-    assert products(lambda: loss(x, y).backward(), 64, 64) == 1 + 2 / 16
+    assert count_products(lambda: loss(x, y).backward(), 64, 64) == 1 + 2 / 16
     torch.testing.assert_close(
         torch.autograd.grad(loss(x, y), (x, y)), torch.autograd.grad(dense(loss, x, y), (x, y)), rtol=1e-9, atol=1e-12
     )
@@ -493,6 +493,26 @@ def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pyt
                 assert gy is not None
                 assert gx.device.type == gy.device.type == "cuda"
                 assert gx.dtype == gy.dtype == dtype
+
+
+def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as tensors without values tell."""
+    pytest.importorskip("triton")
+    asked: list[Any] = []
+    monkeypatch.setattr(torch, "addmm", lambda *args, out_dtype, out: asked.append(out_dtype))
+    with FakeTensorMode():
+        x = torch.empty(8, 4, device="cuda", dtype=torch.bfloat16)
+        both = sides.Sides(x, x, 4)
+        assert both.x.block(slice(0, 4)).dtype == torch.bfloat16
+        S = torch.empty(8, 8, device="cuda")
+        products.multiply(x, x.T, out=S)
+        products.accumulate(S, x, x.T)
+        assert asked == [torch.float32]
+        positive = torch.empty(8, device="cuda")
+        epilogue = tiled.epilogue_of(both, None, LOSSES["triplet_max"]().rule.fold, positive)
+        assert type(epilogue).__name__ == "Fused"
+        in_double = tiled.epilogue_of(both, None, LOSSES["triplet_max"]().rule.fold, positive.double())
+        assert type(in_double).__name__ == "Plain"
 
 
 def test_nt_xent_of_similarities_is_what_a_second_derivative_is_referred_to() -> None:

@@ -1,0 +1,109 @@
+"""The losses as one would write them by hand: all of S, natural operations, derivatives from autograd.
+
+Several forms of each, because none is the fastest everywhere. Distinct pairs, default settings, mean over anchors.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+MARGIN = 0.2
+TEMPERATURE = 0.07
+PERFECT = 1 - 1e-5
+
+
+def similarities(x: Tensor, y: Tensor) -> Tensor:
+    return normalize(x) @ normalize(y).T
+
+
+def diagonal(S: Tensor) -> Tensor:
+    """Where the positives are: bool ``[B, B]``."""
+    return torch.eye(len(S), dtype=torch.bool, device=S.device)
+
+
+def logits(x: Tensor, y: Tensor) -> Tensor:
+    """S / temperature, divided where it is cheap."""
+    return (normalize(x) / TEMPERATURE) @ normalize(y).T
+
+
+def nt_xent_cross_entropy(x: Tensor, y: Tensor) -> Tensor:
+    S = logits(x, y)
+    labels = torch.arange(len(S), device=S.device)
+    return cross_entropy(S, labels) + cross_entropy(S.T, labels)
+
+
+def nt_xent_logsumexp(x: Tensor, y: Tensor) -> Tensor:
+    S = logits(x, y)
+    return (S.logsumexp(1) + S.logsumexp(0) - 2 * S.diagonal()).mean()
+
+
+def triplet_sum_masked(x: Tensor, y: Tensor) -> Tensor:
+    S = similarities(x, y)
+    shift = MARGIN - S.diagonal()
+    hinges = (S + shift[:, None]).relu() + (S + shift).relu()
+    return (hinges * ~diagonal(S)).sum() / len(S)
+
+
+def triplet_sum_subtracted(x: Tensor, y: Tensor) -> Tensor:
+    """On the diagonal a hinge is the margin, whatever the similarity."""
+    S = similarities(x, y)
+    shift = MARGIN - S.diagonal()
+    return ((S + shift[:, None]).relu().sum() + (S + shift).relu().sum()) / len(S) - 2 * MARGIN
+
+
+def _hardest_by_max(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The positives ``[B]``, and the hardest negatives ``[2, B]`` of rows and columns."""
+    S = similarities(x, y)
+    negatives = S.clone().fill_diagonal_(-torch.inf)
+    return S.diagonal(), torch.stack([negatives.max(1).values, negatives.max(0).values])
+
+
+def _hardest_by_amax(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    S = similarities(x, y)
+    negatives = S.masked_fill(diagonal(S), -torch.inf)
+    return S.diagonal(), torch.stack([negatives.amax(1), negatives.amax(0)])
+
+
+def _triplet_max(positive: Tensor, hardest: Tensor) -> Tensor:
+    return (MARGIN + hardest - positive).relu().sum() / len(positive)
+
+
+def _g_positive(s: Tensor) -> Tensor:
+    return 0.5 - 0.7 * s + 0.2 * s**2
+
+
+def _g_negative(s: Tensor) -> Tensor:
+    return 0.03 - 0.4 * s + 0.9 * s**2
+
+
+def _triplet_weighted(positive: Tensor, hardest: Tensor) -> Tensor:
+    return (_g_positive(positive) + _g_negative(hardest)).relu().sum() / len(positive)
+
+
+def _triplet_weighted_mined(positive: Tensor, hardest: Tensor) -> Tensor:
+    counts = (hardest + MARGIN > positive) & (positive < PERFECT)
+    return ((_g_positive(positive).relu() + _g_negative(hardest).relu()) * counts).sum() / len(positive)
+
+
+def triplet_max_max(x: Tensor, y: Tensor) -> Tensor:
+    return _triplet_max(*_hardest_by_max(x, y))
+
+
+def triplet_max_amax(x: Tensor, y: Tensor) -> Tensor:
+    return _triplet_max(*_hardest_by_amax(x, y))
+
+
+def triplet_weighted_max(x: Tensor, y: Tensor) -> Tensor:
+    return _triplet_weighted(*_hardest_by_max(x, y))
+
+
+def triplet_weighted_amax(x: Tensor, y: Tensor) -> Tensor:
+    return _triplet_weighted(*_hardest_by_amax(x, y))
+
+
+def triplet_weighted_mined_max(x: Tensor, y: Tensor) -> Tensor:
+    return _triplet_weighted_mined(*_hardest_by_max(x, y))
+
+
+def triplet_weighted_mined_amax(x: Tensor, y: Tensor) -> Tensor:
+    return _triplet_weighted_mined(*_hardest_by_amax(x, y))
