@@ -29,8 +29,8 @@ class Side:
     """The embeddings of one side, ``[B, D]``, and 1 / their lengths, ``[B]``.
 
     Args:
-        largest: the power of two that every row is divided by, ``[B]``, lest its length over- or underflow, in the dtype
-            of the computation. None: the rows can be used as they are.
+        largest: the power of two that every row is divided by, ``[B]``, lest its length over- or underflow, in the
+            dtype of the computation. None: the rows can be used as they are.
         operand: the dtype in which blocks enter a matrix product.
     """
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, nt_xent, products, sides, tiled
+from crossmodal_losses.checks import REDUCTIONS
 from crossmodal_losses.losses import pair_loss
 
 each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
@@ -314,7 +315,9 @@ def test_the_same_call_gives_the_same_bits(name: str) -> None:
 class Largest(TorchDispatchMode):
     """The number of entries of the largest tensor that any operation makes."""
 
-    entries = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -349,7 +352,7 @@ def count_products(call: Any, B: int, D: int) -> float:
     """The floating-point operations of a call, in units of one B x B x D product."""
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops() / (2 * B * B * D)
+    return float(counter.get_total_flops()) / (2 * B * B * D)
 
 
 @each_loss
@@ -390,8 +393,13 @@ def test_what_None_picks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_loss, "LARGEST_DENSE", 20)
     monkeypatch.setattr(pair_loss, "LARGEST_DENSE_OF_TWO_PASSES", 20)
     monkeypatch.setattr(pair_loss, "TILE", {"cpu": 8})
-    taken = []
-    monkeypatch.setattr(pair_loss, "tiled", lambda *args: taken.append(args[-1]) or tiled.tiled(*args))
+    taken: list[int] = []
+
+    def spy(*args: Any) -> Tensor:
+        taken.append(args[-1])
+        return tiled.tiled(*args)
+
+    monkeypatch.setattr(pair_loss, "tiled", spy)
     for B, expected in ((20, []), (21, [8])):
         x, y = normal_pair(13, B, 5)
         loss = LOSSES[name]()
@@ -475,20 +483,11 @@ def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pyt
             float(x.sum())
         rule = LOSSES[name]().rule
         for ids in (None, torch.empty(50, device="cuda", dtype=torch.int64)):
-            for reduction in ("mean", "none"):
-                done = tiled.forward(x, y, ids, rule, reduction, 16, (True, True))  # type: ignore[arg-type]
+            for reduction in REDUCTIONS:
+                done = tiled.forward(x, y, ids, rule, reduction, 16, (True, True))
+                wanted = (True, True, False)
                 upstream = torch.empty_like(done.loss)
-                gx, gy, _ = tiled.backward(
-                    x,
-                    y,
-                    ids,
-                    rule,
-                    reduction,
-                    16,
-                    (True, True, False),
-                    done,
-                    upstream,  # type: ignore[arg-type]
-                )
+                gx, gy, _ = tiled.backward(x, y, ids, rule, reduction, 16, wanted, done, upstream)
                 assert gx is not None
                 assert gy is not None
                 assert gx.device.type == gy.device.type == "cuda"
