@@ -27,7 +27,7 @@ help:
 	@echo "make demo   the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
 	@echo "make test   every test, and those of crossmodal_losses on the newest torch as well"
 	@echo "make lint   formatter, linter, types"
-	@echo "make bench  the losses beside public implementations"
+	@echo "make bench  the losses beside public implementations, their memory, their floor: half an hour"
 	@echo "make readme the demo, and its table and picture put into README.md"
 	@echo "make clean  remove the environments in $(ENVIRONMENTS)"
 
@@ -60,8 +60,11 @@ lint: $(REFERENCE)/complete
 	$(in_reference) ruff check
 	$(in_reference) mypy
 
-bench: $(REFERENCE)/complete
-	$(in_reference) benchmarks.losses
+bench: $(REFERENCE)/complete $(NEWEST)/complete
+	$(in_reference) benchmarks
+	$(in_newest) pip install --quiet --disable-pip-version-check click tqdm
+	$(in_newest) benchmarks.losses --loss nt_xent --no-compile --suffix newest-torch -b 128 -b 1024 -b 4096 \
+		--only linear_cross_entropy --only "linear_cross_entropy, one chunk" --only "linear_cross_entropy, chunks"
 
 clean:
 	rm -rf $(ENVIRONMENTS)/reference-* $(ENVIRONMENTS)/newest-torch-*

@@ -92,7 +92,7 @@ def check_tile_size(tile_size: int | None) -> None:
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """A finite number > 0, or a floating tensor without dimensions (its value is the caller's promise)."""
+    """A number between 1e-6 and 1e6, or a floating tensor without dimensions (its value is the caller's promise)."""
     if isinstance(temperature, Tensor):
         _check_floating("temperature", temperature)
         if temperature.dim() != 0:
@@ -101,6 +101,8 @@ def check_temperature(temperature: float | Tensor) -> None:
     _check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         raise ValueError(f"expected temperature to be finite and > 0, got {temperature}")
+    if not 1e-6 <= temperature <= 1e6:  # beyond it, float32 runs out of exponents
+        raise ValueError(f"expected temperature between 1e-6 and 1e6, got {temperature}")
 
 
 def check_coefficients(name: str, coefficients: Sequence[float]) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.dense import bidirectional
 from crossmodal_losses.folds import EXCLUDED
-from crossmodal_losses.rules import Rule, has_negatives, reduced, upstream_of_anchors
+from crossmodal_losses.rules import Rule, has_negatives, is_batched, reduced, upstream_of_anchors
 from crossmodal_losses.selected import of_selected
-from crossmodal_losses.sides import Sides, full_precision
+from crossmodal_losses.sides import Sides, full_precision, measured
 from crossmodal_losses.similarity import cosine_similarity
 
 # From here on, gathering rows is faster than multiplying by a matrix with a few entries in each row.
@@ -30,9 +30,8 @@ class ClosedForm(torch.autograd.Function):
     ) -> Tensor:
         fold = rule.fold
         with full_precision(x.device):
-            sides = Sides(x, y, len(x))
-            of_x, of_y = sides.x.inverse[:, None], sides.y.inverse
-            S = torch.mm(sides.x.all(), sides.y.all().T).mul_(of_x).mul_(of_y)
+            sides = measured(x, y, len(x))
+            S = torch.mm(sides.x.all(), sides.y.all().T).mul_(sides.x.inverse[:, None]).mul_(sides.y.inverse)
             positive = S.diagonal().clone()
             if ids is None:
                 S.fill_diagonal_(EXCLUDED)
@@ -46,28 +45,26 @@ class ClosedForm(torch.autograd.Function):
         if sides.poison is not None:
             positive, folded = positive * sides.poison, folded * sides.poison
         has_negative = has_negatives(ids, positive)
-        ctx.save_for_backward(x, y, ids, parameter)
-        ctx.rest = rule, reduction, sides, of_x, of_y, S, tile, state, positive, folded, has_negative
+        kept = (None, None) if fold.selects and len(x) >= FEWEST_TO_GATHER else (S, tile)
+        ctx.rule, ctx.reduction = rule, reduction
+        ctx.save_for_backward(
+            x, y, ids, parameter, sides.inverse, sides.scales, positive, folded, has_negative, *kept, *state
+        )
         return reduced(rule, positive, folded, has_negative, reduction)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, ids, parameter = ctx.saved_tensors
-        rule, reduction, sides, of_x, of_y, S, tile, state, positive, folded, has_negative = ctx.rest
-        fold = rule.fold
-        if torch.is_grad_enabled():  # the derivative of this derivative is wanted, too
-            loss = bidirectional(rule, cosine_similarity(x, y), ids=ids, reduction=reduction)
-            wanted = [k for k, want in enumerate(ctx.needs_input_grad) if want]
-            found = torch.autograd.grad(
-                loss, [(x, y, ids, parameter)[k] for k in wanted], upstream, create_graph=True, materialize_grads=True
-            )
-            return tuple(found[wanted.index(k)] if k in wanted else None for k in range(6))
+        x, y, ids, parameter, inverse, scales, positive, folded, has_negative, S, tile, *state = ctx.saved_tensors
+        rule, reduction = ctx.rule, ctx.reduction
+        if torch.is_grad_enabled() or is_batched(upstream):
+            return _differentiable(x, y, ids, parameter, rule, reduction, ctx.needs_input_grad, upstream)
+        fold, sides = rule.fold, Sides(x, y, inverse, scales)
         wants_x, wants_y, _, wants_parameter, *_ = ctx.needs_input_grad
-        with full_precision(S.device):
+        with full_precision(x.device):
             if sides.poison is not None:
                 upstream = upstream * sides.poison
             of_positive, of_fold = upstream_of_anchors(rule, state, positive, folded, has_negative, reduction, upstream)
-            if fold.selects and len(S) >= FEWEST_TO_GATHER:
+            if S is None:
                 gx, gy = of_selected(sides, state, positive, of_positive, of_fold, (wants_x, wants_y))
                 return gx, gy, None, None, None, None
             weights, scratch = torch.empty_like(S), torch.empty_like(S)
@@ -81,17 +78,44 @@ class ClosedForm(torch.autograd.Function):
             # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
             torch.mul(weights, S, out=scratch)
             own = torch.stack([scratch.sum(1), scratch.sum(0)]).addcmul_(of_positive, positive)
-            own_x, own_y = own.mul_(sides.inverse).mul_(sides.inverse)[:, :, None]
+            own_x, own_y = own.mul_(inverse).mul_(inverse)[:, :, None]
             weights.diagonal().add_(of_positive)
-            weights.mul_(of_x).mul_(of_y)
+            weights.mul_(sides.x.inverse[:, None]).mul_(sides.y.inverse)
             gx = gy = None
             if wants_x:
                 gx = torch.mm(weights, sides.y.all()).addcmul_(sides.x.all(), own_x, value=-1)
             if wants_y:
                 gy = torch.mm(weights.T, sides.x.all()).addcmul_(sides.y.all(), own_y, value=-1)
-            if sides.poison is not None:
+            if scales is not None:
                 gx, gy = (
-                    None if g is None else g.div_(side.largest[:, None]).to(side.rows.dtype)
-                    for g, side in ((gx, sides.x), (gy, sides.y))
+                    None if g is None else g.div_(scale[:, None]).to(rows.dtype)
+                    for g, scale, rows in zip((gx, gy), scales, (x, y), strict=True)
                 )
         return gx, gy, None, slope, None, None
+
+
+def _differentiable(
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor | None,
+    parameter: Tensor | None,
+    rule: Rule,
+    reduction: Reduction,
+    wanted: tuple[bool, ...],
+    upstream: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients through the dense form: where they are differentiated in turn, or many are asked for at once."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: what x and y were made from, perhaps of each other, is the business of the graph around this.
+        x, y = x.view_as(x), y.view_as(y)
+        if parameter is not None:
+            parameter = parameter.view_as(parameter)
+            rule = type(rule).from_numbers(rule.numbers(), parameter)
+        loss = bidirectional(rule, cosine_similarity(x, y), ids=ids, reduction=reduction)
+        inputs = {k: value for k, value in enumerate((x, y, ids, parameter)) if value is not None and wanted[k]}
+        found = torch.autograd.grad(
+            loss, list(inputs.values()), upstream, create_graph=create_graph, materialize_grads=True
+        )
+    gradients = dict(zip(inputs, found, strict=True))
+    return tuple(gradients.get(k) for k in range(6))

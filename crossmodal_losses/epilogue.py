@@ -102,7 +102,7 @@ class Plain(Epilogue):
         return weights.to(self.sides.x.operand)
 
     def any_weight(self) -> bool:
-        return self.weights.device.type != "cpu" or float(self.weights.abs().amax()) != 0
+        return self.weights.device.type != "cpu" or bool(self.weights.any())
 
     def own(self) -> tuple[Tensor, Tensor]:
         return self._own

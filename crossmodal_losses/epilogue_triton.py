@@ -8,8 +8,8 @@ and folds s along its rows (over j) and along its columns (over i):
 
     hardest        max_j s_ij, and the lowest j that attains it
     hinges         sum_j [m + s_ij - s_ii]_+, and how many hinges are above 0
-    exponentials   sum_j exp((s_ij - 1) / t)
-    logarithm      log sum_j exp((s_ij - 1) / t), shifted by the largest exponent of the block
+    exponentials   sum_j exp(s_ij / t)
+    logarithm      log sum_j exp(s_ij / t), shifted by the largest exponent of the block
 
 What it finds goes to places of its own, and torch puts the blocks together, in a fixed order: nothing is added up by
 several programs at once, so that a result is the same every time.
@@ -51,7 +51,7 @@ def _kind(fold: Fold) -> tuple[str, float | Tensor]:
     if isinstance(fold, HingeSum):
         return "hinges", fold.margin
     if isinstance(fold, LogSumExp):
-        return "exponentials" if fold.fixed_shift else "logarithm", fold.temperature
+        return "exponentials" if fold.is_warm else "logarithm", fold.temperature
     return "hardest", 0.0
 
 
@@ -97,7 +97,7 @@ def _block(
 def _prepare(s, setting, FOLD: tl.constexpr):
     """Fold.prepare."""
     if FOLD == "logarithm" or FOLD == "exponentials":
-        s = (s - 1) / setting
+        s = s / setting
     if FOLD == "exponentials":
         s = tl.exp(s)
     return s
@@ -209,9 +209,9 @@ def _together(partials: Tensor, kind: str, start: int) -> State:
 
 
 class Fused(Epilogue):
-    """Keeps the tile as it is, and while it is weighed one more, in the dtype of the products' operands.
+    """Leaves the tile, which is contiguous, as it is; weighing makes one more, in the dtype of the products' operands.
 
-    For folds and dtypes that it :func:`supports`.
+    For folds and dtypes that are supported: :func:`supports`.
     """
 
     def __init__(self, sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> None:

@@ -16,8 +16,9 @@ from crossmodal_losses.similarity import hardest_negative
 # temperature, so that a weight of 0 makes it vanish.
 EXCLUDED = -1e30
 
-# From here up exp((s - 1) / t) >= exp(-80), in the range of float32: no running maximum is needed.
-COLDEST_WITH_FIXED_SHIFT = 0.025
+# From here up exp(s / t) lies between exp(-40) and exp(40). Sums of that, and their inverses times any loss scale, are
+# in the range of float32: no running maximum is needed.
+COLDEST_WITHOUT_MAXIMUM = 0.025
 
 # The entries of a tile up to which torch's max with indices is faster than arithmetic, on a CPU.
 LARGEST_FOR_MAX = 128 * 128
@@ -174,9 +175,9 @@ class LogSumExp(Fold):
         self.temperature = temperature
 
     @property
-    def fixed_shift(self) -> bool:
-        """Whether one exp((s - 1) / t) serves both directions. The value of a tensor takes waiting for: then not."""
-        return not isinstance(self.temperature, Tensor) and self.temperature >= COLDEST_WITH_FIXED_SHIFT
+    def is_warm(self) -> bool:
+        """Whether one exp(s / t) serves both directions. The value of a tensor takes waiting for: then not."""
+        return not isinstance(self.temperature, Tensor) and self.temperature >= COLDEST_WITHOUT_MAXIMUM
 
     @property
     def parameter(self) -> Tensor | None:
@@ -188,32 +189,32 @@ class LogSumExp(Fold):
         return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
 
     def prepare(self, S: Tensor, out: Tensor) -> Tensor:
-        torch.sub(S, 1, out=out).div_(self.temperature)
-        return out.exp_() if self.fixed_shift else out
+        torch.div(S, self.temperature, out=out)
+        return out.exp_() if self.is_warm else out
 
     def of_tile(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
-        if self.fixed_shift:
+        if self.is_warm:
             return (tile.sum(dim),)
         largest = tile.amax(dim)
         return (torch.sub(tile, along(largest, dim), out=scratch).exp_().sum(dim).log_().add_(largest),)
 
     def merge(self, first: State, then: State) -> State:
-        return (first[0] + then[0] if self.fixed_shift else torch.logaddexp(first[0], then[0]),)
+        return (first[0] + then[0] if self.is_warm else torch.logaddexp(first[0], then[0]),)
 
     def finish(self, state: State, positive: Tensor) -> Tensor:
-        log = state[0].log() if self.fixed_shift else state[0]
-        return log - (positive - 1) / self.temperature
+        log = state[0].log() if self.is_warm else state[0]
+        return log - positive / self.temperature
 
     def coefficients(self, state: State, upstream: Tensor) -> Tensor:
         slope = upstream / self.temperature
-        if self.fixed_shift:  # the sum is 0 where there is no negative, and so is the slope
+        if self.is_warm:  # the sum is 0 where there is no negative, and so is the slope
             slope.div_(state[0].clamp(min=torch.finfo(slope.dtype).tiny))
         return slope
 
     def weigh(
         self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, coefficients: Tensor, out: Tensor
     ) -> None:
-        if self.fixed_shift:
+        if self.is_warm:
             torch.mul(tile, along(coefficients, dim), out=out)
         else:
             torch.sub(tile, along(state[0], dim), out=out).exp_().mul_(along(coefficients, dim))
@@ -225,4 +226,4 @@ class LogSumExp(Fold):
         return -torch.mul(tile, weights, out=scratch).sum()
 
     def slope_of_positives(self, positive: Tensor, upstream: Tensor) -> Tensor:
-        return (upstream * (positive - 1)).sum() / self.temperature**2
+        return (upstream * positive).sum() / self.temperature**2

@@ -16,7 +16,12 @@ class Rule(ABC):
     by_name: ClassVar[dict[str, type["Rule"]]] = {}
 
     def __init_subclass__(cls) -> None:
-        Rule.by_name[cls.__name__] = cls
+        Rule.by_name[cls.name()] = cls
+
+    @classmethod
+    def name(cls) -> str:
+        """By which an operator of torch knows the rule."""
+        return f"{cls.__module__}.{cls.__qualname__}"
 
     @property
     @abstractmethod
@@ -39,6 +44,12 @@ class Rule(ABC):
     @abstractmethod
     def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "Rule":
         """The inverse of :meth:`numbers`."""
+
+
+def is_batched(value: Tensor | None) -> bool:
+    """Whether a tensor is under vmap, another transformation of torch.func, or autograd's own vmap over gradients."""
+    of = torch._C._functorch
+    return value is not None and (of.is_functorch_wrapped_tensor(value) or of.is_legacy_batchedtensor(value))
 
 
 def has_negatives(ids: Tensor | None, positive: Tensor) -> Tensor | None:

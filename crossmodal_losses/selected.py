@@ -9,6 +9,9 @@ from torch.nn.functional import embedding_bag
 from crossmodal_losses.folds import State
 from crossmodal_losses.sides import Sides, blocks
 
+# Where rows have to be scaled or widened, so many entries at a time, but at least so many columns.
+ENTRIES, NARROWEST = 1 << 20, 32
+
 
 def of_selected(
     sides: Sides, state: State, positive: Tensor, of_positive: Tensor, of_fold: Tensor, wanted: Sequence[bool]
@@ -42,13 +45,15 @@ def of_selected(
         # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
         along_row = summed(entries, weight, s[:, None]).mul_(own.inverse.square()[:, None])
         weight = weight * other.inverse[of] * own.inverse[to]
-        gradient = torch.empty_like(own.rows) if own.largest is not None else None
-        for columns in blocks(D, D if gradient is None else max(1, D // 4)):
-            some = summed(of, weight, other.columns(columns))
-            some.addcmul_(own.columns(columns), along_row, value=-1)
-            if gradient is None or own.largest is None:
+        width = D if own.scale is None else max(NARROWEST, ENTRIES // B)
+        gradient = own.rows.new_empty(B, D)
+        for columns in blocks(D, width):
+            some = summed(of, weight, other.columns(columns)).addcmul_(own.columns(columns), along_row, value=-1)
+            if own.scale is not None:
+                some.div_(own.scale[:, None])
+            if width >= D and some.dtype == gradient.dtype:
                 gradient = some
             else:
-                gradient[:, columns] = some.div_(own.largest[:, None])
+                gradient[:, columns] = some
         gradients.append(gradient)
     return gradients[0], gradients[1]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.products import can_widen
-from crossmodal_losses.similarity import HALF, at_least_float32
+from crossmodal_losses.similarity import computation_dtype
 
-# Rows of a length in this range are multiplied as they are; others are divided by about their largest entry first.
+# Rows of a length in this range are multiplied as they are; others are divided by a scale first.
 SHORTEST, LONGEST = 1e-12, 1e12
 
 
@@ -20,7 +20,7 @@ def blocks(size: int, step: int) -> list[slice]:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast lowers nothing here."""
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
@@ -29,38 +29,38 @@ class Side:
     """The embeddings of one side, ``[B, D]``, and 1 / their lengths, ``[B]``.
 
     Args:
-        largest: the power of two that every row is divided by, ``[B]``, lest its length over- or underflow, in the
-            dtype of the computation. None: the rows can be used as they are.
+        scale: the power of two that every row is divided by, ``[B]``, lest its length over- or underflow, in the dtype
+            of the computation. None: the rows can be used as they are.
         operand: the dtype in which blocks enter a matrix product.
     """
 
-    def __init__(self, rows: Tensor, inverse: Tensor, largest: Tensor | None, operand: torch.dtype) -> None:
-        self.rows, self.inverse, self.largest, self.operand = rows, inverse, largest, operand
+    def __init__(self, rows: Tensor, inverse: Tensor, scale: Tensor | None, operand: torch.dtype) -> None:
+        self.rows, self.inverse, self.scale, self.operand = rows, inverse, scale, operand
         self.buffer: Tensor | None = None
         self.held: slice | None = None
 
     def all(self) -> Tensor:
         """Every row."""
-        return self.rows if self.largest is None else self.rows.to(self.largest.dtype) / self.largest[:, None]
+        return self.rows if self.scale is None else self.rows.to(self.scale.dtype) / self.scale[:, None]
 
     def block(self, block: slice) -> Tensor:
         """Some rows; valid until the next call."""
-        if self.largest is None:
+        if self.scale is None:
             return self.rows[block]
         count = block.stop - block.start
         if self.buffer is None:
             shape = (count, self.rows.shape[1])  # the first block is the longest
-            self.buffer = self.largest.new_empty(shape, dtype=self.operand)
+            self.buffer = self.scale.new_empty(shape, dtype=self.operand)
         if self.held is None or self.held != block:
-            torch.div(self.rows[block], self.largest[block, None], out=self.buffer[:count])
+            torch.div(self.rows[block], self.scale[block, None], out=self.buffer[:count])
             self.held = block
         return self.buffer[:count]
 
     def columns(self, columns: slice) -> Tensor:
         """Some columns of every row."""
-        if self.largest is None:
+        if self.scale is None:
             return self.rows[:, columns]
-        return self.rows[:, columns].to(self.largest.dtype) / self.largest[:, None]
+        return self.rows[:, columns].to(self.scale.dtype) / self.scale[:, None]
 
 
 class Sides:
@@ -68,36 +68,38 @@ class Sides:
 
     Attributes:
         inverse: 1 / the lengths of the rows of x and of y, ``[2, B]``; 0 for a row of zeros.
+        scales: what the rows are divided by before anything else, ``[2, B]``. None: they are used as they are.
         poison: 1, or NaN if x or y holds a NaN or an inf. None stands for 1.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, step: int) -> None:
-        self.poison: Tensor | None = None
-        if x.device.type == "cpu" and x.dtype == y.dtype and x.dtype not in HALF:
-            lengths = torch.stack([torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)])
-            # Where asking does not take waiting for the device. There may be zeros and NaNs, too.
-            shortest, longest = lengths.aminmax()
-            if float(shortest) > SHORTEST and float(longest) < LONGEST:
-                self.inverse = lengths.reciprocal_()
-                of_x, of_y = self.inverse.unbind()
-                self.x, self.y = Side(x, of_x, None, x.dtype), Side(y, of_y, None, y.dtype)
-                return
-        dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
-        self.inverse = x.new_empty(2, len(x), dtype=dtype)
-        operand = x.dtype if can_widen(x, y) else dtype
-        self.x, self.y = (
-            self._scaled(rows, inverse, operand, step) for rows, inverse in zip((x, y), self.inverse, strict=True)
-        )
-        self.poison = 1 + 0 * self.inverse.sum()
+    def __init__(self, x: Tensor, y: Tensor, inverse: Tensor, scales: Tensor | None) -> None:
+        operand = x.dtype if can_widen(x, y) else inverse.dtype
+        self.inverse, self.scales = inverse, scales
+        of_x, of_y = inverse.unbind()
+        scale_x, scale_y = (None, None) if scales is None else scales.unbind()
+        self.x, self.y = Side(x, of_x, scale_x, operand), Side(y, of_y, scale_y, operand)
+        self.poison = None if scales is None else 1 + 0 * inverse.sum()
 
-    @staticmethod
-    def _scaled(rows: Tensor, inverse: Tensor, operand: torch.dtype, step: int) -> Side:
-        largest = torch.maximum(rows.amax(1), rows.amin(1).neg_()).to(inverse.dtype)
+
+def measured(x: Tensor, y: Tensor, step: int) -> Sides:
+    """Both sides, step rows at a time."""
+    dtype = computation_dtype(x, y)
+    if x.device.type == "cpu" and x.dtype == y.dtype == dtype:
+        lengths = torch.stack([torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)])
+        # Where asking does not take waiting for the device. There may be zeros and NaNs, too.
+        shortest, longest = lengths.aminmax()
+        if float(shortest) > SHORTEST and float(longest) < LONGEST:
+            return Sides(x, y, lengths.reciprocal_(), None)
+    inverse, scales = x.new_empty(2, 2, len(x), dtype=dtype)
+    for rows, scale in ((x, scales[0]), (y, scales[1])):
+        largest = torch.maximum(rows.amax(1), rows.amin(1).neg_()).to(dtype)
         largest.masked_fill_(largest == 0, 1)
         # The power of two below it, division by which does not round. NaN and inf become NaN.
-        largest = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1) + 0 * largest
-        side = Side(rows, inverse, largest, operand)
-        for block in blocks(len(rows), step):
-            length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=inverse.dtype)
-            inverse[block] = length.reciprocal().masked_fill_(length == 0, 0)
-        return side
+        torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1, out=scale).add_(0 * largest)
+    sides = Sides(x, y, inverse, scales)
+    for side in (sides.x, sides.y):
+        for block in blocks(len(x), step):
+            length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=dtype)
+            side.inverse[block] = length.reciprocal().masked_fill_(length == 0, 0)
+    sides.poison = 1 + 0 * inverse.sum()
+    return sides

@@ -15,6 +15,11 @@ def at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in HALF else value
 
 
+def computation_dtype(x: Tensor, y: Tensor) -> torch.dtype:
+    """float64 if x or y is, else float32."""
+    return torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+
+
 def normalise(x: Tensor) -> Tensor:
     """Rows of unit Euclidean length, ``[B, D] -> [B, D]``; a row of zeros stays one and receives a zero gradient."""
     # Dividing by the largest entry first keeps the squares from over- and underflowing. x / |x| does not depend on
@@ -73,7 +78,7 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
             [0.8000, 0.0000]])
     """
     check_embeddings(x, y)
-    dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
+    dtype = computation_dtype(x, y)
     x, y = normalise(x.to(dtype)), normalise(y.to(dtype))
     # Where nothing asks for a gradient, torch 2.4 cannot compile the whole function.
     product = _Product.apply if x.requires_grad or y.requires_grad else _Product.forward

@@ -7,8 +7,11 @@ tile is the fold's. In units of one B x B x D product, forward and backward cost
 * 3 where the weight of a pair depends on positives alone: one pass finds value and gradients together (1 without them);
 * 4 otherwise: statistics first, then every tile again, for its weights.
 
-Memory beyond inputs and gradients: four tiles of t x t, O(B) statistics, and two blocks of t x D where rows have to be
-scaled or widened. Half precision adds a float32 copy of the gradients, B x D each.
+Memory beyond inputs and gradients is O(t^2 + t D + B): four tiles of t x t, O(B) statistics, and a few blocks of t x D
+where rows have to be scaled or widened. For half precision the gradients are summed in float32, B x D each.
+
+Of equal hardest negatives the lowest index takes the gradient, whatever the tiles; equal are similarities whose products
+the platform rounds equally, as it does those of small whole numbers, but not always those of equal rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +27,17 @@ from crossmodal_losses.folds import Fold, State, along
 from crossmodal_losses.products import accumulate, multiply
 from crossmodal_losses.rules import Rule, has_negatives, of_positives, reduced, upstream_of_anchors
 from crossmodal_losses.selected import of_selected
-from crossmodal_losses.sides import Sides, blocks, full_precision
-from crossmodal_losses.similarity import at_least_float32
+from crossmodal_losses.sides import Sides, blocks, full_precision, measured
+from crossmodal_losses.similarity import computation_dtype
 
 
 def epilogue_of(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> Epilogue:
-    """The fused kernels on CUDA, plain torch everywhere else."""
-    if positive.is_cuda and positive.dtype == torch.float32 and find_spec("triton") is not None:
-        from crossmodal_losses.epilogue_triton import Fused
+    """The fused kernels where there are any, on CUDA; plain torch everywhere else."""
+    if positive.is_cuda and find_spec("triton") is not None:
+        from crossmodal_losses.epilogue_triton import Fused, supports
 
-        return Fused(sides, ids, fold, positive)
+        if supports(positive.dtype, fold):
+            return Fused(sides, ids, fold, positive)
     return Plain(sides, ids, fold, positive)
 
 
@@ -43,7 +47,7 @@ class Gradients:
     def __init__(self, sides: Sides, step: int, wanted: Sequence[bool], coefficients: Tensor) -> None:
         self.sides, self.blocks, self.coefficients = sides, blocks(len(sides.x.rows), step), coefficients
         self.x, self.y = (
-            torch.zeros_like(side.rows, dtype=coefficients.dtype) if want else None
+            side.rows.new_zeros(side.rows.shape, dtype=coefficients.dtype) if want else None
             for side, want in zip((sides.x, sides.y), wanted, strict=True)
         )
         # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
@@ -53,8 +57,8 @@ class Gradients:
         """A tile's part."""
         I, J = epilogue.I, epilogue.J  # noqa: E741
         weights = epilogue.weigh(state, self.coefficients)
-        # Where looking costs nothing. A trained model has few violations: most products are saved.
-        if not epilogue.any_weight():
+        # A trained model has few violations: most products are saved.
+        if epilogue.fold.one_pass and not epilogue.any_weight():
             return
         rows, columns = epilogue.own()
         self.own[0, I] += rows
@@ -65,7 +69,7 @@ class Gradients:
             accumulate(self.y[J], weights.T, self.sides.x.block(I))
 
     def finish(self, positive: Tensor, of_positive: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients, after the last tile, given dL/dpositive."""
+        """The gradients, after the last tile, given dL/dpositive; in the dtype of the computation."""
         x, y, inverse = self.sides.x, self.sides.y, self.sides.inverse
         own_x, own_y = self.own.addcmul_(of_positive, positive).mul_(inverse).mul_(inverse)
         between = of_positive * x.inverse * y.inverse
@@ -77,9 +81,9 @@ class Gradients:
             for block in self.blocks:
                 gradient = total[block].addcmul_(other.block(block), along(between[block], 1))
                 gradient.addcmul_(side.block(block), along(own[block], 1), value=-1)
-                if side.largest is not None:
-                    gradient.div_(along(side.largest[block], 1))
-            finished.append(total if total.dtype == side.rows.dtype else total.to(side.rows.dtype))
+                if side.scale is not None:
+                    gradient.div_(along(side.scale[block], 1))
+            finished.append(total)
         return finished[0], finished[1]
 
 
@@ -125,7 +129,7 @@ def statistics(sides: Sides, step: int, epilogue: Epilogue, gradients: Gradients
 
 
 class Forward(NamedTuple):
-    """What the forward pass leaves: the loss, what the backward pass needs, and the gradients if they were found."""
+    """The loss, what the backward pass needs, and the gradients if they were found, in the dtype of the computation."""
 
     loss: Tensor
     positive: Tensor
@@ -146,7 +150,7 @@ def forward(
     fold = rule.fold
     found: tuple[Tensor | None, ...] = ()
     with full_precision(x.device):
-        sides = Sides(x, y, tile_size)
+        sides = measured(x, y, tile_size)
         positive = positives(sides, tile_size)
         epilogue = epilogue_of(sides, ids, fold, positive)
         gradients = None
@@ -172,14 +176,14 @@ def backward(
     reduction: Reduction,
     tile_size: int,
     wanted: Sequence[bool],
-    done: Forward,
+    positive: Tensor,
+    state: State,
     upstream: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, y and the rule's parameter, where wanted."""
     fold = rule.fold
-    _, positive, state, _ = done
     with full_precision(x.device):
-        sides = Sides(x, y, tile_size)
+        sides = measured(x, y, tile_size)
         if sides.poison is not None:
             upstream = upstream * sides.poison
         folded, has_negative = fold.finish(state, positive), has_negatives(ids, positive)
@@ -193,7 +197,13 @@ def backward(
             gradients.add(epilogue, state)
             if slope is not None:
                 slope = slope + epilogue.slope()
-        return *gradients.finish(positive, of_positive), slope
+        gx, gy = gradients.finish(positive, of_positive)
+    return _to(gx, x), _to(gy, y), _to(slope, fold.parameter)
+
+
+def _to(gradient: Tensor | None, of: Tensor | None) -> Tensor | None:
+    """In the dtype of what it is the gradient of."""
+    return None if gradient is None or of is None else gradient.to(of.dtype)
 
 
 SECOND_DERIVATIVE = (
@@ -231,28 +241,27 @@ class _Tiled(torch.autograd.Function):
     ) -> Tensor:
         wanted = [wants and need for need in ctx.needs_input_grad[:2]]
         done = forward(x, y, ids, rule, reduction, tile_size, wanted)
-        ctx.save_for_backward(x, y, ids, parameter)
-        ctx.rest = rule, reduction, tile_size
-        ctx.done = done._replace(loss=done.loss.detach())
+        ctx.save_for_backward(x, y, ids, parameter, done.positive, *done.state)
+        ctx.settings, ctx.found = (rule, reduction, tile_size), done.found
         return done.loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, ids, _ = ctx.saved_tensors
-        rule, reduction, tile_size = ctx.rest
+        x, y, ids, parameter, positive, *state = ctx.saved_tensors
         wanted = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3])
         gradients: Sequence[Tensor | None]
         with torch.no_grad():
-            if ctx.done.found:
-                found, ctx.done = (
-                    ctx.done.found,
-                    ctx.done._replace(found=()),
-                )  # a second backward pass computes them anew
-                gradients = *(None if g is None else g.mul_(upstream) for g in found), None
+            if ctx.found:
+                found, ctx.found = ctx.found, ()  # used up: a second backward pass finds them anew
+                gx, gy = (None if g is None else g.mul_(upstream) for g in found)
+                gradients = _to(gx, x), _to(gy, y), None
             else:
-                gradients = backward(x, y, ids, rule, reduction, tile_size, wanted, ctx.done, upstream)
+                rule, reduction, tile_size = ctx.settings
+                state = tuple(state)
+                gradients = backward(x, y, ids, rule, reduction, tile_size, wanted, positive, state, upstream)
         if torch.is_grad_enabled():
-            gradients = [None if g is None else _OnlyOnce.apply(g, x, y, upstream) for g in gradients]  # type: ignore[no-untyped-call]
+            sources = [value for value in (x, y, parameter, upstream) if value is not None]
+            gradients = [None if g is None else _OnlyOnce.apply(g, *sources) for g in gradients]  # type: ignore[no-untyped-call]
         gx, gy, of_parameter = gradients
         return gx, gy, None, of_parameter, None, None, None, None
 
@@ -270,20 +279,19 @@ def _tiled_operator(x, y, ids, parameter, rule, numbers, reduction, tile_size, w
     """The loss, the positives, the gradients of x and y (empty if not found), and the state."""
     made = Rule.by_name[rule].from_numbers(numbers, parameter)
     done = forward(x, y, ids, made, reduction, tile_size, (wants_x, wants_y))
-    gradients = [x.new_empty(0) if g is None else g for g in done.found or (None, None)]
+    gradients = [done.positive.new_empty(0) if g is None else g for g in done.found or (None, None)]
     return [done.loss, done.positive, *gradients, *done.state]
 
 
 @_tiled_operator.register_fake
 def _(x, y, ids, parameter, rule, numbers, reduction, tile_size, wants_x, wants_y):  # type: ignore[no-untyped-def]
     fold = Rule.by_name[rule].from_numbers(numbers, parameter).fold
-    dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(y).dtype)
+    dtype = computation_dtype(x, y)
     one = x.new_empty(1, 1, dtype=dtype)
     state = [x.new_empty(2, len(x), dtype=part.dtype) for part in fold.of_tile(one, 1, 0, one[0], one)]
     loss = x.new_empty((len(x),) if reduction == "none" else (), dtype=dtype)
     found = fold.one_pass and reduction != "none"
-    gradients = [torch.empty_like(x) if found and wants_x else x.new_empty(0)]
-    gradients.append(torch.empty_like(y) if found and wants_y else x.new_empty(0))
+    gradients = [x.new_empty(x.shape if found and wants else 0, dtype=dtype) for wants in (wants_x, wants_y)]
     return [loss, x.new_empty(len(x), dtype=dtype), *gradients, *state]
 
 
@@ -300,9 +308,8 @@ def _backward_operator(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The gradients of x, y and the parameter; empty where they are not wanted."""
     made = Rule.by_name[rule].from_numbers(numbers, parameter)
-    done = Forward(upstream, positive, tuple(state), ())
     wanted = (wants_x, wants_y, wants_parameter)
-    gradients = backward(x, y, ids, made, reduction, tile_size, wanted, done, upstream)
+    gradients = backward(x, y, ids, made, reduction, tile_size, wanted, positive, tuple(state), upstream)
     return [x.new_empty(0) if g is None else g for g in gradients]
 
 
@@ -312,25 +319,28 @@ def _(  # type: ignore[no-untyped-def]
     upstream,
 ):  # fmt: skip
     inputs = ((x, wants_x), (y, wants_y), (parameter, wants_parameter))
-    return [torch.empty_like(value) if wanted else x.new_empty(0) for value, wanted in inputs]
+    return [value.new_empty(value.shape) if wanted else x.new_empty(0) for value, wanted in inputs]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, y, ids, parameter, *ctx.settings = inputs
-    ctx.count = len(output)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, y, ids, parameter, *output[1:])
 
 
 def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
+    of_loss, *of_others = upstream
+    if any(gradient is not None for gradient in of_others):
+        raise RuntimeError(SECOND_DERIVATIVE)
     x, y, ids, parameter, positive, gx, gy, *state = ctx.saved_tensors
     *settings, wants_x, wants_y = ctx.settings
     wants_parameter = parameter is not None and ctx.needs_input_grad[3]
     of_parameter = None
     if gx.numel() or gy.numel():
-        gx, gy = gx * upstream[0], gy * upstream[0]
+        gx, gy = (gx * of_loss).to(x.dtype), (gy * of_loss).to(y.dtype)
     else:
         gx, gy, of_parameter = torch.ops.crossmodal_losses.tiled_backward(
-            x, y, ids, parameter, *settings, wants_x, wants_y, wants_parameter, positive, state, upstream[0]
+            x, y, ids, parameter, *settings, wants_x, wants_y, wants_parameter, positive, state, of_loss
         )
     gradients = (gx if wants_x else None, gy if wants_y else None, None, of_parameter if wants_parameter else None)
     return *gradients, *[None] * len(ctx.settings)
@@ -349,7 +359,7 @@ def tiled(x: Tensor, y: Tensor, ids: Tensor | None, rule: Rule, reduction: Reduc
     parameter, wants = rule.fold.parameter, torch.is_grad_enabled()
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.crossmodal_losses.tiled(
-            x, y, ids, parameter, type(rule).__name__, rule.numbers(), reduction, tile_size,
+            x, y, ids, parameter, rule.name(), rule.numbers(), reduction, tile_size,
             wants and x.requires_grad, wants and y.requires_grad,
         )[0]  # fmt: skip
         return loss

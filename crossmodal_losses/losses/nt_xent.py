@@ -54,7 +54,7 @@ def nt_xent(
 
     Args:
         S: similarities, floating ``[B, B]``; the positives are on the diagonal.
-        temperature: tau, finite and > 0; a tensor without dimensions receives its gradient.
+        temperature: tau, between 1e-6 and 1e6; a tensor without dimensions receives its gradient.
         ids: integers ``[B]``; j leaves the denominator of i != j if their ids are equal. None: all j stay in it.
         reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of both sums.
 
@@ -79,7 +79,7 @@ class NTXent(PairLoss):
     """:func:`nt_xent` of the cosine similarities of two batches of embeddings.
 
     Args:
-        temperature: finite and > 0; where a learned one starts, strictly between 0.01 and 1.
+        temperature: between 1e-6 and 1e6; where a learned one starts, strictly between 0.01 and 1.
         learn_temperature: the temperature is 0.01 ^ sigmoid(p) of a parameter p, ``exponent_logit``, and so stays in
             [0.01, 1] whatever the optimiser does. In the middle of that range a step of p is about a step of
             -log(temperature); towards the ends p moves it less and less. Leave p out of weight decay, which would draw
@@ -120,7 +120,7 @@ class NTXent(PairLoss):
         """The temperature in use; a differentiable tensor if it is learned: 0.01 ^ sigmoid(parameter)."""
         if not self.learn_temperature:
             return self.initial_temperature
-        return LOWEST_LEARNED_TEMPERATURE ** at_least_float32(self.exponent_logit).sigmoid()
+        return (math.log(LOWEST_LEARNED_TEMPERATURE) * at_least_float32(self.exponent_logit).sigmoid()).exp()
 
     @property
     def rule(self) -> NTXentRule:

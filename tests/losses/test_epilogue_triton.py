@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, tiled
 from crossmodal_losses.epilogue import Epilogue, Plain
 from crossmodal_losses.folds import Fold, Hardest, HingeSum, LogSumExp
-from crossmodal_losses.sides import Sides
+from crossmodal_losses.sides import measured
 
 pytest.importorskip("triton")
 
@@ -34,8 +34,8 @@ from crossmodal_losses.epilogue_triton import Fused, supports
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# A kernel's exp is that of the device: wrong by 1e-7 times its argument, which is up to 80 where it matters.
-RTOL, ATOL = 2e-5, 2e-6
+# A device's fast exp is wrong by 1e-7 times its argument, which is up to 40 where it matters.
+RTOL, ATOL = (2e-5 if DEVICE == "cuda" else 2e-6), 2e-6
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ class Batch:
             x[5], y[B - 2] = 0, 0
         ids = torch.randint(B // 3 + 1, (B,), generator=generator)
         self.ids = ids.to(DEVICE) if with_ids else None
-        self.sides = Sides(x.to(DEVICE), y.to(DEVICE), B)
+        self.sides = measured(x.to(DEVICE), y.to(DEVICE), B)
         self.S = self.sides.x.all() @ self.sides.y.all().T
         self.upstream = torch.randn(2, B, generator=generator).to(DEVICE)
         groups = torch.arange(B) if self.ids is None else ids
@@ -212,11 +212,14 @@ def test_without_negatives(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDS)
-@pytest.mark.parametrize("entry", [(0, 0), (69, 69), (69, 3), (30, 65)])
-def test_nan_stays_inside(name: str, entry: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "place, entry",
+    [("1 x 7", (0, 6)), ("7 x 1", (6, 0)), ("64 x 64", (0, 0)), ("129 x 70", (128, 69)), ("129 x 70", (30, 65))],
+)
+def test_nan_stays_inside(name: str, place: str, entry: tuple[int, int]) -> None:
     """A NaN at an edge: an index is one of the tile, a sum is NaN, and others do not see it."""
-    batch, fold = Batch(140), FOLDS[name]
-    I, J = slice(0, 70), slice(70, 140)  # noqa: E741
+    B, I, J = PLACES[place]  # noqa: E741
+    batch, fold = Batch(B), FOLDS[name]
     batch.S[I, J][entry] = torch.nan
     of_rows, of_columns = batch.epilogue(Fused, fold, I, J).states()
     for states, there, candidates in ((of_rows, entry[0], J), (of_columns, entry[1], I)):
@@ -258,7 +261,7 @@ def test_waits_for_nothing(name: str) -> None:
     batch, fold = Batch(40, True), FOLDS[name]
     I, J = slice(0, 20), slice(20, 40)  # noqa: E741
     state = batch.state(fold)
-    with Waiting():
+    with Waiting():  # type: ignore[no-untyped-call]
         fused = batch.epilogue(Fused, fold, I, J)
         fused.states()
         if not fold.selects:

@@ -70,6 +70,7 @@ TEMPERATURE = [nt_xent, NTXent]
         (TEMPERATURE, TypeError, "expected temperature to be a number, got str", {"temperature": "cold"}),
         (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got 0", {"temperature": 0}),
         (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got inf", {"temperature": math.inf}),
+        (TEMPERATURE, ValueError, "expected temperature between 1e-6 and 1e6, got 1e-09", {"temperature": 1e-9}),
         (POLYNOMIAL, TypeError, "expected positive_coefficients to be a sequence of numbers, got float",
          {"positive_coefficients": 0.5}),
         (POLYNOMIAL, TypeError, "expected negative_coefficients to be a sequence of numbers, got str",

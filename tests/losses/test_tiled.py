@@ -1,6 +1,7 @@
 """In tiles or at once: the same loss and the same gradients, at the promised cost."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,6 +177,85 @@ def test_a_second_derivative_is_refused_in_words(name: str) -> None:
         gx.sum().backward()
 
 
+def test_a_second_derivative_in_the_temperature_is_refused_too() -> None:
+    x, y = (e.detach() for e in normal_pair(4, 9, 4))
+    loss = NTXent(learn_temperature=True, tile_size=4)
+    (slope,) = torch.autograd.grad(loss(x, y), loss.exponent_logit, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
+        slope.backward()
+
+
+@each_loss
+def test_derivatives_where_y_is_made_from_x(name: str) -> None:
+    """The graph from x to y is walked once, not once inside the loss and once around it."""
+    x, W = (e.detach() for e in normal_pair(18, 5, 5))
+    x.requires_grad_()
+    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
+    loss = LOSSES[name](**settings).double()
+    leaves = (x, *loss.parameters())
+    for y in (x, (x @ W).tanh()):
+        expected = torch.autograd.grad(dense(loss, x, y), leaves, create_graph=True)
+        found = torch.autograd.grad(loss(x, y), leaves, create_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+        second, expected_second = (
+            torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves, retain_graph=True)
+            for first in (found, expected)
+        )
+        torch.testing.assert_close(second, expected_second, rtol=1e-8, atol=1e-9)
+
+
+@each_loss
+def test_many_gradients_at_once(name: str) -> None:
+    """As torch.autograd.functional asks for them, of the loss of every anchor."""
+    x, y = normal_pair(19, 6, 4)
+    loss = LOSSES[name](reduction="none")
+    one_by_one = torch.autograd.functional.jacobian(lambda x: loss(x, y), x)
+    at_once = torch.autograd.functional.jacobian(lambda x: loss(x, y), x, vectorize=True)
+    torch.testing.assert_close(at_once, one_by_one)
+
+
+@each_loss
+def test_what_is_kept_for_the_backward_pass_is_autograds(name: str) -> None:
+    """It can be offloaded by hooks, and is gone after the backward pass although the loss is still there."""
+    packed: list[int] = []
+
+    def pack(value: Tensor) -> Tensor:
+        packed.append(value.numel())
+        return value
+
+    for tile_size in (None, 16):
+        x, y = normal_pair(20, 50, 4)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            value = LOSSES[name](tile_size=tile_size)(x, y)
+        value.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            value.backward()
+    assert 50 * 50 in packed
+
+
+@each_loss
+def test_a_loss_scale_does_not_overflow_half_precision(name: str) -> None:
+    """Gradients are rounded after they are multiplied with what comes from above."""
+    x, y = normal_pair(21, 96, 16)
+    x, y = (30 * x.detach()).half().requires_grad_(), (30 * y.detach()).half().requires_grad_()
+    exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+    loss = LOSSES[name](tile_size=32)
+    found = torch.autograd.grad(loss(x, y) * 2.0**10, (x, y))
+    expected = torch.autograd.grad(dense(loss, *exact) * 2.0**10, exact)
+    for g, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(g.double(), e, rtol=2e-3, atol=1e-5 * float(e.abs().max()))
+
+
+@pytest.mark.parametrize("tile_size", [1, None])
+def test_a_loss_scale_and_a_cold_temperature(tile_size: int | None) -> None:
+    """exp(-2 / t), inverted and scaled, is beyond float32."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 1e-3]], requires_grad=True)
+    loss = NTXent(temperature=0.025, tile_size=tile_size)
+    (found,) = torch.autograd.grad(loss(x, -x.detach()) * 2.0**16, x)
+    (expected,) = torch.autograd.grad(dense(loss, x, -x.detach()) * 2.0**16, x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
 @each_loss
 def test_a_first_derivative_with_create_graph(name: str) -> None:
     """As a gradient penalty elsewhere in the graph wants it."""
@@ -340,6 +420,10 @@ def test_memory_is_that_of_a_tile_a_gradient_or_a_few_statistics(name: str, redu
             value.sum().backward()
         for seen in (forward, backward):
             assert 0 < seen.entries <= max(t * t, B * D)
+        long_x, long_y = normal_pair(11, 200, 100, dtype)
+        with Largest() as forward, torch.no_grad():
+            LOSSES[name](reduction=reduction, tile_size=8)(long_x, long_y, None if ids is None else ids[:200])
+        assert forward.entries <= 8 * 100  # a block of rows, not a copy of all
     with Largest() as dense_one:
         dense(LOSSES[name](), x, y)
     assert dense_one.entries >= B * B
@@ -452,17 +536,50 @@ def test_the_compiler_sees_a_correct_operator(name: str) -> None:
     x, y = normal_pair(16, 9, 4)
     rule = LOSSES[name]().rule
     for ids in (None, torch.arange(9) // 2):
-        arguments = (x, y, ids, None, type(rule).__name__, rule.numbers(), "mean", 4, True, True)
-        torch.library.opcheck(torch.ops.crossmodal_losses.tiled.default, arguments)
+        arguments = (x, y, ids, None, rule.name(), rule.numbers(), "mean", 4, True, True)
+        # Not its test of all outputs' gradients at once: those of the gradients are second derivatives, and refused.
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(torch.ops.crossmodal_losses.tiled.default, arguments, test_utils=checks)
 
 
-def test_the_operators_refuse_a_second_derivative_too() -> None:
+@each_loss
+def test_the_operators_refuse_a_second_derivative_too(name: str) -> None:
     x, y = normal_pair(16, 9, 4)
-    rule = LOSSES["nt_xent"]().rule
-    value = torch.ops.crossmodal_losses.tiled(x, y, None, None, "NTXentRule", rule.numbers(), "mean", 4, True, True)[0]
+    rule = LOSSES[name]().rule
+    value = torch.ops.crossmodal_losses.tiled(x, y, None, None, rule.name(), rule.numbers(), "mean", 4, True, True)[0]
     (gx,) = torch.autograd.grad(value, x, create_graph=True)
     with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
         gx.sum().backward()
+
+
+INDUCTOR: dict[str, Callable[[], tuple[PairLoss, Callable[[Tensor], Tensor], Any]]] = {
+    "a float32 temperature and float64 embeddings": lambda: (
+        NTXent(learn_temperature=True, tile_size=4),
+        lambda x: x,
+        {},
+    ),
+    "transposed embeddings": lambda: (LOSSES["triplet_max"](tile_size=4), lambda x: x.sin().T.contiguous().T, {}),
+    "dynamic shapes": lambda: (NTXent(learn_temperature=True, tile_size=4), lambda x: x, {"dynamic": True}),
+    "dynamic shapes, at once": lambda: (NTXent(learn_temperature=True), lambda x: x, {"dynamic": True}),
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", INDUCTOR)
+def test_the_default_compiler(case: str) -> None:
+    torch._dynamo.reset()
+    loss, of, options = INDUCTOR[case]()
+
+    def whole(x: Tensor, y: Tensor) -> Tensor:
+        return loss(of(x), of(y))
+
+    compiled = torch.compile(whole, fullgraph=True, **options)
+    for B in (9, 11):
+        x, y = normal_pair(15, B, 6)
+        leaves = (x, y, *loss.parameters())
+        value, expected = compiled(x, y), whole(x, y)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradients(value, leaves), gradients(expected, leaves), rtol=1e-6, atol=1e-7)
 
 
 @each_loss
@@ -487,7 +604,7 @@ def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pyt
                 done = tiled.forward(x, y, ids, rule, reduction, 16, (True, True))
                 wanted = (True, True, False)
                 upstream = torch.empty_like(done.loss)
-                gx, gy, _ = tiled.backward(x, y, ids, rule, reduction, 16, wanted, done, upstream)
+                gx, gy, _ = tiled.backward(x, y, ids, rule, reduction, 16, wanted, done.positive, done.state, upstream)
                 assert gx is not None
                 assert gy is not None
                 assert gx.device.type == gy.device.type == "cuda"
@@ -501,7 +618,7 @@ def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "addmm", lambda *args, out_dtype, out: asked.append(out_dtype))
     with FakeTensorMode():
         x = torch.empty(8, 4, device="cuda", dtype=torch.bfloat16)
-        both = sides.Sides(x, x, 4)
+        both = sides.measured(x, x, 4)
         assert both.x.block(slice(0, 4)).dtype == torch.bfloat16
         S = torch.empty(8, 8, device="cuda")
         products.multiply(x, x.T, out=S)
