@@ -1,11 +1,12 @@
-"""Every loss forward and backward, embeddings in, beside public implementations of the same loss.
+"""How fast is every loss, beside what one would use instead? Forward and backward, embeddings in.
 
-``python -m benchmarks.losses`` writes results/losses.md and results/losses.csv. Normalisation is counted on both
-sides. The peers are those of peers.py. Errors are of the gradient against float64, relative to its largest entry.
+``python -m benchmarks.losses`` writes losses.csv, .md and .png, and summary.md: the fastest rival at every size.
+Normalisation is counted on both sides. The rivals are those of peers.py. Errors are of the gradient against float64,
+relative to its largest entry.
 """
 
-import csv
 import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,66 +14,143 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.measure import interleaved, machine
-from benchmarks.peers import PEERS, Loss
+from benchmarks import options
+from benchmarks.batch import OURS, Loss, embeddings, gradients
+from benchmarks.measure import Timing, deviation, interleaved
+from benchmarks.peers import COMPILED, NAMES, absent, rivals
+from benchmarks.results import Row, write_plot, write_table
 from crossmodal_losses import LOSSES
 
-RESULTS = Path(__file__).parent / "results"
+
+def working(candidates: Mapping[str, Loss], x: Tensor, y: Tensor) -> Iterator[tuple[str, Loss]]:
+    """Without those that do not work here, of which a line says why: no compiler, or out of a GPU's memory."""
+    for name, loss in candidates.items():
+        try:
+            gradients(loss, x, y)
+        except Exception as error:  # whatever is wrong with others' code
+            tqdm.write(f"{name} is left out at B = {len(x)}: {type(error).__name__}: {str(error)[:200]}")
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+            continue
+        yield name, loss
 
 
-def gradients(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss(x, y), (x, y))
+def errors(losses: Mapping[str, Loss], ours: Loss, x: Tensor, y: Tensor) -> dict[str, str]:
+    """How far every loss's gradient is from ours in float64."""
+    exact = gradients(ours, x.detach().double().requires_grad_(), y.detach().double().requires_grad_())
+    return {name: f"{deviation(gradients(loss, x, y), exact):.0e}" for name, loss in losses.items()}
+
+
+def measure(
+    names: Sequence[str],
+    batch_sizes: Sequence[int],
+    D: int,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    seconds: float,
+    rounds: int,
+    only: Collection[str] = (),
+    compiled: bool = True,
+    check_up_to: int = 8192,
+) -> list[Row]:
+    """A row for every loss, size and implementation; of the rivals only those named, if any are."""
+    rows: list[Row] = []
+    for B, name in tqdm([(B, name) for B in batch_sizes for name in names], "losses and sizes"):
+        x, y = embeddings(B, D, dtype=dtype, device=device)
+        ours = LOSSES[name]()
+        others = rivals(name, B, device, compiled=compiled and (not only or COMPILED in only))
+        chosen = {rival: loss for rival, loss in others.items() if not only or rival in only}
+        losses: dict[str, Loss] = {OURS: ours, **dict(working(chosen, x, y))}
+        calls = {rival: functools.partial(gradients, loss, x, y) for rival, loss in losses.items()}
+        timings = interleaved(calls, seconds=seconds, rounds=rounds)
+        found = errors(losses, ours, x, y) if check_up_to >= B else {}
+        for rival, timing in timings.items():
+            rows.append(
+                {"loss": name, "B": B, "D": D, "implementation": rival, **timing.columns(),
+                 "times ours": round(timing.median / timings[OURS].median, 2), "error": found.get(rival, "")}
+            )  # fmt: skip
+    return rows
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Of every loss and size: the fastest rival, and how many times faster we are."""
+    timings: dict[tuple[object, object, object], dict[object, Timing]] = {}
+    for row in rows:
+        timing = Timing(*(float(str(row[column])) for column in ("ms", "lower quartile", "upper quartile")))
+        timings.setdefault((row["loss"], row["B"], row["D"]), {})[row["implementation"]] = timing
+    table: list[Row] = []
+    for (name, B, D), of in timings.items():
+        ours = of.pop(OURS)
+        if of:
+            rival, its = min(of.items(), key=lambda item: item[1].median)
+            table.append(
+                {"loss": name, "B": B, "D": D, "ms": ours.median, "fastest rival": rival, "its ms": its.median,
+                 "times faster": f"{its.median / ours.median:.2f}",
+                 "range": f"{its.lower / ours.upper:.2f} to {its.upper / ours.lower:.2f}"}
+            )  # fmt: skip
+    return table
+
+
+def write(folder: Path, rows: Sequence[Row], about: str, suffix: str = "") -> None:
+    """losses.csv, .md, .png and summary.csv, .md."""
+    write_table(folder, f"losses{suffix}", rows, about)
+    compared = summary(rows)
+    if compared:
+        what = "times faster: the median of the fastest rival, in ours; range: its quartiles, in ours; " + about
+        write_table(folder, f"summary{suffix}", compared, what)
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        points = panels.setdefault(str(row["loss"]), {}).setdefault(str(row["implementation"]), [])
+        points.append((float(str(row["B"])), float(str(row["ms"]))))
+    write_plot(folder, f"losses{suffix}", panels, x="B", y="ms, forward and backward")
 
 
 @click.command()
-@click.option("--batch-sizes", "-b", multiple=True, type=int, default=(32, 128, 1024, 4096), show_default=True)
-@click.option("--dimension", type=int, default=1024, show_default=True)
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="Of measuring per candidate and size.")
-def main(batch_sizes: tuple[int, ...], dimension: int, seconds: float) -> None:
-    """Forward and backward of every loss beside its peers, float32, medians and quartiles of interleaved runs."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = []
-    for B in tqdm(batch_sizes, "batch sizes"):
-        generator = torch.Generator().manual_seed(B)
-        # Positives around 0.1, as early in training: every loss has violations, and gradients.
-        shared = torch.randn(B, dimension, generator=generator)
-        x, y = (
-            (shared + 3 * torch.randn(B, dimension, generator=generator)).to(device).requires_grad_() for _ in range(2)
-        )
-        exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
-        for name, module in tqdm(LOSSES.items(), f"B = {B}", leave=False):
-            ours = module()
-            candidates = {"crossmodal_losses": ours} | {
-                peer: loss for peer, (loss, largest) in PEERS.get(name, {}).items() if largest >= B
-            }
-            timings = interleaved(
-                {peer: functools.partial(gradients, loss, x, y) for peer, loss in candidates.items()},
-                seconds=seconds,
-            )
-            expected = gradients(ours, *exact)
-            scale = max(float(g.abs().max()) for g in expected)
-            for peer, loss in candidates.items():
-                error = max(
-                    float((g.double() - e).abs().max()) for g, e in zip(gradients(loss, x, y), expected, strict=True)
-                )
-                t = timings[peer]
-                rows.append(
-                    {"loss": name, "B": B, "D": dimension, "implementation": peer, "ms": round(t.median, 3),
-                     "lower quartile": round(t.lower, 3), "upper quartile": round(t.upper, 3),
-                     "times ours": round(t.median / timings["crossmodal_losses"].median, 2),
-                     "error": f"{error / (scale or 1):.0e}"}
-                )  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "losses.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    header = list(rows[0])
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    lines += [f"| {' | '.join(str(value) for value in row.values())} |" for row in rows]
-    text = f"{machine()}; forward and backward, float32\n\n" + "\n".join(lines) + "\n"
-    (RESULTS / "losses.md").write_text(text, encoding="utf-8")
-    click.echo(text)
+@options.losses
+@options.batch_sizes(32, 128, 1024, 4096)
+@options.dimension(1024)
+@options.dtype()
+@options.device
+@options.repetitions(seconds=0.3, rounds=5)
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Measure these rivals alone.")
+@click.option(
+    "--compile/--no-compile", "compiled", default=True, show_default=True, help="Rivals made by torch.compile."
+)
+@click.option(
+    "--check-up-to", type=int, default=8192, show_default=True, help="The largest B at which errors are computed."
+)
+@click.option(
+    "--suffix",
+    default="",
+    help="Of the files' names, as in losses-newest-torch.md, so that runs do not replace others'.",
+)
+@options.out
+def main(
+    names: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    dimension: int,
+    dtype: torch.dtype,
+    device: str,
+    seconds: float,
+    rounds: int,
+    only: tuple[str, ...],
+    compiled: bool,
+    check_up_to: int,
+    suffix: str,
+    folder: Path,
+) -> None:
+    """Time every loss and its rivals over B.
+
+    --batch-sizes goes up to 65536 and beyond; a rival stops where it does not fit into memory.
+    """
+    if absent(names):
+        click.echo(f"not installed here, hence left out: {', '.join(absent(names))}")
+    rows = measure(
+        names, batch_sizes, dimension, dtype=dtype, device=device, seconds=seconds, rounds=rounds, only=only,
+        compiled=compiled, check_up_to=check_up_to,
+    )  # fmt: skip
+    write(folder, rows, f"forward and backward, {dtype}, {device}", suffix and f"-{suffix}")
 
 
 if __name__ == "__main__":

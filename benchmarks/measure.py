@@ -25,6 +25,8 @@ Call = Callable[[], object]
 # Seconds that one repetition lasts at least; and a first call that lasted so long is warm-up enough.
 REPETITION, LONG = 0.01, 1.0
 
+COLUMNS = ("ms", "lower quartile", "upper quartile")
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -36,7 +38,7 @@ class Timing:
 
     def columns(self) -> dict[str, float]:
         """As columns of a table."""
-        return {"ms": round(self.median, 3), "lower quartile": round(self.lower, 3), "upper quartile": round(self.upper, 3)}
+        return {name: round(ms, 3) for name, ms in zip(COLUMNS, (self.median, self.lower, self.upper), strict=True)}
 
 
 def synchronise() -> None:

@@ -52,11 +52,11 @@ def device(command: F) -> F:
     )(command)  # fmt: skip
 
 
-def dtype(command: F) -> F:
+def dtype(default: str = "float32") -> Callable[[F], F]:
     return click.option(
-        "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+        "--dtype", type=click.Choice(["float32", "bfloat16"]), default=default, show_default=True,
         callback=lambda context, parameter, value: getattr(torch, value), help="Of the embeddings.",
-    )(command)  # fmt: skip
+    )  # fmt: skip
 
 
 def out(command: F) -> F:

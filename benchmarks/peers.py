@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from torch.nn.functional import normalize
 
 from benchmarks import autograd
 from benchmarks.autograd import MARGIN, TEMPERATURE
-from benchmarks.batch import Loss
+from benchmarks.batch import Loss as Loss
+
+# Not in every torch.
+LINEAR_CROSS_ENTROPY, CHUNKS = "linear_cross_entropy", "LinearCrossEntropyOptions"
 
 
 def open_clip_loss(temperature: float) -> Loss:
@@ -112,19 +115,16 @@ def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
     return total / len(S)
 
 
-def linear_cross_entropies(**options: int) -> Loss:
-    """torch.nn.functional.linear_cross_entropy (torch 2.13), both ways; with options, a chunk of rows at a time.
+def linear_cross_entropies(**options: object) -> Loss:
+    """torch.nn.functional.linear_cross_entropy (torch 2.13), both ways; in chunks if options of them are given."""
 
-    By default the chunks are as large as torch finds right. A single chunk keeps the logits, but not for autograd.
-    """
-
-    def loss(x: Tensor, y: Tensor, chunks: Any = None) -> Tensor:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        chunks = getattr(torch.nn, CHUNKS)(**options) if options else None
+        of = functools.partial(getattr(functional, LINEAR_CROSS_ENTROPY), options=chunks)
         x, y = normalize(x), normalize(y)
         labels = torch.arange(len(x), device=x.device)
-        cross_entropy: Callable[..., Tensor] = functional.linear_cross_entropy
-        return cross_entropy(x / TEMPERATURE, y, labels, options=chunks) + cross_entropy(
-            y / TEMPERATURE, x, labels, options=chunks
-        )
+        total: Tensor = of(x / TEMPERATURE, y, labels) + of(y / TEMPERATURE, x, labels)
+        return total
 
     return loss
 
@@ -135,3 +135,100 @@ def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
     x, y = normalize(x), normalize(y)
     settings = {"scale": 1 / TEMPERATURE, "head_dim": min(256, x.shape[1])}
     return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()
+
+
+# S and a few more of its size, in float32, fit into 24 GB.
+LARGEST = 16384
+
+
+class Peer(NamedTuple):
+    """A loss, and the largest B that it is benchmarked at.
+
+    On a CPU that bounds memory and time. On a GPU running out of memory is an error that the benchmark survives, so
+    there only time counts.
+    """
+
+    loss: Loss
+    largest: int = LARGEST
+    largest_on_cuda: int = 1 << 20
+    needs: str = "torch"  # what is imported when it is called
+
+    def is_available(self) -> bool:
+        if self.needs == LINEAR_CROSS_ENTROPY:
+            return hasattr(functional, LINEAR_CROSS_ENTROPY)
+        return importlib.util.find_spec(self.needs) is not None
+
+
+def metric_learning(loss: Loss, largest: int) -> Peer:
+    """NTXentLoss and the triplets form O(B^3) numbers, which at B = 1024 do not fit into 24 GB."""
+    return Peer(loss, largest, largest, needs="pytorch_metric_learning")
+
+
+def in_torch(largest: int = LARGEST, **options: object) -> Peer:
+    return Peer(linear_cross_entropies(**options), largest, needs=LINEAR_CROSS_ENTROPY)
+
+
+# Of each loss with its default settings.
+ALL: dict[str, dict[str, Peer]] = {
+    "nt_xent": {
+        "autograd, cross_entropy": Peer(autograd.nt_xent_cross_entropy),
+        "autograd, logsumexp": Peer(autograd.nt_xent_logsumexp),
+        "open_clip": Peer(open_clip_loss(TEMPERATURE), needs="open_clip"),
+        "sentence-transformers": Peer(sentence_transformers_loss(TEMPERATURE), needs="sentence_transformers"),
+        "pytorch-metric-learning": metric_learning(metric_learning_nt_xent(TEMPERATURE), 128),
+        "linear_cross_entropy": in_torch(),
+        "linear_cross_entropy, one chunk": in_torch(batch_chunk_size=1 << 20),
+        "linear_cross_entropy, chunks": in_torch(65536, chunking_method="auto"),
+    },
+    "triplet_sum": {
+        "autograd, mask": Peer(autograd.triplet_sum_masked),
+        "autograd, diagonal subtracted": Peer(autograd.triplet_sum_subtracted),
+        "pytorch-metric-learning": metric_learning(metric_learning_triplet(), 128),
+    },
+    "triplet_max": {
+        "autograd, max": Peer(autograd.triplet_max_max),
+        "autograd, amax": Peer(autograd.triplet_max_amax),
+        "pytorch-metric-learning": metric_learning(metric_learning_triplet(hardest=True), 4096),
+    },
+    "triplet_weighted": {
+        "autograd, max": Peer(autograd.triplet_weighted_max),
+        "autograd, amax": Peer(autograd.triplet_weighted_amax),
+    },
+    "triplet_weighted_mined": {
+        "autograd, max": Peer(autograd.triplet_weighted_mined_max),
+        "autograd, amax": Peer(autograd.triplet_weighted_mined_amax),
+        "loop over anchors": Peer(loop_over_anchors, 1024, 1024),
+    },
+}
+# Those that this environment has: tests compare them with ours.
+PEERS = {name: {peer: p for peer, p in peers.items() if p.is_available()} for name, peers in ALL.items()}
+
+# For torch.compile: of each loss the form that it makes fastest.
+TO_COMPILE: dict[str, Loss] = {
+    "nt_xent": autograd.nt_xent_logsumexp,
+    "triplet_sum": autograd.triplet_sum_subtracted,
+    "triplet_max": autograd.triplet_max_amax,
+    "triplet_weighted": autograd.triplet_weighted_amax,
+    "triplet_weighted_mined": autograd.triplet_weighted_mined_amax,
+}
+COMPILED, INF_CL = "autograd, compiled", "Inf-CL"
+
+
+def rivals(name: str, B: int, device: str, *, compiled: bool = True) -> dict[str, Loss]:
+    """All that a loss is measured against, at this B and on this device, as far as it is installed."""
+    on_cuda = device == "cuda"
+    found = {peer: p.loss for peer, p in PEERS[name].items() if (p.largest_on_cuda if on_cuda else p.largest) >= B}
+    if compiled and (on_cuda or LARGEST >= B):
+        torch.compiler.reset()  # so that no size is one too many for what is kept of compiled functions
+        found[COMPILED] = torch.compile(TO_COMPILE[name], dynamic=False)
+    if name == "nt_xent" and on_cuda and importlib.util.find_spec("inf_cl"):
+        found[INF_CL] = inf_cl_loss
+    return found
+
+
+NAMES = sorted({COMPILED, INF_CL}.union(*ALL.values()))
+
+
+def absent(names: Collection[str]) -> list[str]:
+    """Of these losses, the peers that are not installed here."""
+    return sorted({peer for name in names for peer in ALL[name] if peer not in PEERS[name]})

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -16,7 +16,8 @@ Row = Mapping[str, object]
 Points = Sequence[tuple[float, float]]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each goes with a marker of its own.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#8C8C8C", "#A0522D", "#F0E442")
+FIRST = "#000000"
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#8C8C8C", "#A0522D", "#F0E442")
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*")
 
 
@@ -50,37 +51,45 @@ def write_plot(
     *,
     x: str,
     y: str,
-    dashed: Collection[str] = (),
+    dashed: Mapping[str, str] | None = None,
 ) -> None:
     """NAME.png: panels side by side, title -> label -> points (x, y), both axes logarithmic, one legend for all.
 
+    The first label stands out. ``dashed`` names lines without markers, and whose colour each shares.
     Without matplotlib there is no plot, and a line says so.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
     except ImportError:
         click.echo(f"no {name}.png: matplotlib is not installed")
         return
+    dashed = dashed or {}
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(1 + 4.2 * columns, 1.2 + 3.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    grid = figure.subplots(rows, columns, squeeze=False)
     handles = {}
     for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
         for label, points in panel.items():
-            at = labels.index(label)
+            at = labels.index(dashed.get(label, label))
             handles[label] = axes.plot(
                 *zip(*sorted(points), strict=True),
-                label=label, color=COLOURS[at % len(COLOURS)], linewidth=2 if at == 0 else 1.3, markersize=5,
-                linestyle="--" if label in dashed else "-",
+                label=label, color=COLOURS[at % len(COLOURS)] if at else FIRST,
+                linewidth=1.3 if at else 2, markersize=5, linestyle="--" if label in dashed else "-",
                 marker=None if label in dashed else MARKERS[at % len(MARKERS)],
             )[0]  # fmt: skip
         axes.set(xscale="log", yscale="log", title=title, xlabel=x, ylabel=y)
-        axes.xaxis.set_tick_params(labelbottom=True)
+        measured = sorted({at for points in panel.values() for at, _ in points})
+        axes.set_xticks(measured, [f"{at:g}" for at in measured], rotation=45)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="major", alpha=0.3)
     for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(len(handles), 4))
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns + 1)
     write_whole(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=150))
     click.echo(f"{folder / name}.png\n")

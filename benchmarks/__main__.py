@@ -1,0 +1,39 @@
+"""``python -m benchmarks``: every question that this machine can answer, with default settings, one after another."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from benchmarks import floor, growth, losses, memory, tile_size
+from benchmarks.results import RESULTS
+
+# With arguments that make a minute of it, to see whether everything runs.
+QUICK_TIMES = ["--seconds", "0", "--rounds", "2"]
+SUITE: list[tuple[click.Command, list[str]]] = [
+    (losses.main, ["-b", "32", "-b", "64", "--dimension", "64", "--no-compile", *QUICK_TIMES]),
+    (floor.main, ["-b", "2048", "--dimension", "64", *QUICK_TIMES]),
+    (tile_size.main, ["-b", "512", "-t", "128", "-t", "256", "--dimension", "64", *QUICK_TIMES]),
+    (memory.main, ["-b", "1024", "--dimension", "64", "--loss", "nt_xent"]),
+    (growth.main, ["-b", "512", "-b", "1024", "-d", "64", "-d", "128", "--batch-size", "512", *QUICK_TIMES]),
+]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Tiny sizes, for a trial; the results go to a temporary folder.")
+def main(quick: bool) -> None:
+    """Measure everything and write benchmarks/results; a quarter of an hour on two cores.
+
+    What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
+    benchmarks.losses --help, and likewise floor, tile_size, memory, growth.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
+    started = time.perf_counter()
+    for command, tiny in SUITE:
+        command.main([*(tiny if quick else []), "--out", str(folder)], standalone_mode=False)
+    click.echo(f"results are in {folder}, after {(time.perf_counter() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
