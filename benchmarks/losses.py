@@ -21,6 +21,10 @@ from benchmarks.peers import COMPILED, NAMES, absent, rivals
 from benchmarks.results import Row, write_plot, write_table
 from crossmodal_losses import LOSSES
 
+# Ours under torch.compile; beyond this B that is the operator which does the same without.
+OURS_COMPILED = f"{OURS}, compiled"
+LARGEST_OURS_COMPILED = 128
+
 
 def working(candidates: Mapping[str, Loss], x: Tensor, y: Tensor) -> Iterator[tuple[str, Loss]]:
     """Without those that do not work here, of which a line says why: no compiler, or out of a GPU's memory."""
@@ -61,6 +65,8 @@ def measure(
         ours = LOSSES[name]()
         others = rivals(name, B, device, compiled=compiled and (not only or COMPILED in only))
         chosen = {rival: loss for rival, loss in others.items() if not only or rival in only}
+        if COMPILED in chosen and B <= LARGEST_OURS_COMPILED:
+            chosen[OURS_COMPILED] = torch.compile(ours, dynamic=False)
         losses: dict[str, Loss] = {OURS: ours, **dict(working(chosen, x, y))}
         calls = {rival: functools.partial(gradients, loss, x, y) for rival, loss in losses.items()}
         timings = interleaved(calls, seconds=seconds, rounds=rounds)
@@ -74,21 +80,24 @@ def measure(
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """Of every loss and size: the fastest rival, and how many times faster we are."""
+    """Of every loss and size: the fastest rival that is run as it stands, what torch.compile makes of one, and ours."""
     timings: dict[tuple[object, object, object], dict[object, Timing]] = {}
     for row in rows:
         timing = Timing(*(float(str(row[column])) for column in ("ms", "lower quartile", "upper quartile")))
         timings.setdefault((row["loss"], row["B"], row["D"]), {})[row["implementation"]] = timing
     table: list[Row] = []
     for (name, B, D), of in timings.items():
-        ours = of.pop(OURS)
-        if of:
-            rival, its = min(of.items(), key=lambda item: item[1].median)
-            table.append(
-                {"loss": name, "B": B, "D": D, "ms": ours.median, "fastest rival": rival, "its ms": its.median,
-                 "times faster": f"{its.median / ours.median:.2f}",
-                 "range": f"{its.lower / ours.upper:.2f} to {its.upper / ours.lower:.2f}"}
-            )  # fmt: skip
+        ours, ours_compiled, compiled = of.pop(OURS), of.pop(OURS_COMPILED, None), of.pop(COMPILED, None)
+        if not of:
+            continue
+        rival, its = min(of.items(), key=lambda item: item[1].median)
+        table.append(
+            {"loss": name, "B": B, "D": D, "ms": ours.median, "fastest rival": rival, "its ms": its.median,
+             "times faster": f"{its.median / ours.median:.2f}",
+             "range": f"{its.lower / ours.upper:.2f} to {its.upper / ours.lower:.2f}",
+             "autograd compiled, ms": compiled.median if compiled else "",
+             "ours compiled, ms": ours_compiled.median if ours_compiled else ""}
+        )  # fmt: skip
     return table
 
 

@@ -10,8 +10,8 @@ tile is the fold's. In units of one B x B x D product, forward and backward cost
 Memory beyond inputs and gradients is O(t^2 + t D + B): four tiles of t x t, O(B) statistics, and a few blocks of t x D
 where rows have to be scaled or widened. For half precision the gradients are summed in float32, B x D each.
 
-Of equal hardest negatives the lowest index takes the gradient, whatever the tiles; equal are similarities whose products
-the platform rounds equally, as it does those of small whole numbers, but not always those of equal rows.
+Of equal hardest negatives the lowest index takes the gradient, whatever the tiles. Equal are similarities whose
+products the platform rounds equally: those of small whole numbers always, those of equal rows not everywhere.
 """
 
 from collections.abc import Iterator, Sequence

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from crossmodal_losses.checks import Reduction, check_embeddings, check_ids, check_reduction, check_tile_size
 from crossmodal_losses.closed_form import ClosedForm
 from crossmodal_losses.dense import bidirectional
 from crossmodal_losses.folds import Fold
-from crossmodal_losses.rules import Rule, is_batched
+from crossmodal_losses.rules import Rule
 from crossmodal_losses.similarity import cosine_similarity
 from crossmodal_losses.tiled import tiled
 
@@ -26,9 +26,9 @@ def largest_dense(fold: Fold) -> int:
     return LARGEST_DENSE if fold.selects or fold.one_pass else LARGEST_DENSE_OF_TWO_PASSES
 
 
-def _is_transformed(value: Tensor | None) -> bool:
-    """Under vmap, torch.func.grad or forward-mode differentiation."""
-    return value is not None and (is_batched(value) or unpack_dual(value).tangent is not None)
+def _is_transformed() -> bool:
+    """Whether this runs under vmap, another transformation of torch.func, or forward-mode differentiation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 class PairLoss(nn.Module, ABC):
@@ -75,7 +75,7 @@ class PairLoss(nn.Module, ABC):
         fold = rule.fold
         if len(x) <= (self.tile_size or largest_dense(fold)):
             # Where torch transforms the program it gets the plain form, which can be transformed in any way.
-            if torch.compiler.is_compiling() or any(map(_is_transformed, (x, y, ids, fold.parameter))):
+            if torch.compiler.is_compiling() or _is_transformed():
                 return self.of_similarities(cosine_similarity(x, y), ids=ids)
             return ClosedForm.apply(x, y, ids, fold.parameter, rule, self.reduction)  # type: ignore[no-any-return, no-untyped-call]
         tile_size = self.tile_size or TILE.get(x.device.type, TILE["cpu"])
