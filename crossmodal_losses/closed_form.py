@@ -81,11 +81,9 @@ class ClosedForm(torch.autograd.Function):
             own_x, own_y = own.mul_(inverse).mul_(inverse)[:, :, None]
             weights.diagonal().add_(of_positive)
             weights.mul_(sides.x.inverse[:, None]).mul_(sides.y.inverse)
-            gx = gy = None
-            if wants_x:
-                gx = torch.mm(weights, sides.y.all()).addcmul_(sides.x.all(), own_x, value=-1)
-            if wants_y:
-                gy = torch.mm(weights.T, sides.x.all()).addcmul_(sides.y.all(), own_y, value=-1)
+            a, b = sides.x.all(), sides.y.all()
+            gx = torch.mm(weights, b).addcmul_(a, own_x, value=-1) if wants_x else None
+            gy = torch.mm(weights.T, a).addcmul_(b, own_y, value=-1) if wants_y else None
             if scales is not None:
                 gx, gy = (
                     None if g is None else g.div_(scale[:, None]).to(rows.dtype)

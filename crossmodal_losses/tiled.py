@@ -30,10 +30,13 @@ from crossmodal_losses.selected import of_selected
 from crossmodal_losses.sides import Sides, blocks, full_precision, measured
 from crossmodal_losses.similarity import computation_dtype
 
+# Looked for once: looking takes as long as a small loss.
+HAS_TRITON = find_spec("triton") is not None
+
 
 def epilogue_of(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> Epilogue:
     """The fused kernels where there are any, on CUDA; plain torch everywhere else."""
-    if positive.is_cuda and find_spec("triton") is not None:
+    if positive.is_cuda and HAS_TRITON:
         from crossmodal_losses.epilogue_triton import Fused, supports
 
         if supports(positive.dtype, fold):
@@ -132,6 +135,7 @@ class Forward(NamedTuple):
     """The loss, what the backward pass needs, and the gradients if they were found, in the dtype of the computation."""
 
     loss: Tensor
+    sides: Sides
     positive: Tensor
     state: State
     found: tuple[Tensor | None, ...]
@@ -163,14 +167,14 @@ def forward(
     folded = fold.finish(state, positive)
     has_negative = has_negatives(ids, positive)
     if sides.poison is None:
-        return Forward(reduced(rule, positive, folded, has_negative, reduction), positive, state, found)
+        return Forward(reduced(rule, positive, folded, has_negative, reduction), sides, positive, state, found)
     loss = reduced(rule, positive * sides.poison, folded * sides.poison, has_negative, reduction)
-    return Forward(loss, positive, state, tuple(None if g is None else g.mul_(sides.poison) for g in found))
+    found = tuple(None if g is None else g.mul_(sides.poison) for g in found)
+    return Forward(loss, sides, positive, state, found)
 
 
 def backward(
-    x: Tensor,
-    y: Tensor,
+    sides: Sides,
     ids: Tensor | None,
     rule: Rule,
     reduction: Reduction,
@@ -181,9 +185,8 @@ def backward(
     upstream: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, y and the rule's parameter, where wanted."""
-    fold = rule.fold
+    fold, x, y = rule.fold, sides.x.rows, sides.y.rows
     with full_precision(x.device):
-        sides = measured(x, y, tile_size)
         if sides.poison is not None:
             upstream = upstream * sides.poison
         folded, has_negative = fold.finish(state, positive), has_negatives(ids, positive)
@@ -241,13 +244,13 @@ class _Tiled(torch.autograd.Function):
     ) -> Tensor:
         wanted = [wants and need for need in ctx.needs_input_grad[:2]]
         done = forward(x, y, ids, rule, reduction, tile_size, wanted)
-        ctx.save_for_backward(x, y, ids, parameter, done.positive, *done.state)
+        ctx.save_for_backward(x, y, ids, parameter, done.sides.inverse, done.sides.scales, done.positive, *done.state)
         ctx.settings, ctx.found = (rule, reduction, tile_size), done.found
         return done.loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, ids, parameter, positive, *state = ctx.saved_tensors
+        x, y, ids, parameter, inverse, scales, positive, *state = ctx.saved_tensors
         wanted = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3])
         gradients: Sequence[Tensor | None]
         with torch.no_grad():
@@ -257,8 +260,8 @@ class _Tiled(torch.autograd.Function):
                 gradients = _to(gx, x), _to(gy, y), None
             else:
                 rule, reduction, tile_size = ctx.settings
-                state = tuple(state)
-                gradients = backward(x, y, ids, rule, reduction, tile_size, wanted, positive, state, upstream)
+                sides, state = Sides(x, y, inverse, scales), tuple(state)
+                gradients = backward(sides, ids, rule, reduction, tile_size, wanted, positive, state, upstream)
         if torch.is_grad_enabled():
             sources = [value for value in (x, y, parameter, upstream) if value is not None]
             gradients = [None if g is None else _OnlyOnce.apply(g, *sources) for g in gradients]  # type: ignore[no-untyped-call]
@@ -309,7 +312,9 @@ def _backward_operator(  # type: ignore[no-untyped-def]
     """The gradients of x, y and the parameter; empty where they are not wanted."""
     made = Rule.by_name[rule].from_numbers(numbers, parameter)
     wanted = (wants_x, wants_y, wants_parameter)
-    gradients = backward(x, y, ids, made, reduction, tile_size, wanted, positive, tuple(state), upstream)
+    with full_precision(x.device):
+        sides = measured(x, y, tile_size)
+    gradients = backward(sides, ids, made, reduction, tile_size, wanted, positive, tuple(state), upstream)
     return [x.new_empty(0) if g is None else g for g in gradients]
 
 
