@@ -24,33 +24,34 @@ def of_selected(
     """
     similarity, index = state
     B, D = sides.x.rows.shape
-    anchors = torch.arange(B, device=index.device)
-    ends = torch.arange(B + 1, device=index.device)
-    entries = torch.arange(3 * B, device=index.device)
+    anchors = torch.arange(B, device=index.device).expand(2, B)
+    # The pairs that a row of each side is in: with its positive, with what it selected, with what selected it.
+    to, order = torch.cat([anchors, anchors, index.flip(0)], 1).sort(dim=1, stable=True)
+    of = torch.cat([anchors, index, anchors], 1).gather(1, order)
+    weight = torch.cat([of_positive.expand(2, B), of_fold, of_fold.flip(0)], 1).gather(1, order)
+    s = torch.cat([positive.expand(2, B), similarity, similarity.flip(0)], 1).gather(1, order)
+    starts = torch.searchsorted(to, torch.arange(B + 1, device=index.device).repeat(2, 1))
+    # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
+    own = torch.segment_reduce(weight.mul(s), "sum", offsets=starts, axis=1).mul_(sides.inverse.square())[:, :, None]
+    weight = weight * sides.inverse.gather(1, to) * sides.inverse.flip(0).gather(1, of)
     gradients: list[Tensor | None] = []
-    for k, (own, other) in enumerate(((sides.x, sides.y), (sides.y, sides.x))):
+    for k, (side, other) in enumerate(((sides.x, sides.y), (sides.y, sides.x))):
         if not wanted[k]:
             gradients.append(None)
             continue
-        # The pairs that a row of this side is in: with its positive, with what it selected, with what selected it.
-        to, order = torch.cat([anchors, anchors, index[1 - k]]).sort(stable=True)
-        of = torch.cat([anchors, index[k], anchors])[order]
-        weight = torch.cat([of_positive, of_fold[k], of_fold[1 - k]])[order]
-        s = torch.cat([positive, similarity[k], similarity[1 - k]])[order]
-        starts = torch.searchsorted(to, ends)
-
-        def summed(of: Tensor, weight: Tensor, rows: Tensor, starts: Tensor = starts) -> Tensor:
-            return embedding_bag(of, rows, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
-
-        # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
-        along_row = summed(entries, weight, s[:, None]).mul_(own.inverse.square()[:, None])
-        weight = weight * other.inverse[of] * own.inverse[to]
-        width = D if own.scale is None else max(NARROWEST, ENTRIES // B)
-        gradient = own.rows.new_empty(B, D)
+        width = D if side.scale is None else max(NARROWEST, ENTRIES // B)
+        gradient = side.rows.new_empty(B, D)
         for columns in blocks(D, width):
-            some = summed(of, weight, other.columns(columns)).addcmul_(own.columns(columns), along_row, value=-1)
-            if own.scale is not None:
-                some.div_(own.scale[:, None])
+            some = embedding_bag(
+                of[k],
+                other.columns(columns),
+                starts[k],
+                mode="sum",
+                per_sample_weights=weight[k],
+                include_last_offset=True,
+            ).addcmul_(side.columns(columns), own[k], value=-1)
+            if side.scale is not None:
+                some.div_(side.scale[:, None])
             if width >= D and some.dtype == gradient.dtype:
                 gradient = some
             else:

@@ -18,15 +18,16 @@ NEGATIVE_COEFFICIENTS = (0.03, -0.4, 0.9)
 
 def polynomial(coefficients: Sequence[float], s: Tensor) -> Tensor:
     """Equations 4 and 5: ``c[0] + c[1] s + c[2] s^2 + ...``, for every entry of s."""
-    value = torch.zeros_like(s)
-    for coefficient in reversed(coefficients):
+    *rest, leading = coefficients
+    value = torch.full_like(s, leading)
+    for coefficient in reversed(rest):
         value = value * s + coefficient
     return value
 
 
 def derivative(coefficients: Sequence[float]) -> list[float]:
     """Of the polynomial with these coefficients, likewise the constant term first."""
-    return [power * coefficient for power, coefficient in enumerate(coefficients)][1:]
+    return [power * coefficient for power, coefficient in enumerate(coefficients)][1:] or [0.0]
 
 
 class TripletWeightedRule(Rule):
