@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparisons import each_loss
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import ORACLES
@@ -14,7 +15,6 @@ from torch.autograd import gradcheck, gradgradcheck
 import crossmodal_losses
 from crossmodal_losses import LOSSES, cosine_similarity, diagnose, nt_xent
 
-each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 STEP = 1e-6  # of gradcheck's central differences
 
 

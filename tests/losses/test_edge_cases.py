@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from comparisons import each_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import ORACLES
@@ -20,8 +21,6 @@ from crossmodal_losses import (
     triplet_weighted,
     triplet_weighted_mined,
 )
-
-each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 
 
 @each_loss

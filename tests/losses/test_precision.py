@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparisons import each_loss
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -9,7 +10,6 @@ from torch import Tensor
 import crossmodal_losses
 from crossmodal_losses import LOSSES, cosine_similarity
 
-each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 
 

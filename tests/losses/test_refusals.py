@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparisons import each_loss
 
 import crossmodal_losses
 from crossmodal_losses import (
@@ -25,7 +26,6 @@ from crossmodal_losses import (
 )
 
 S = torch.eye(3)
-each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 
 
 @each_loss

@@ -1,0 +1,27 @@
+"""What the tests of the engine compare: pairs of embeddings, and the same loss over all of S."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossmodal_losses import LOSSES, PairLoss, cosine_similarity
+
+each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
+each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+
+
+def dense(loss: PairLoss, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+    return loss.of_similarities(cosine_similarity(x, y), ids=ids)
+
+
+def normal_pair(seed: int, B: int, D: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(B, D, generator=generator, dtype=torch.float64)
+    y = x + torch.randn(B, D, generator=generator, dtype=torch.float64)
+    return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
+
+
+def gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """For an upstream gradient that differs from anchor to anchor."""
+    upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
+    return torch.autograd.grad(value, inputs, upstream)
