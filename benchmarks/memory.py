@@ -80,7 +80,7 @@ def write(folder: Path, name: str, rows: Sequence[Row], about: str) -> None:
 
 @click.command()
 @options.losses
-@options.batch_sizes(4096, 16384, 65536)
+@options.batch_sizes(4096, 16384, 32768, 65536)
 @options.dimension(256)
 @options.dtype()
 @options.device
