@@ -1,6 +1,7 @@
 """Cross-modal metric learning losses over the cosine similarities of two batches of embeddings."""
 
 from crossmodal_losses.diagnostics import Diagnosis, diagnose
+from crossmodal_losses.distributed import GatheredLoss, RingLoss
 from crossmodal_losses.losses import LOSSES
 from crossmodal_losses.losses.nt_xent import NTXent, nt_xent
 from crossmodal_losses.losses.pair_loss import PairLoss
@@ -15,8 +16,10 @@ __version__ = "0.1.0"
 __all__ = [
     "LOSSES",
     "Diagnosis",
+    "GatheredLoss",
     "NTXent",
     "PairLoss",
+    "RingLoss",
     "TripletMax",
     "TripletSum",
     "TripletWeighted",

@@ -31,7 +31,7 @@ class ClosedForm(torch.autograd.Function):
         fold = rule.fold
         with full_precision(x.device):
             sides = measured(x, y, len(x))
-            S = torch.mm(sides.x.all(), sides.y.all().T).mul_(sides.x.inverse[:, None]).mul_(sides.y.inverse)
+            S = torch.mm(sides.x.all(), sides.y.all().T).mul_(sides.inverse[0][:, None]).mul_(sides.inverse[1])
             positive = S.diagonal().clone()
             if ids is None:
                 S.fill_diagonal_(EXCLUDED)
@@ -50,7 +50,7 @@ class ClosedForm(torch.autograd.Function):
         ctx.save_for_backward(
             x, y, ids, parameter, sides.inverse, sides.scales, positive, folded, has_negative, *kept, *state
         )
-        return reduced(rule, positive, folded, has_negative, reduction)
+        return reduced(rule, positive, folded, has_negative, reduction, len(x))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -63,7 +63,9 @@ class ClosedForm(torch.autograd.Function):
         with full_precision(x.device):
             if sides.poison is not None:
                 upstream = upstream * sides.poison
-            of_positive, of_fold = upstream_of_anchors(rule, state, positive, folded, has_negative, reduction, upstream)
+            of_positive, of_fold = upstream_of_anchors(
+                rule, state, positive, folded, has_negative, reduction, upstream, len(x)
+            )
             if S is None:
                 gx, gy = of_selected(sides, state, positive, of_positive, of_fold, (wants_x, wants_y))
                 return gx, gy, None, None, None, None
@@ -80,7 +82,7 @@ class ClosedForm(torch.autograd.Function):
             own = torch.stack([scratch.sum(1), scratch.sum(0)]).addcmul_(of_positive, positive)
             own_x, own_y = own.mul_(inverse).mul_(inverse)[:, :, None]
             weights.diagonal().add_(of_positive)
-            weights.mul_(sides.x.inverse[:, None]).mul_(sides.y.inverse)
+            weights.mul_(sides.inverse[0][:, None]).mul_(sides.inverse[1])
             a, b = sides.x.all(), sides.y.all()
             gx = torch.mm(weights, b).addcmul_(a, own_x, value=-1) if wants_x else None
             gy = torch.mm(weights.T, a).addcmul_(b, own_y, value=-1) if wants_y else None

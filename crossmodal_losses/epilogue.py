@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.folds import EXCLUDED, Fold, State, along
-from crossmodal_losses.sides import Sides
 
 
 def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -18,11 +17,17 @@ def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Epilogue(ABC):
-    """Given a tile as the product leaves it, the inner products of rows I of x and J of y: states, and weights."""
+    """Given a tile as the product leaves it, the inner products of rows I of x and J of y: states, and weights.
 
-    def __init__(self, sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> None:
-        self.sides, self.fold, self.positive = sides, fold, positive
-        self.ids = None if ids is None else numbered(ids, sides.inverse.dtype)
+    Args:
+        inverse: 1 / the lengths of all rows of x and of y, ``[2, B]``.
+        ids, positive: of all pairs, ``[B]``.
+        operand: the dtype of what is multiplied, and of the weights.
+    """
+
+    def __init__(self, inverse: Tensor, ids: Tensor | None, fold: Fold, positive: Tensor, operand: torch.dtype) -> None:
+        self.inverse, self.fold, self.positive, self.operand = inverse, fold, positive, operand
+        self.ids = None if ids is None else numbered(ids, inverse.dtype)
 
     def take(self, products: Tensor, I: slice, J: slice) -> None:  # noqa: E741
         """The tile to work on from now on; it may be overwritten."""
@@ -58,14 +63,15 @@ class Epilogue(ABC):
 class Plain(Epilogue):
     """Keeps three more tiles."""
 
-    def __init__(self, sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> None:
-        super().__init__(sides, ids, fold, positive)
+    def __init__(self, inverse: Tensor, ids: Tensor | None, fold: Fold, positive: Tensor, operand: torch.dtype) -> None:
+        super().__init__(inverse, ids, fold, positive, operand)
         self.memory: list[Tensor] = []
 
     def take(self, products: Tensor, I: slice, J: slice) -> None:  # noqa: E741
         super().take(products, I, J)
-        if not self.memory:
-            self.memory = [products.new_empty(products.numel()) for _ in range(3)]  # the first tile is the largest
+        if not self.memory or len(self.memory[0]) < products.numel():
+            self.memory = []  # before there is more
+            self.memory = [products.new_empty(products.numel()) for _ in range(3)]
         prepared, self.weights, self.scratch = (m[: products.numel()].view_as(products) for m in self.memory)
         self._scale(products)
         if self.ids is not None:
@@ -76,7 +82,7 @@ class Plain(Epilogue):
         self.prepared = self.fold.prepare(products, out=prepared)
 
     def _scale(self, values: Tensor) -> None:
-        values.mul_(along(self.sides.x.inverse[self.I], 1)).mul_(self.sides.y.inverse[self.J])
+        values.mul_(along(self.inverse[0, self.I], 1)).mul_(self.inverse[1, self.J])
 
     def states(self) -> tuple[State, State]:
         I, J = self.I, self.J  # noqa: E741
@@ -99,7 +105,7 @@ class Plain(Epilogue):
         torch.mul(weights, self.tile, out=scratch)
         self._own = scratch.sum(1), scratch.sum(0)
         self._scale(weights)
-        return weights.to(self.sides.x.operand)
+        return weights.to(self.operand)
 
     def any_weight(self) -> bool:
         return self.weights.device.type != "cpu" or bool(self.weights.any())

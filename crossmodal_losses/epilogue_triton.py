@@ -28,7 +28,6 @@ from torch import Tensor
 
 from crossmodal_losses.epilogue import Epilogue
 from crossmodal_losses.folds import EXCLUDED, Fold, Hardest, HingeSum, LogSumExp, State
-from crossmodal_losses.sides import Sides
 
 # A block: 16 entries a thread, which its registers hold.
 BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 64, 64, 8
@@ -214,8 +213,8 @@ class Fused(Epilogue):
     For folds and dtypes that are supported: :func:`supports`.
     """
 
-    def __init__(self, sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> None:
-        super().__init__(sides, ids, fold, positive)
+    def __init__(self, inverse: Tensor, ids: Tensor | None, fold: Fold, positive: Tensor, operand: torch.dtype) -> None:
+        super().__init__(inverse, ids, fold, positive, operand)
         # A pair of equal numbers is no negative.
         self.group = torch.arange(len(positive), device=positive.device) if self.ids is None else self.ids
         self.kind, setting = _kind(fold)
@@ -238,7 +237,7 @@ class Fused(Epilogue):
     def _launch(self, kernel: Any, *others: Tensor | None) -> None:
         with torch.cuda.device_of(self.tile):  # triton goes by the current device
             kernel[self._grid](
-                self.tile, self.sides.inverse, self.group, self.positive, self.setting,
+                self.tile, self.inverse, self.group, self.positive, self.setting,
                 len(self.positive), self.I.start, self.J.start, *self.tile.shape,
                 *others,
                 FOLD=self.kind, BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS, num_warps=WARPS,
@@ -253,7 +252,7 @@ class Fused(Epilogue):
         if self.fold.selects:
             raise NotImplementedError("expected a fold of many pairs: one that selects a pair has no tile of weights")
         coefficients = coefficients.contiguous()
-        weights = torch.empty_like(self.tile, dtype=self.sides.x.operand)
+        weights = torch.empty_like(self.tile, dtype=self.operand)
         own_rows, own_columns = self._partials(1)
         slopes = None if self.fold.parameter is None else self.tile.new_empty(self._grid)
         # Without a running maximum the weights do not depend on the state.

@@ -62,7 +62,7 @@ class Fold(ABC):
 
     @abstractmethod
     def merge(self, first: State, then: State) -> State:
-        """The state over the candidates of both; those of the first have the lower indices."""
+        """The state over the candidates of both, whichever have the lower indices."""
 
     @abstractmethod
     def finish(self, state: State, positive: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class Hardest(Fold):
         return hardest, first.long().add_(start)
 
     def merge(self, first: State, then: State) -> State:
-        harder = then[0] > first[0]
+        harder = (then[0] > first[0]) | ((then[0] == first[0]) & (then[1] < first[1]))
         return torch.where(harder, then[0], first[0]), torch.where(harder, then[1], first[1])
 
     def finish(self, state: State, positive: Tensor) -> Tensor:

@@ -59,14 +59,17 @@ def has_negatives(ids: Tensor | None, positive: Tensor) -> Tensor | None:
     return (ids != ids[0]).any()
 
 
-def reduced(rule: Rule, positive: Tensor, folded: Tensor, has_negative: Tensor | None, reduction: Reduction) -> Tensor:
-    """The loss, from the positives ``[B]`` and the folds of rows and columns ``[2, B]``."""
+def reduced(
+    rule: Rule, positive: Tensor, folded: Tensor, has_negative: Tensor | None, reduction: Reduction, B: int
+) -> Tensor:
+    """The loss, from the positives ``[B]`` and the folds of rows and columns ``[2, B]``; of part of a batch, its part
+    of the loss."""
     anchors = rule.of_anchor(positive, folded)
     if has_negative is not None:
         anchors = torch.where(has_negative, anchors, 0 * positive)
     if reduction == "none":
         return anchors.sum(0)
-    return anchors.sum() / len(positive) if reduction == "mean" else anchors.sum()
+    return anchors.sum() / B if reduction == "mean" else anchors.sum()
 
 
 def of_positives(fold: Fold, state: State, of_fold: Tensor, direct: Tensor | None = None) -> Tensor:
@@ -85,10 +88,11 @@ def upstream_of_anchors(
     has_negative: Tensor | None,
     reduction: Reduction,
     upstream: Tensor,
+    B: int,
 ) -> tuple[Tensor, Tensor]:
     """dL/dpositive ``[B]`` and dL/dfold ``[2, B]``, given the gradient of what :func:`reduced` returned."""
     if reduction == "mean":
-        upstream = upstream / len(positive)
+        upstream = upstream / B
     direct, of_fold = rule.slopes(positive, folded)
     of_fold = of_fold * upstream
     if direct is not None:

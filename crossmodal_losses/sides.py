@@ -13,9 +13,9 @@ from crossmodal_losses.similarity import computation_dtype
 SHORTEST, LONGEST = 1e-12, 1e12
 
 
-def blocks(size: int, step: int) -> list[slice]:
-    """Slices of at most step that cover size."""
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+def blocks(whole: slice, step: int) -> list[slice]:
+    """Slices of at most step that cover the whole."""
+    return [slice(start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -26,33 +26,39 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class Side:
-    """The embeddings of one side, ``[B, D]``, and 1 / their lengths, ``[B]``.
+    """The embeddings of one side, ``[B, D]``, or some of them.
 
     Args:
-        scale: the power of two that every row is divided by, ``[B]``, lest its length over- or underflow, in the dtype
+        scale: the power of two that each of the rows is divided by, lest its length over- or underflow, in the dtype
             of the computation. None: the rows can be used as they are.
         operand: the dtype in which blocks enter a matrix product.
+        start: the index in the batch of the first of the rows.
     """
 
-    def __init__(self, rows: Tensor, inverse: Tensor, scale: Tensor | None, operand: torch.dtype) -> None:
-        self.rows, self.inverse, self.scale, self.operand = rows, inverse, scale, operand
+    def __init__(self, rows: Tensor, scale: Tensor | None, operand: torch.dtype, start: int = 0) -> None:
+        self.rows, self.scale, self.operand, self.start = rows, scale, operand, start
         self.buffer: Tensor | None = None
         self.held: slice | None = None
+
+    def here(self, block: slice) -> slice:
+        """Where the rows lie that have these indices in the batch."""
+        return slice(block.start - self.start, block.stop - self.start)
 
     def all(self) -> Tensor:
         """Every row."""
         return self.rows if self.scale is None else self.rows.to(self.scale.dtype) / self.scale[:, None]
 
     def block(self, block: slice) -> Tensor:
-        """Some rows; valid until the next call."""
+        """Some rows, by their indices in the batch; valid until the next call."""
+        here = self.here(block)
         if self.scale is None:
-            return self.rows[block]
+            return self.rows[here]
         count = block.stop - block.start
         if self.buffer is None:
             shape = (count, self.rows.shape[1])  # the first block is the longest
             self.buffer = self.scale.new_empty(shape, dtype=self.operand)
         if self.held is None or self.held != block:
-            torch.div(self.rows[block], self.scale[block, None], out=self.buffer[:count])
+            torch.div(self.rows[here], self.scale[here, None], out=self.buffer[:count])
             self.held = block
         return self.buffer[:count]
 
@@ -64,21 +70,38 @@ class Side:
 
 
 class Sides:
-    """Both sides.
+    """Both sides; of a batch over several processes, what this one holds of it.
 
     Attributes:
-        inverse: 1 / the lengths of the rows of x and of y, ``[2, B]``; 0 for a row of zeros.
-        scales: what the rows are divided by before anything else, ``[2, B]``. None: they are used as they are.
+        inverse: 1 / the lengths of all rows of x and of y, ``[2, B]``; 0 for a row of zeros.
+        scales: what the rows held are divided by before anything else, ``[2, rows]``. None: they are used as they are.
+        scales_of_y: those of all rows of y, ``[B]``.
+        own: the indices in the batch of the rows held.
         poison: 1, or NaN if x or y holds a NaN or an inf. None stands for 1.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, inverse: Tensor, scales: Tensor | None) -> None:
-        operand = x.dtype if can_widen(x, y) else inverse.dtype
-        self.inverse, self.scales = inverse, scales
-        of_x, of_y = inverse.unbind()
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        inverse: Tensor,
+        scales: Tensor | None,
+        start: int = 0,
+        scales_of_y: Tensor | None = None,
+    ) -> None:
+        self.inverse, self.scales, self.own = inverse, scales, slice(start, start + len(x))
         scale_x, scale_y = (None, None) if scales is None else scales.unbind()
-        self.x, self.y = Side(x, of_x, scale_x, operand), Side(y, of_y, scale_y, operand)
+        self.scales_of_y = scale_y if scales_of_y is None else scales_of_y
+        operand = x.dtype if can_widen(x, y) else inverse.dtype
+        self.x, self.y = Side(x, scale_x, operand, start), Side(y, scale_y, operand, start)
         self.poison = None if scales is None else 1 + 0 * inverse.sum()
+
+    def columns(self, columns: slice, rows: Tensor) -> Side:
+        """Some columns of S, given their rows of y, as a side."""
+        if columns == self.own:
+            return self.y
+        scale = None if self.scales_of_y is None else self.scales_of_y[columns]
+        return Side(rows, scale, self.y.operand, columns.start)
 
 
 def measured(x: Tensor, y: Tensor, step: int) -> Sides:
@@ -97,9 +120,9 @@ def measured(x: Tensor, y: Tensor, step: int) -> Sides:
         # The power of two below it, division by which does not round. NaN and inf become NaN.
         torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1, out=scale).add_(0 * largest)
     sides = Sides(x, y, inverse, scales)
-    for side in (sides.x, sides.y):
-        for block in blocks(len(x), step):
+    for side, inverse_of_side in ((sides.x, inverse[0]), (sides.y, inverse[1])):
+        for block in blocks(sides.own, step):
             length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=dtype)
-            side.inverse[block] = length.reciprocal().masked_fill_(length == 0, 0)
+            inverse_of_side[block] = length.reciprocal().masked_fill_(length == 0, 0)
     sides.poison = 1 + 0 * inverse.sum()
     return sides

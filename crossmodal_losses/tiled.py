@@ -24,10 +24,11 @@ from torch import Tensor
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.epilogue import Epilogue, Plain
 from crossmodal_losses.folds import Fold, State, along
+from crossmodal_losses.one_process import OneProcess, Visit
 from crossmodal_losses.products import accumulate, multiply
 from crossmodal_losses.rules import Rule, has_negatives, of_positives, reduced, upstream_of_anchors
-from crossmodal_losses.selected import of_selected
-from crossmodal_losses.sides import Sides, blocks, full_precision, measured
+from crossmodal_losses.selected import add_selected, of_selected
+from crossmodal_losses.sides import Side, Sides, blocks, full_precision, measured
 from crossmodal_losses.similarity import computation_dtype
 
 # Looked for once: looking takes as long as a small loss.
@@ -40,23 +41,21 @@ def epilogue_of(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) 
         from crossmodal_losses.epilogue_triton import Fused, supports
 
         if supports(positive.dtype, fold):
-            return Fused(sides, ids, fold, positive)
-    return Plain(sides, ids, fold, positive)
+            return Fused(sides.inverse, ids, fold, positive, sides.x.operand)
+    return Plain(sides.inverse, ids, fold, positive, sides.x.operand)
 
 
 class Gradients:
     """Of x and y where wanted: sums over weighed tiles."""
 
-    def __init__(self, sides: Sides, step: int, wanted: Sequence[bool], coefficients: Tensor) -> None:
-        self.sides, self.blocks, self.coefficients = sides, blocks(len(sides.x.rows), step), coefficients
-        self.x, self.y = (
-            side.rows.new_zeros(side.rows.shape, dtype=coefficients.dtype) if want else None
-            for side, want in zip((sides.x, sides.y), wanted, strict=True)
-        )
+    def __init__(self, sides: Sides, step: int, wants_x: bool, coefficients: Tensor) -> None:
+        self.sides, self.step, self.coefficients = sides, step, coefficients
+        x = sides.x.rows
+        self.x = x.new_zeros(x.shape, dtype=coefficients.dtype) if wants_x else None
         # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
         self.own = torch.zeros_like(coefficients)
 
-    def add(self, epilogue: Epilogue, state: State) -> None:
+    def add(self, epilogue: Epilogue, state: State, y: Side, of_y: Tensor | None) -> None:
         """A tile's part."""
         I, J = epilogue.I, epilogue.J  # noqa: E741
         weights = epilogue.weigh(state, self.coefficients)
@@ -66,69 +65,85 @@ class Gradients:
         rows, columns = epilogue.own()
         self.own[0, I] += rows
         self.own[1, J] += columns
+        x = self.sides.x
         if self.x is not None:
-            accumulate(self.x[I], weights, self.sides.y.block(J))
-        if self.y is not None:
-            accumulate(self.y[J], weights.T, self.sides.x.block(I))
+            accumulate(self.x[x.here(I)], weights, y.block(J))
+        if of_y is not None:
+            accumulate(of_y[y.here(J)], weights.T, x.block(I))
 
-    def finish(self, positive: Tensor, of_positive: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def finish(
+        self, of_y: Tensor | None, positive: Tensor, of_positive: Tensor, processes: OneProcess
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients, after the last tile, given dL/dpositive; in the dtype of the computation."""
-        x, y, inverse = self.sides.x, self.sides.y, self.sides.inverse
-        own_x, own_y = self.own.addcmul_(of_positive, positive).mul_(inverse).mul_(inverse)
-        between = of_positive * x.inverse * y.inverse
-        finished: list[Tensor | None] = []
-        for total, side, other, own in ((self.x, x, y, own_x), (self.y, y, x, own_y)):
+        x, y, mine = self.sides.x, self.sides.y, self.sides.own
+        own = torch.stack([self.own[0, mine], processes.collect(self.own[1])])
+        inverse = self.sides.inverse[:, mine]
+        own_x, own_y = own.addcmul_(of_positive, positive[mine]).mul_(inverse).mul_(inverse)
+        between = of_positive * inverse[0] * inverse[1]
+        for total, side, other, along_row in ((self.x, x, y, own_x), (of_y, y, x, own_y)):
             if total is None:
-                finished.append(None)
                 continue
-            for block in self.blocks:
-                gradient = total[block].addcmul_(other.block(block), along(between[block], 1))
-                gradient.addcmul_(side.block(block), along(own[block], 1), value=-1)
+            for block in blocks(mine, self.step):
+                here = side.here(block)
+                gradient = total[here].addcmul_(other.block(block), along(between[here], 1))
+                gradient.addcmul_(side.block(block), along(along_row[here], 1), value=-1)
                 if side.scale is not None:
-                    gradient.div_(along(side.scale[block], 1))
-            finished.append(total)
-        return finished[0], finished[1]
+                    gradient.div_(along(side.scale[here], 1))
+        return self.x, of_y
 
 
 def positives(sides: Sides, step: int) -> Tensor:
-    """s_ii, ``[B]``."""
-    x, y = sides.x, sides.y
-    dots = [(x.block(block).to(x.inverse.dtype) * y.block(block)).sum(1) for block in blocks(len(x.rows), step)]
-    return torch.cat(dots).mul_(x.inverse).mul_(y.inverse)
+    """s_ii of the rows held."""
+    x, y, inverse = sides.x, sides.y, sides.inverse[:, sides.own]
+    dots = [(x.block(block).to(inverse.dtype) * y.block(block)).sum(1) for block in blocks(sides.own, step)]
+    return torch.cat(dots).mul_(inverse[0]).mul_(inverse[1])
 
 
-def tiles(sides: Sides, step: int, epilogue: Epilogue) -> Iterator[tuple[slice, slice]]:
-    """Give the epilogue every tile of S, row by row, the lowest columns first; each lies where the one before lay."""
-    parts = blocks(len(sides.x.rows), step)
-    memory = sides.inverse.new_empty(parts[0].stop ** 2)
-    for I in parts:  # noqa: E741
-        for J in parts:
-            rows, columns = I.stop - I.start, J.stop - J.start
-            products = memory[: rows * columns].view(rows, columns)
-            multiply(sides.x.block(I), sides.y.block(J).T, out=products)
-            epilogue.take(products, I, J)
-            yield I, J
+Tile = tuple[slice, slice, Side, Tensor | None]
 
 
-def statistics(sides: Sides, step: int, epilogue: Epilogue, gradients: Gradients | None) -> State:
-    """The fold's state of every anchor, each part ``[2, B]``: of the rows, then of the columns.
+def tiles(sides: Sides, step: int, epilogue: Epilogue, visit: Visit) -> Iterator[Tile]:
+    """Give the epilogue every tile of the rows held, the lowest columns of a visit first; each lies where the one
+    before lay.
+
+    Yields which rows and columns they are, the columns' rows of y, and where the gradients of those are summed.
+    """
+    rows = blocks(sides.own, step)
+    memory = sides.inverse.new_empty(0)
+    for columns, rows_of_y, of_y in visit:
+        y = sides.columns(columns, rows_of_y)
+        for I in rows:  # noqa: E741
+            for J in blocks(columns, step):
+                height, width = I.stop - I.start, J.stop - J.start
+                if len(memory) < height * width:
+                    memory = memory.new_empty(height * width)
+                products = memory[: height * width].view(height, width)
+                multiply(sides.x.block(I), y.block(J).T, out=products)
+                epilogue.take(products, I, J)
+                yield I, J, y, of_y
+
+
+def statistics(
+    sides: Sides, step: int, epilogue: Epilogue, visit: Visit, gradients: Gradients | None, processes: OneProcess
+) -> State:
+    """The fold's state of every anchor held, each part ``[2, rows]``: of the rows, then of the columns.
 
     With gradients, those are found in the same pass.
     """
-    merge = epilogue.fold.merge
-    rows: list[State] = []
+    fold = epilogue.fold
+    rows: dict[int, State] = {}
     columns: dict[int, State] = {}
-    for I, J in tiles(sides, step, epilogue):  # noqa: E741
-        of_rows, of_columns = epilogue.states()
-        if J.start == 0:
-            rows.append(of_rows)
-        else:
-            rows[-1] = merge(rows[-1], of_rows)
-        columns[J.start] = of_columns if I.start == 0 else merge(columns[J.start], of_columns)
+    for I, J, y, of_y in tiles(sides, step, epilogue, visit):  # noqa: E741
+        for states, start, state in zip((rows, columns), (I.start, J.start), epilogue.states(), strict=True):
+            states[start] = fold.merge(states[start], state) if start in states else state
         if gradients is not None:
-            gradients.add(epilogue, ())
-    parts = zip(zip(*rows, strict=True), zip(*columns.values(), strict=True), strict=True)
-    return tuple(torch.stack([torch.cat(of_rows), torch.cat(of_columns)]) for of_rows, of_columns in parts)
+            gradients.add(epilogue, (), y, of_y)
+
+    def in_order(states: dict[int, State]) -> State:
+        return tuple(torch.cat(parts) for parts in zip(*(states[start] for start in sorted(states)), strict=True))
+
+    of_columns = processes.merge(fold, in_order(columns))
+    return tuple(torch.stack(parts) for parts in zip(in_order(rows), of_columns, strict=True))
 
 
 class Forward(NamedTuple):
@@ -136,41 +151,46 @@ class Forward(NamedTuple):
 
     loss: Tensor
     sides: Sides
+    ids: Tensor | None
     positive: Tensor
     state: State
+    kept: Tensor | None
     found: tuple[Tensor | None, ...]
 
 
 def forward(
-    x: Tensor,
-    y: Tensor,
+    sides: Sides,
     ids: Tensor | None,
     rule: Rule,
     reduction: Reduction,
     tile_size: int,
     wanted: Sequence[bool],
+    processes: OneProcess,
 ) -> Forward:
     """The loss; and, where one pass can find them, the gradients of x and y where wanted."""
-    fold = rule.fold
+    fold, dtype = rule.fold, sides.inverse.dtype
     found: tuple[Tensor | None, ...] = ()
-    with full_precision(x.device):
-        sides = measured(x, y, tile_size)
-        positive = positives(sides, tile_size)
+    with full_precision(sides.inverse.device):
+        sides, ids, positive = processes.share(sides, ids, positives(sides, tile_size))
+        of_own, B = positive[sides.own], len(positive)
         epilogue = epilogue_of(sides, ids, fold, positive)
         gradients = None
         if fold.one_pass and reduction != "none" and any(wanted):
-            share = 1 / len(x) if reduction == "mean" else 1.0
-            gradients = Gradients(sides, tile_size, wanted, torch.full_like(sides.inverse, share))
-        state = statistics(sides, tile_size, epilogue, gradients)
+            share = 1 / B if reduction == "mean" else 1.0
+            gradients = Gradients(sides, tile_size, wanted[0], torch.full_like(sides.inverse, share))
+        visit = processes.visit(sides, dtype if gradients is not None and wanted[1] else None)
+        state = statistics(sides, tile_size, epilogue, visit, gradients, processes)
         if gradients is not None:
-            found = gradients.finish(positive, of_positives(fold, state, gradients.coefficients))
-    folded = fold.finish(state, positive)
-    has_negative = has_negatives(ids, positive)
-    if sides.poison is None:
-        return Forward(reduced(rule, positive, folded, has_negative, reduction), sides, positive, state, found)
-    loss = reduced(rule, positive * sides.poison, folded * sides.poison, has_negative, reduction)
-    found = tuple(None if g is None else g.mul_(sides.poison) for g in found)
-    return Forward(loss, sides, positive, state, found)
+            of_positive = of_positives(fold, state, gradients.coefficients[:, sides.own])
+            found = gradients.finish(visit.total, positive, of_positive, processes)
+    folded = fold.finish(state, of_own)
+    if sides.poison is not None:
+        of_own, folded = of_own * sides.poison, folded * sides.poison
+        found = tuple(None if g is None else g.mul_(sides.poison) for g in found)
+    loss = reduced(rule, of_own, folded, has_negatives(ids, positive), reduction, B)
+    if reduction != "none":
+        loss = processes.sum(loss)
+    return Forward(loss, sides, ids, positive, state, None if found else visit.kept, found)
 
 
 def backward(
@@ -182,25 +202,40 @@ def backward(
     wanted: Sequence[bool],
     positive: Tensor,
     state: State,
+    kept: Tensor | None,
     upstream: Tensor,
+    processes: OneProcess,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, y and the rule's parameter, where wanted."""
-    fold, x, y = rule.fold, sides.x.rows, sides.y.rows
+    fold, x, y, dtype = rule.fold, sides.x.rows, sides.y.rows, sides.inverse.dtype
     with full_precision(x.device):
         if sides.poison is not None:
             upstream = upstream * sides.poison
-        folded, has_negative = fold.finish(state, positive), has_negatives(ids, positive)
-        of_positive, of_fold = upstream_of_anchors(rule, state, positive, folded, has_negative, reduction, upstream)
-        if fold.selects:
+        if reduction != "none":
+            upstream = processes.sum(upstream)
+        of_own = positive[sides.own]
+        folded, has_negative = fold.finish(state, of_own), has_negatives(ids, positive)
+        of_positive, of_fold = upstream_of_anchors(
+            rule, state, of_own, folded, has_negative, reduction, upstream, len(positive)
+        )
+        if fold.selects and processes.alone:
             return *of_selected(sides, state, positive, of_positive, of_fold, wanted[:2]), None
-        epilogue = epilogue_of(sides, ids, fold, positive)
-        gradients = Gradients(sides, tile_size, wanted[:2], fold.coefficients(state, of_fold))
-        slope = fold.slope_of_positives(positive, of_fold) if wanted[2] else None
-        for _ in tiles(sides, tile_size, epilogue):
-            gradients.add(epilogue, state)
-            if slope is not None:
-                slope = slope + epilogue.slope()
-        gx, gy = gradients.finish(positive, of_positive)
+        coefficients = processes.publish(fold.coefficients(state, of_fold))
+        state = tuple(processes.publish(part) for part in state)
+        gradients = Gradients(sides, tile_size, wanted[0], coefficients)
+        visit = processes.visit(sides, dtype if wanted[1] else None, kept)
+        slope = fold.slope_of_positives(of_own, of_fold) if wanted[2] else None
+        if fold.selects:
+            add_selected(sides, state, coefficients, visit, gradients.x, gradients.own)
+        else:
+            epilogue = epilogue_of(sides, ids, fold, positive)
+            for _, _, side, of_y in tiles(sides, tile_size, epilogue, visit):
+                gradients.add(epilogue, state, side, of_y)
+                if slope is not None:
+                    slope = slope + epilogue.slope()
+        gx, gy = gradients.finish(visit.total, positive, of_positive, processes)
+        if slope is not None:
+            slope = processes.mean(slope)
     return _to(gx, x), _to(gy, y), _to(slope, fold.parameter)
 
 
@@ -235,38 +270,47 @@ class _Tiled(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        ids: Tensor | None,
         parameter: Tensor | None,
+        sides: Sides,
+        ids: Tensor | None,
         rule: Rule,
         reduction: Reduction,
         tile_size: int,
+        processes: OneProcess,
         wants: bool,
     ) -> Tensor:
         wanted = [wants and need for need in ctx.needs_input_grad[:2]]
-        done = forward(x, y, ids, rule, reduction, tile_size, wanted)
-        ctx.save_for_backward(x, y, ids, parameter, done.sides.inverse, done.sides.scales, done.positive, *done.state)
-        ctx.settings, ctx.found = (rule, reduction, tile_size), done.found
+        done = forward(sides, ids, rule, reduction, tile_size, wanted, processes)
+        known = done.sides
+        ctx.save_for_backward(
+            x, y, parameter, known.inverse, known.scales, known.scales_of_y, done.ids, done.positive, done.kept,
+            *done.state,
+        )  # fmt: skip
+        ctx.start, ctx.settings, ctx.processes = known.own.start, (rule, reduction, tile_size), processes
+        ctx.found = done.found
         return done.loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, ids, parameter, inverse, scales, positive, *state = ctx.saved_tensors
-        wanted = (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3])
+        x, y, parameter, inverse, scales, scales_of_y, ids, positive, kept, *state = ctx.saved_tensors
+        wanted, processes = ctx.needs_input_grad[:3], ctx.processes
         gradients: Sequence[Tensor | None]
         with torch.no_grad():
             if ctx.found:
                 found, ctx.found = ctx.found, ()  # used up: a second backward pass finds them anew
+                upstream = processes.sum(upstream)
                 gx, gy = (None if g is None else g.mul_(upstream) for g in found)
                 gradients = _to(gx, x), _to(gy, y), None
             else:
+                sides, state = Sides(x, y, inverse, scales, ctx.start, scales_of_y), tuple(state)
                 rule, reduction, tile_size = ctx.settings
-                sides, state = Sides(x, y, inverse, scales), tuple(state)
-                gradients = backward(sides, ids, rule, reduction, tile_size, wanted, positive, state, upstream)
+                gradients = backward(
+                    sides, ids, rule, reduction, tile_size, wanted, positive, state, kept, upstream, processes
+                )
         if torch.is_grad_enabled():
             sources = [value for value in (x, y, parameter, upstream) if value is not None]
             gradients = [None if g is None else _OnlyOnce.apply(g, *sources) for g in gradients]  # type: ignore[no-untyped-call]
-        gx, gy, of_parameter = gradients
-        return gx, gy, None, of_parameter, None, None, None, None
+        return *gradients, *[None] * 7
 
 
 # What torch.compile sees: two operators that it does not look into.
@@ -281,7 +325,9 @@ class _Tiled(torch.autograd.Function):
 def _tiled_operator(x, y, ids, parameter, rule, numbers, reduction, tile_size, wants_x, wants_y):  # type: ignore[no-untyped-def]
     """The loss, the positives, the gradients of x and y (empty if not found), and the state."""
     made = Rule.by_name[rule].from_numbers(numbers, parameter)
-    done = forward(x, y, ids, made, reduction, tile_size, (wants_x, wants_y))
+    with full_precision(x.device):
+        sides = measured(x, y, tile_size)
+    done = forward(sides, ids, made, reduction, tile_size, (wants_x, wants_y), OneProcess())
     gradients = [done.positive.new_empty(0) if g is None else g for g in done.found or (None, None)]
     return [done.loss, done.positive, *gradients, *done.state]
 
@@ -314,7 +360,9 @@ def _backward_operator(  # type: ignore[no-untyped-def]
     wanted = (wants_x, wants_y, wants_parameter)
     with full_precision(x.device):
         sides = measured(x, y, tile_size)
-    gradients = backward(sides, ids, made, reduction, tile_size, wanted, positive, tuple(state), upstream)
+    gradients = backward(
+        sides, ids, made, reduction, tile_size, wanted, positive, tuple(state), None, upstream, OneProcess()
+    )
     return [x.new_empty(0) if g is None else g for g in gradients]
 
 
@@ -361,13 +409,23 @@ _backward_operator.register_autograd(_refuse)
 
 def tiled(x: Tensor, y: Tensor, ids: Tensor | None, rule: Rule, reduction: Reduction, tile_size: int) -> Tensor:
     """The loss of x and y, ``[B, D]``, from tiles of at most tile_size rows and columns of S."""
-    parameter, wants = rule.fold.parameter, torch.is_grad_enabled()
     if torch.compiler.is_compiling():
+        parameter, wants = rule.fold.parameter, torch.is_grad_enabled()
         loss: Tensor = torch.ops.crossmodal_losses.tiled(
             x, y, ids, parameter, rule.name(), rule.numbers(), reduction, tile_size,
             wants and x.requires_grad, wants and y.requires_grad,
         )[0]  # fmt: skip
         return loss
+    with torch.no_grad(), full_precision(x.device):
+        sides = measured(x, y, tile_size)
+    return of_processes(sides, ids, rule, reduction, tile_size, OneProcess())
+
+
+def of_processes(
+    sides: Sides, ids: Tensor | None, rule: Rule, reduction: Reduction, tile_size: int, processes: OneProcess
+) -> Tensor:
+    """The loss of a batch over several processes, of which each passes the rows that it holds."""
+    x, y, wants = sides.x.rows, sides.y.rows, torch.is_grad_enabled()
     return _Tiled.apply(  # type: ignore[no-any-return, no-untyped-call]
-        x, y, ids, parameter, rule, reduction, tile_size, wants
+        x, y, rule.fold.parameter, sides, ids, rule, reduction, tile_size, processes, wants
     )

@@ -26,6 +26,11 @@ def largest_dense(fold: Fold) -> int:
     return LARGEST_DENSE if fold.selects or fold.one_pass else LARGEST_DENSE_OF_TWO_PASSES
 
 
+def largest_tile(device: torch.device) -> int:
+    """The t that ``tile_size=None`` stands for where S is not kept."""
+    return TILE.get(device.type, TILE["cpu"])
+
+
 def _is_transformed() -> bool:
     """Whether this runs under vmap, another transformation of torch.func, or forward-mode differentiation."""
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
@@ -78,7 +83,6 @@ class PairLoss(nn.Module, ABC):
             if torch.compiler.is_compiling() or _is_transformed():
                 return self.of_similarities(cosine_similarity(x, y), ids=ids)
             return ClosedForm.apply(x, y, ids, fold.parameter, rule, self.reduction)  # type: ignore[no-any-return, no-untyped-call]
-        tile_size = self.tile_size or TILE.get(x.device.type, TILE["cpu"])
-        return tiled(x, y, ids, rule, self.reduction, tile_size)
+        return tiled(x, y, ids, rule, self.reduction, self.tile_size or largest_tile(x.device))
 
     __call__: Callable[..., Tensor]

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, tiled
 from crossmodal_losses.epilogue import Epilogue, Plain
 from crossmodal_losses.folds import Fold, Hardest, HingeSum, LogSumExp
-from crossmodal_losses.sides import measured
+from crossmodal_losses.sides import Sides, measured
 
 pytest.importorskip("triton")
 
@@ -101,7 +101,8 @@ class Batch:
 
     def epilogue(self, kind: type[Epilogue], fold: Fold, I: slice, J: slice) -> Epilogue:  # noqa: E741
         inverse = self.sides.inverse
-        epilogue = kind(self.sides, self.ids, fold, self.S.diagonal() * inverse[0] * inverse[1])
+        positive = self.S.diagonal() * inverse[0] * inverse[1]
+        epilogue = kind(inverse, self.ids, fold, positive, self.sides.x.operand)
         epilogue.take(self.S[I, J].clone(), I, J)
         return epilogue
 
@@ -155,7 +156,7 @@ def test_weights(name: str, with_ids: bool, place: str) -> None:
         torch.testing.assert_close(fused.slope(), plain.slope().detach(), rtol=RTOL, atol=ATOL * scale)
     assert fused.any_weight()
 
-    batch.sides.x.operand = torch.bfloat16
+    fused.operand = torch.bfloat16
     rounded = fused.weigh(state, coefficients)
     assert rounded.dtype == torch.bfloat16
     assert_close_in_scale(rounded.float(), expected, rtol=2**-7)  # the interpreter cuts off where a device rounds
@@ -296,7 +297,11 @@ ENGINE: dict[str, PairLoss] = {
 @pytest.mark.parametrize("name", ENGINE)
 def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole engine, over tiles of several blocks, is the loss of all similarities."""
-    monkeypatch.setattr(tiled, "epilogue_of", Fused)
+
+    def fused(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> Fused:
+        return Fused(sides.inverse, ids, fold, positive, sides.x.operand)
+
+    monkeypatch.setattr(tiled, "epilogue_of", fused)
     B = 100
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(B, 6, generator=generator)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crossmodal_losses import LOSSES, products, sides, tiled
 from crossmodal_losses.checks import REDUCTIONS
 from crossmodal_losses.losses import pair_loss
+from crossmodal_losses.one_process import OneProcess
 
 
 class Largest(TorchDispatchMode):
@@ -128,11 +129,12 @@ def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pyt
         rule = LOSSES[name]().rule
         for ids in (None, torch.empty(50, device="cuda", dtype=torch.int64)):
             for reduction in REDUCTIONS:
-                done = tiled.forward(x, y, ids, rule, reduction, 16, (True, True))
+                both = sides.measured(x, y, 16)
+                done = tiled.forward(both, ids, rule, reduction, 16, (True, True), OneProcess())
                 wanted = (True, True, False)
                 upstream = torch.empty_like(done.loss)
                 gx, gy, _ = tiled.backward(
-                    done.sides, ids, rule, reduction, 16, wanted, done.positive, done.state, upstream
+                    both, ids, rule, reduction, 16, wanted, done.positive, done.state, None, upstream, OneProcess()
                 )
                 assert gx is not None
                 assert gy is not None

@@ -1,0 +1,147 @@
+"""A loss whose batch lies on several processes: the value and the gradients of one process with all of it.
+
+Each process computes its share of S once, 1 / W of the work, and each y is sent once for its value and once for its
+gradient. See :mod:`crossmodal_losses.ranks` for how.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+
+from crossmodal_losses.checks import check_embeddings, check_ids
+from crossmodal_losses.losses.pair_loss import PairLoss, largest_tile
+from crossmodal_losses.ranks import Gathered, Ranks, Ring
+from crossmodal_losses.sides import full_precision, measured
+from crossmodal_losses.tiled import of_processes
+
+
+def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank said, if all said the same but for what begins with "its".
+
+    Raises:
+        TypeError, ValueError: a rank has an error, or says something else; the same error on every rank.
+    """
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, said, group=group)
+    for rank, other in enumerate(everyone):
+        if other["its error"] is not None:
+            kind, message = other["its error"]
+            raise (TypeError if kind == "TypeError" else ValueError)(f"rank {rank}: {message}")
+    first = everyone[0]
+    for rank, other in enumerate(everyone):
+        for name, value in first.items():
+            if not name.startswith("its") and other[name] != value:
+                raise ValueError(f"expected one {name} on all ranks, got {value} on rank 0 and {other[name]} on {rank}")
+    return everyone
+
+
+class DistributedLoss(nn.Module):
+    """A loss of the batch that the processes of a group hold together.
+
+    Every process passes its rows. The value is the same on each of them, and that of the loss on the concatenated
+    batch. After DistributedDataParallel has taken the mean over the processes, so is every parameter's gradient; that
+    of a learned temperature is so already before. With ``reduction="none"`` a process gets the terms of its own rows,
+    and the gradients are those of the sum over the processes of what each makes of them.
+
+    The processes may hold different numbers of rows, at least one each. Where torch.distributed is not initialised, or
+    the group is of one process, this is the plain loss.
+
+    Args:
+        loss: any loss of ``LOSSES``; its ``tile_size`` holds here too, None stands for that of its largest tiles.
+        process_group: None: all processes.
+    """
+
+    ranks: ClassVar[type[Ranks]]
+
+    def __init__(self, loss: PairLoss, process_group: dist.ProcessGroup | None = None) -> None:
+        super().__init__()
+        if not isinstance(loss, PairLoss):
+            raise TypeError(f"expected loss to be a PairLoss, such as NTXent(), got {type(loss).__name__}")
+        self.loss = loss
+        self.process_group = process_group
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The loss of the batch.
+
+        Args:
+            x, y: this process's rows, floating ``[rows, D]``, of one D, dtype and kind of device everywhere.
+            ids: integers ``[rows]``, on all processes or on none; they are compared across processes.
+
+        Returns:
+            A scalar, or ``[rows]`` for ``reduction="none"``.
+
+        Raises:
+            TypeError, ValueError: an argument of any process is not as described; on all processes alike.
+        """
+        if not dist.is_available() or not dist.is_initialized():
+            return self.loss(x, y, ids)
+        group = self.process_group or dist.group.WORLD
+        assert group is not None
+        if dist.get_rank(group) < 0:
+            raise ValueError("expected a process of the group, got one that is not in it")
+        if dist.get_world_size(group) == 1:
+            return self.loss(x, y, ids)
+        return self._of_ranks(group, x, y, ids)
+
+    # The compiler cannot follow what depends on the other processes. torch.compiler.disable would do, if it did not
+    # import the compiler.
+    @_disable_dynamo
+    def _of_ranks(self, group: dist.ProcessGroup, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        rule, tile_size, sides = self.loss.rule, 0, None
+        said: dict[str, Any] = {"its error": None}
+        try:
+            check_embeddings(x, y)
+            check_ids(ids, x)
+        except (TypeError, ValueError) as error:
+            said["its error"] = type(error).__name__, str(error)
+        else:
+            tile_size = self.loss.tile_size or largest_tile(x.device)
+            with torch.no_grad(), full_precision(x.device):
+                sides = measured(x, y, tile_size)
+            parameter = rule.fold.parameter
+            said |= {
+                "its rows": len(x),
+                "its scales": sides.scales is not None,
+                "D": x.shape[1],
+                "dtypes of x and y": (x.dtype, y.dtype),
+                "kind of device": x.device.type,
+                "ids (given or None)": ids is not None,
+                "loss": (type(self).__name__, rule.name(), rule.numbers(), self.loss.reduction),
+                "wish for gradients": [
+                    torch.is_grad_enabled() and value is not None and value.requires_grad for value in (x, y, parameter)
+                ],
+            }
+        everyone = _agreed(group, said)
+        assert sides is not None  # or there was an error
+        rows = [other["its rows"] for other in everyone]
+        ranks = self.ranks(group, rows, any(other["its scales"] for other in everyone))
+        return of_processes(sides, ids, rule, self.loss.reduction, tile_size, ranks)
+
+    __call__: Callable[..., Tensor]
+
+
+class GatheredLoss(DistributedLoss):
+    """A loss over all processes, for which each gathers the y of all, O(B D) memory. See :class:`DistributedLoss`.
+
+    >>> from crossmodal_losses import TripletMax
+    >>> GatheredLoss(TripletMax())(torch.eye(3), torch.eye(3))  # one process
+    tensor(0.)
+    """
+
+    ranks = Gathered
+
+
+class RingLoss(DistributedLoss):
+    """A loss over all processes, for which the y of one at a time travel around a ring, O(rows D) memory, while the
+    ones before are worked on. See :class:`DistributedLoss`.
+
+    >>> from crossmodal_losses import NTXent
+    >>> RingLoss(NTXent(temperature=1.0))(torch.eye(2), torch.eye(2))  # one process: log e^(0 - 1), both ways
+    tensor(-2.)
+    """
+
+    ranks = Ring
