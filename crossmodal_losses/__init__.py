@@ -2,6 +2,7 @@
 
 from crossmodal_losses.diagnostics import Diagnosis, diagnose
 from crossmodal_losses.distributed import GatheredLoss, RingLoss
+from crossmodal_losses.gradient_cache import GradientCache
 from crossmodal_losses.losses import LOSSES
 from crossmodal_losses.losses.nt_xent import NTXent, nt_xent
 from crossmodal_losses.losses.pair_loss import PairLoss
@@ -17,6 +18,7 @@ __all__ = [
     "LOSSES",
     "Diagnosis",
     "GatheredLoss",
+    "GradientCache",
     "NTXent",
     "PairLoss",
     "RingLoss",

@@ -119,6 +119,10 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--audio-checkpoint", help="For the full model: ResNet38_mAP=0.434.pth (Zenodo, record 3987831)."),
         click.option("--bert", default=DEFAULTS["bert"], help="For the full model: BERT by name, or its folder."),
         click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], help="The paper: 32; 24 for Clotho."),
+        click.option(
+            "--gradient-cache-micro-batch", type=int,
+            help="Embed so many pairs at a time, which takes the memory of as many, and one more forward pass.",
+        ),
         click.option("--learning-rate", type=float, default=DEFAULTS["learning_rate"], help="Of Adam."),
         click.option("--epochs", type=int, default=DEFAULTS["epochs"], help="Each sees every caption once."),
         click.option("--decay-every", type=int, default=DEFAULTS["decay_every"], help="Epochs."),

@@ -36,6 +36,7 @@ class Config:
     epochs: int = 50  # section 3.2
     decay_every: int = 20  # epochs; section 3.2
     decay_factor: float = 0.1  # section 3.2
+    gradient_cache_micro_batch: int | None = None  # pairs embedded at a time and process, to save memory; None: all
     seed: int = 0  # section 3.3: three runs with different seeds
     precision: Precision = "no"  # mixed precision: no is float32; the losses are computed in float32 always
     workers: int = 2  # processes that read audio
@@ -51,6 +52,8 @@ class Config:
         for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "decay_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
+        if self.gradient_cache_micro_batch is not None and self.gradient_cache_micro_batch < 1:
+            raise InputError(f"expected gradient_cache_micro_batch >= 1, got {self.gradient_cache_micro_batch}")
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"expected {name} >= 0, got {getattr(self, name)}")

@@ -22,7 +22,7 @@ import soundfile
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset, Sampler
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
@@ -187,6 +187,21 @@ class Pairs(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"waveform": self.waveforms[self.clip_of_caption[index]], "token_ids": self.token_ids[index]}
+
+
+class Share(Sampler[list[int]]):
+    """The part of every batch that one of several processes reads; parts differ by one pair at most."""
+
+    def __init__(self, batches: BatchSampler, process: int, processes: int) -> None:
+        self.batches, self.process, self.processes = batches, process, processes
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            start, stop = (len(batch) * part // self.processes for part in (self.process, self.process + 1))
+            yield batch[start:stop]
 
 
 def captions_of(clips: list[Clip]) -> list[str]:

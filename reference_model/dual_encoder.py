@@ -72,8 +72,14 @@ class DualEncoder(nn.Module):
             features = self.text_encoder(input_ids, attention_mask)
         return normalize(self.text_head(features).float())
 
-    def forward(self, waveforms: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self.embed_audio(waveforms), self.embed_text(input_ids, attention_mask)
+    def forward(
+        self, waveforms: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Both embeddings, or the one whose input there is."""
+        return (
+            None if waveforms is None else self.embed_audio(waveforms),
+            None if input_ids is None or attention_mask is None else self.embed_text(input_ids, attention_mask),
+        )
 
 
 def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrainedTokenizerFast]:

@@ -1,0 +1,31 @@
+"""Plain torch: torchrun --nproc-per-node 2 tests/examples/plain_torch.py
+
+On GPUs: init_process_group("nccl"), torch.cuda.set_device(int(os.environ["LOCAL_RANK"])), and model and batches there.
+"""
+
+import torch
+import torch.distributed as dist
+from pairs import DualEncoder, Pairs
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+from crossmodal_losses import NTXent, RingLoss
+
+dist.init_process_group("gloo")
+model = DistributedDataParallel(DualEncoder())
+loss = RingLoss(NTXent())
+
+pairs = Pairs(512)
+# 128 pairs a batch, whatever the number of processes; shuffle in real life, and call sampler.set_epoch.
+sampler = DistributedSampler(pairs, shuffle=False)
+loader = DataLoader(pairs, batch_size=128 // dist.get_world_size(), sampler=sampler, drop_last=True)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+for epoch in range(3):
+    for a, b in loader:
+        optimizer.zero_grad()
+        value = loss(*model(a, b))
+        value.backward()
+        optimizer.step()
+    if dist.get_rank() == 0:
+        print(f"epoch {epoch}: loss {value.item():.6f}")
+dist.destroy_process_group()

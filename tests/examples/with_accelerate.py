@@ -1,0 +1,30 @@
+"""Hugging Face Accelerate: accelerate launch --num_processes 2 tests/examples/with_accelerate.py
+
+With a learned temperature, and through GradientCache: 16 pairs are embedded at a time.
+"""
+
+import torch
+from accelerate import Accelerator
+from pairs import DualEncoder, Pairs
+from torch.utils.data import DataLoader
+
+from crossmodal_losses import GatheredLoss, GradientCache, NTXent
+
+accelerator = Accelerator()
+loss = GatheredLoss(NTXent(learn_temperature=True))
+cache = GradientCache(loss, micro_batch_size=16)
+
+model = DualEncoder()
+optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-2)
+# 128 pairs a batch, whatever the number of processes.
+loader = DataLoader(Pairs(512), batch_size=128 // accelerator.num_processes, drop_last=True)
+f, g, optimizer, loader = accelerator.prepare(model.f, model.g, optimizer, loader)
+loss.to(accelerator.device)
+for epoch in range(3):
+    for a, b in loader:
+        optimizer.zero_grad()
+        value = cache(f, g, a, b)
+        accelerator.backward(value)
+        optimizer.step()
+    accelerator.print(f"epoch {epoch}: loss {value.item():.6f}")
+accelerator.end_training()

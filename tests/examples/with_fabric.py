@@ -1,0 +1,27 @@
+"""Lightning Fabric: fabric run --accelerator cpu --strategy ddp --devices 2 tests/examples/with_fabric.py
+
+In Lightning's Trainer it is the same: ``self.loss = GatheredLoss(NTXent())`` in __init__, and in training_step
+``return self.loss(self.f(a), self.g(b))``.
+"""
+
+import torch
+from lightning_fabric import Fabric
+from pairs import DualEncoder, Pairs
+from torch.utils.data import DataLoader
+
+from crossmodal_losses import GatheredLoss, TripletSum
+
+fabric = Fabric()
+loss = GatheredLoss(TripletSum())
+
+model = DualEncoder()
+model, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=1e-2))
+# 128 pairs a batch, whatever the number of processes.
+loader = fabric.setup_dataloaders(DataLoader(Pairs(512), batch_size=128 // fabric.world_size, drop_last=True))
+for epoch in range(3):
+    for a, b in loader:
+        optimizer.zero_grad()
+        value = loss(*model(a, b))
+        fabric.backward(value)
+        optimizer.step()
+    fabric.print(f"epoch {epoch}: loss {value.item():.6f}")

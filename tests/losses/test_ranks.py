@@ -1,0 +1,442 @@
+"""A batch over several processes: value and gradients of one process that has all of it, at 1 / W of the work."""
+
+import os
+import random
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from comparisons import each_loss, normal_pair
+from oracles import ORACLES, cosine_similarity
+from processes import exit_codes, run
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from crossmodal_losses import LOSSES, GatheredLoss, NTXent, PairLoss, RingLoss
+
+Wrapper = type[GatheredLoss] | type[RingLoss]
+WRAPPERS: list[Wrapper] = [GatheredLoss, RingLoss]
+LEARNED = "nt_xent, learned"
+
+each_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
+
+
+def new_loss(name: str, **settings: Any) -> PairLoss:
+    if name == LEARNED:
+        return NTXent(learn_temperature=True, **settings).double()
+    return LOSSES[name](**settings)
+
+
+def exact_pair(generator: torch.Generator, B: int) -> tuple[Tensor, Tensor]:
+    """x and y whose similarities are multiples of 1/4 in whatever order they are computed; with rows of zeros and of
+    extreme length, duplicates and ties."""
+    sides = []
+    for _ in range(2):
+        signs = torch.randint(2, (B, 5), generator=generator) * 2.0 - 1
+        place = torch.randint(5, (B, 1), generator=generator)
+        four = signs.scatter(1, place, 0)
+        one = torch.zeros(B, 5).scatter(1, place, signs)
+        kind = torch.randint(5, (B, 1), generator=generator)
+        scale = torch.tensor([1.0, 1.0, 1.0, 2.0**-3, 2.0**60])[torch.randint(5, (B, 1), generator=generator)]
+        sides.append((torch.where(kind < 2, four, one) * (kind < 4) * scale).double())
+    return sides[0], sides[1]
+
+
+def part(sizes: list[int]) -> slice:
+    """The rows of this rank."""
+    start = sum(sizes[: dist.get_rank()])
+    return slice(start, start + sizes[dist.get_rank()])
+
+
+def some_sizes(draw: random.Random, W: int) -> list[int]:
+    if draw.random() < 0.3:
+        return [draw.randint(1, 5)] * W
+    return [draw.randint(1, 7) for _ in range(W)]
+
+
+def assert_equals_one_process(
+    wrapper: Wrapper, name: str, settings: dict[str, Any], x: Tensor, y: Tensor, ids: Tensor | None, sizes: list[int]
+) -> None:
+    W, own = dist.get_world_size(), part(sizes)
+    whole = new_loss(name, **settings)
+    inputs = [x.clone().requires_grad_(), y.clone().requires_grad_(), *whole.parameters()]
+    value = whole(*inputs[:2], ids)
+    each = settings["reduction"] == "none"
+    upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
+    expected = torch.autograd.grad(value, inputs, upstream)
+
+    loss = wrapper(new_loss(name, **settings))
+    held = [x[own].clone().requires_grad_(), y[own].clone().requires_grad_(), *loss.parameters()]
+    found = loss(*held[:2], None if ids is None else ids[own])
+    gradients = torch.autograd.grad(found, held, upstream[own] if each else upstream)
+    message = f"{wrapper.__name__}, {name}, {settings}, {sizes}: {{}}"
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12, "msg": message.format}
+    torch.testing.assert_close(found, value[own] if each else value, **close)
+    # What the ranks return for "none" they have once; of a value that all of them return DDP takes the mean.
+    copies = 1 if each else W
+    torch.testing.assert_close(gradients[0] / copies, expected[0][own], **close)
+    torch.testing.assert_close(gradients[1] / copies, expected[1][own], **close)
+    for of_parameter, of_whole in zip(gradients[2:], expected[2:], strict=True):
+        torch.testing.assert_close(of_parameter * W / copies, of_whole, **close)
+    if not each:
+        everyones = [torch.empty_like(found) for _ in range(W)]
+        dist.all_gather(everyones, found.detach())
+        assert all(torch.equal(other, found) for other in everyones), message
+
+
+def every_loss() -> None:
+    """Every loss x gathered or ring x ids or none x reduction, on uneven rows and all kinds of tiles."""
+    W = dist.get_world_size()
+    draw = random.Random(W)
+    generator = torch.Generator().manual_seed(W)
+    for wrapper in WRAPPERS:
+        for name in [*LOSSES, LEARNED]:
+            for reduction in ("mean", "sum", "none"):
+                for with_ids in (False, True):
+                    for exact in (False, True):
+                        sizes = some_sizes(draw, W)
+                        B = sum(sizes)
+                        x, y = exact_pair(generator, B) if exact else map(Tensor.detach, normal_pair(B, B, 4))
+                        ids = torch.randint(B // 2 + 1, (B,), generator=generator) if with_ids else None
+                        settings = {"reduction": reduction, "tile_size": draw.choice([1, 2, 3, 100, None])}
+                        assert_equals_one_process(wrapper, name, settings, x, y, ids, sizes)
+
+
+@pytest.mark.parametrize("W", [1, 2, 3, 4])
+def test_every_loss_equals_that_of_one_process(W: int) -> None:
+    run(W, every_loss)
+
+
+def against_the_loop() -> None:
+    W = dist.get_world_size()
+    sizes = [3, 1, 4][:W]
+    x, y = exact_pair(torch.Generator().manual_seed(5), sum(sizes))
+    ids = torch.arange(sum(sizes)) // 2
+    own = part(sizes)
+    for wrapper in WRAPPERS:
+        for name in LOSSES:
+            for known in (None, ids):
+                each = ORACLES[name](cosine_similarity(x, y), None if known is None else known.tolist())
+                held = None if known is None else known[own]
+                for tile_size in (2, None):
+                    value = wrapper(LOSSES[name](tile_size=tile_size))(x[own], y[own], held)
+                    torch.testing.assert_close(value, each.mean(), rtol=1e-12, atol=1e-12)
+                    anchors = wrapper(LOSSES[name](tile_size=tile_size, reduction="none"))(x[own], y[own], held)
+                    torch.testing.assert_close(anchors, each[own], rtol=1e-12, atol=1e-12)
+
+
+def awkward_inputs() -> None:
+    """Half precision, autocast, a NaN, one side that wants no gradient, none that does, a second backward pass."""
+    rank, own = dist.get_rank(), part([3, 5])
+    x, y = (e.detach().float() for e in normal_pair(3, 8, 6))
+    for wrapper in WRAPPERS:
+        for name in LOSSES:
+            whole, loss = LOSSES[name](), wrapper(LOSSES[name](tile_size=2))
+            expected = torch.autograd.grad(
+                whole(a := x.clone().requires_grad_(), b := y.clone().requires_grad_()), (a, b)
+            )
+            for dtype, tolerance in ((torch.bfloat16, 3e-2), (torch.float32, 1e-5)):
+                held = [e[own].to(dtype).requires_grad_() for e in (x, y)]
+                with torch.autocast("cpu", enabled=dtype == torch.float32):
+                    value = loss(*held)
+                assert value.dtype == torch.float32
+                torch.testing.assert_close(value, whole(x.to(dtype), y.to(dtype)), rtol=1e-5, atol=1e-6)
+                for _ in range(2):
+                    gradients = torch.autograd.grad(value, held, retain_graph=True)
+                    for gradient, of_whole in zip(gradients, expected, strict=True):
+                        assert gradient.dtype == dtype
+                        scale = float(of_whole.abs().max())
+                        torch.testing.assert_close(
+                            gradient.float() / 2, of_whole[own], rtol=tolerance, atol=tolerance * scale
+                        )
+            with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
+                torch.autograd.grad(loss(*held), held[0], create_graph=True)[0].sum().backward()
+            for wants in ((True, False), (False, True), (False, False)):
+                held = [e[own].clone().requires_grad_(want) for e, want in zip((x, y), wants, strict=True)]
+                value = loss(*held)
+                torch.testing.assert_close(value, whole(x, y), rtol=1e-5, atol=1e-6)
+                assert value.requires_grad == any(wants)
+                if any(wants):
+                    value.backward()
+                for e, want, of_whole in zip(held, wants, expected, strict=True):
+                    assert (e.grad is not None) == want
+                    if e.grad is not None:
+                        torch.testing.assert_close(e.grad / 2, of_whole[own], rtol=1e-5, atol=1e-6)
+            with torch.no_grad():
+                torch.testing.assert_close(loss(x[own], y[own]), whole(x, y), rtol=1e-5, atol=1e-6)
+            poisoned = x[own].clone()
+            if rank == 1:
+                poisoned[2, 0] = torch.nan
+            assert loss(poisoned, y[own]).isnan()
+
+
+class Encoders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.g = nn.Linear(5, 4).double(), nn.Linear(3, 4).double()
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.f(a), self.g(b)
+
+
+def with_ddp() -> None:
+    """Gradient accumulation and a learned temperature, inside or outside of what DDP looks after; compiled or not."""
+    sizes = [2, 4, 1][: dist.get_world_size()]
+    B, own = sum(sizes), part(sizes)
+    generator = torch.Generator().manual_seed(2)
+    batches = [
+        (torch.randn(B, 5, generator=generator).double(), torch.randn(B, 3, generator=generator).double())
+        for _ in range(2)
+    ]
+
+    encoders, whole = Encoders(), new_loss(LEARNED)
+    for a, b in batches:
+        whole(*encoders(a, b)).backward()
+    expected = [parameter.grad for parameter in (*encoders.parameters(), *whole.parameters())]
+
+    class WithLoss(nn.Module):
+        def __init__(self, loss: nn.Module) -> None:
+            super().__init__()
+            self.encoders, self.loss = Encoders(), loss
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.loss(*self.encoders(a, b))  # type: ignore[no-any-return]
+
+    for wrapper in WRAPPERS:
+        for inside in (True, False):
+            for compiled in (False, True):
+                loss = wrapper(new_loss(LEARNED, tile_size=3))
+                model = WithLoss(loss) if inside else Encoders()
+                ddp = DistributedDataParallel(model)
+                called = torch.compile(ddp, backend="aot_eager") if compiled else ddp
+
+                def value_of(
+                    a: Tensor, b: Tensor, called: Any = called, inside: bool = inside, loss: Any = loss
+                ) -> Any:
+                    return called(a, b) if inside else loss(*called(a, b))
+
+                (first_a, first_b), (a, b) = batches
+                with ddp.no_sync():
+                    value_of(first_a[own], first_b[own]).backward()
+                value_of(a[own], b[own]).backward()
+                parameters = [*model.parameters()] if inside else [*model.parameters(), *loss.parameters()]
+                assert len(parameters) == len(expected)
+                for parameter, of_whole in zip(parameters, expected, strict=True):
+                    torch.testing.assert_close(parameter.grad, of_whole, rtol=1e-9, atol=1e-12)
+
+
+def subgroups() -> None:
+    outer, middle = dist.new_group([0, 2]), dist.new_group([1])
+    x, y = (e.detach() for e in normal_pair(3, 6, 4))
+    own = slice(0, 2) if dist.get_rank() == 0 else slice(2, 6)
+    for wrapper in WRAPPERS:
+        if dist.get_rank() == 1:
+            with pytest.raises(ValueError, match="expected a process of the group, got one that is not in it"):
+                wrapper(NTXent(), outer)(x, y)
+            torch.testing.assert_close(wrapper(NTXent(), middle)(x, y), NTXent()(x, y))
+        else:
+            a = x[own].clone().requires_grad_()
+            value = wrapper(NTXent(), outer)(a, y[own])
+            torch.testing.assert_close(value, NTXent()(x, y))
+            gradient = torch.autograd.grad(value, a)[0]
+            expected = torch.autograd.grad(NTXent()(u := x.clone().requires_grad_(), y), u)[0]
+            torch.testing.assert_close(gradient / 2, expected[own])
+
+
+def refusals() -> None:
+    """The same error on every rank, and afterwards all goes on."""
+    rank = dist.get_rank()
+    x = torch.eye(4)
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: (x[:, : 4 - rank], x[:, : 4 - rank]), "expected one D on all ranks, got 4 on rank 0 and 3 on 1"),
+        (
+            lambda: (x, x.to([torch.float32, torch.float64][rank])),
+            r"expected one dtypes of x and y on all ranks, got \(torch.float32, torch.float32\) on rank 0 and "
+            r"\(torch.float32, torch.float64\) on 1",
+        ),
+        (lambda: (x.to(["cpu", "meta"][rank]),) * 2, "expected one kind of device on all ranks, got cpu .* meta"),
+        (lambda: (x, x, [None, torch.arange(4)][rank]), r"expected one ids \(given or None\) on all ranks"),
+        (lambda: (x[: 4 * (1 - rank)],) * 2, r"rank 1: expected x of shape \[B, D\] with B >= 1 .*, got \[0, 4\]"),
+        (lambda: (x.clone().requires_grad_(rank == 1), x), "expected one wish for gradients on all ranks"),
+    ]
+    for wrapper in WRAPPERS:
+        for arguments, message in cases:
+            with pytest.raises(ValueError, match=message):
+                wrapper(NTXent())(*arguments())
+        with pytest.raises(TypeError, match="rank 1: expected x to be of a floating dtype"):
+            wrapper(NTXent())(*((x, x) if rank == 0 else (x.long(), x)))
+        with pytest.raises(
+            ValueError, match=r"expected one loss on all ranks, got .*0.07.* on rank 0 and .*0.5.* on 1"
+        ):
+            wrapper(NTXent(temperature=[0.07, 0.5][rank]))(x, x)
+        wrapper(NTXent())(x, x)
+    with pytest.raises(
+        ValueError, match=r"expected one loss on all ranks, got .*GatheredLoss.* on rank 0 and .*RingLoss"
+    ):
+        WRAPPERS[rank](NTXent())(x, x)
+
+
+@pytest.mark.parametrize(
+    ("W", "work"),
+    [
+        (3, against_the_loop),
+        (2, awkward_inputs),
+        (2, with_ddp),
+        (3, with_ddp),
+        (3, subgroups),
+        (2, refusals),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_on_ranks(W: int, work: Callable[[], None]) -> None:
+    run(W, work)
+
+
+class Sent(TorchDispatchMode):
+    """The numbers that a rank has to send, by the dtype and shape of what they are of: embeddings and gradients, which
+    have D columns, and the rest."""
+
+    def __init__(self, D: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.D, self.embeddings, self.others = D, 0.0, 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            W = dist.get_world_size()
+            tensors = [e for a in args for e in (a if isinstance(a, list) else [a]) if isinstance(e, Tensor)]
+            name = func.name().removeprefix("c10d::")
+            own, total = min(t.numel() for t in tensors), max(t.numel() for t in tensors)
+            numbers = {
+                "_allgather_base_": (W - 1) * own,
+                "_reduce_scatter_base_": total - own,
+                "allreduce_": 2 * (W - 1) / W * own,
+                "alltoall_base_": total - total / W,
+                "send": own,
+                "recv_": 0,
+                # Of one block, from or to one rank: a round of them is what one of the first two is.
+                "broadcast_": (W - 1) / W * own,
+                "reduce_": (W - 1) / W * own,
+                "allgather_": 0,  # the words of the agreement
+            }[name]
+            if any(t.dim() == 2 and t.shape[1] == self.D for t in tensors):
+                self.embeddings += numbers
+            else:
+                self.others += numbers
+        return func(*args, **(kwargs or {}))
+
+
+def costs() -> None:
+    W = dist.get_world_size()
+    B, D, t = 12 * W, 37, 4
+    sizes = [12] * W
+    own = part(sizes)
+    x, _ = (e.detach() for e in normal_pair(4, B, D))
+    y = -x  # every hinge is above 0
+
+    def cost(loss: Callable[[Tensor, Tensor], Tensor], rows: slice, backward: bool) -> tuple[float, Sent]:
+        a, b = (e[rows].clone().requires_grad_(backward) for e in (x, y))
+        with FlopCounterMode(display=False) as flops, Sent(D) as sent:
+            value = loss(a, b)
+            if backward:
+                value.backward()
+        return float(flops.get_total_flops()), sent
+
+    for wrapper in WRAPPERS:
+        for name in LOSSES:
+            for backward in (False, True):
+                loss = LOSSES[name](tile_size=t)
+                whole, _ = cost(loss, slice(0, B), backward)
+                share, sent = cost(wrapper(loss), own, backward)
+                assert whole > 0
+                assert share == whole / W, (wrapper, name)
+                assert sent.embeddings <= (2 if backward else 1) * B * D, (wrapper, name, sent.embeddings / (B * D))
+                assert sent.embeddings >= (W - 1) / W * B * D
+                assert sent.others <= 20 * B, (wrapper, name, sent.others / B)
+
+
+@pytest.mark.parametrize("W", [2, 4])
+def test_the_work_is_divided_and_embeddings_are_sent_twice(W: int) -> None:
+    run(W, costs)
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operation makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.entries = max([self.entries, *(value.numel() for value in made if isinstance(value, Tensor))])
+        return result
+
+
+def memory_of_a_rank() -> None:
+    W = dist.get_world_size()
+    rows, D = 20, 150
+    x, y = (e.detach() for e in normal_pair(4, rows * W, D))
+    own = part([rows] * W)
+    largest = {}
+    for wrapper in WRAPPERS:
+        for name in LOSSES:
+            a, b = x[own].clone().requires_grad_(), y[own].clone().requires_grad_()
+            with Largest() as seen:  # type: ignore[no-untyped-call]
+                wrapper(LOSSES[name](tile_size=8))(a, b).backward()
+            largest[wrapper, name] = seen.entries
+    for name in LOSSES:
+        assert largest[RingLoss, name] == rows * D, (W, name)
+        assert largest[GatheredLoss, name] == rows * W * D, (W, name)
+
+
+@pytest.mark.parametrize("W", [2, 4])
+def test_the_memory_of_the_ring_does_not_grow_with_the_ranks(W: int) -> None:
+    run(W, memory_of_a_rank)
+
+
+def dies(wrapper: Wrapper, folder: Path) -> None:
+    """A rank is killed between two steps; the other must not wait for ever."""
+    x = torch.eye(4, requires_grad=True)
+    loss = wrapper(NTXent())
+    loss(x, x).backward()
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        loss(x, x).backward()
+    except RuntimeError as error:
+        (folder / "message").write_text(str(error), encoding="utf-8")
+        raise
+
+
+@each_wrapper
+def test_a_killed_rank_ends_the_job(wrapper: Wrapper, tmp_path: Path) -> None:
+    codes = exit_codes(2, dies, wrapper, tmp_path)
+    assert codes == [1, -signal.SIGKILL]
+    assert re.search("Connection (closed|reset) by peer", (tmp_path / "message").read_text(encoding="utf-8"))
+
+
+@each_wrapper
+@each_loss
+def test_without_a_process_group_it_is_the_plain_loss(name: str, wrapper: Wrapper) -> None:
+    assert not dist.is_initialized()
+    x, y = normal_pair(1, 6, 4)
+    loss = LOSSES[name]()
+    assert torch.equal(wrapper(loss)(x, y), loss(x, y))
+
+
+@each_wrapper
+def test_only_losses_of_pairs_are_wrapped(wrapper: Wrapper) -> None:
+    with pytest.raises(TypeError, match="expected loss to be a PairLoss, such as NTXent\\(\\), got CrossEntropyLoss"):
+        wrapper(nn.CrossEntropyLoss())  # type: ignore[arg-type]
+
+
+def test_a_learned_temperature_is_a_parameter_of_the_wrapper() -> None:
+    loss = GatheredLoss(NTXent(learn_temperature=True))
+    assert [name for name, _ in loss.named_parameters()] == ["loss.exponent_logit"]
