@@ -92,7 +92,7 @@ class _RunningAgain(ExitStack):
                 self.enter_context(module.no_sync())
                 self._set(module, "require_forward_param_sync", False)
                 self._set(module, "reducer", _BusyReducer())  # it is asked even under no_sync
-            elif isinstance(module, _NormBase) and module.training:
+            elif isinstance(module, _NormBase):
                 for statistic in module.buffers(recurse=False):
                     # .data: to autograd this is no change, as the update itself is none
                     self.callback(statistic.data.copy_, statistic.clone())

@@ -150,8 +150,8 @@ def train(out: Path, **settings: Any) -> None:
     The defaults are those of section 3.2 of the paper, for AudioCaps. The run's folder receives metrics.json,
     best.safetensors, config.json, log.txt, curves.png and tensorboard/. The best epoch is that with the highest sum of
     R@1, R@5 and R@10 of both directions on the validation set. A run that was interrupted continues after its last
-    finished epoch; a finished one is not repeated. It uses the GPU if there is one; `accelerate launch -m
-    reference_model train ...` chooses another device.
+    finished epoch; a finished one is not repeated. It uses the GPU if there is one; `accelerate launch
+    --num_processes 2 -m reference_model train ...` divides every batch among several, or among processes.
     """
     from reference_model.train import summary
     from reference_model.train import train as train_run

@@ -17,7 +17,7 @@ loss = RingLoss(NTXent())
 
 pairs = Pairs(512)
 # 128 pairs a batch, whatever the number of processes; shuffle in real life, and call sampler.set_epoch.
-sampler = DistributedSampler(pairs, shuffle=False)
+sampler: DistributedSampler[object] = DistributedSampler(pairs, shuffle=False)
 loader = DataLoader(pairs, batch_size=128 // dist.get_world_size(), sampler=sampler, drop_last=True)
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for epoch in range(3):

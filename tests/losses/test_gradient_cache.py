@@ -1,0 +1,485 @@
+"""The gradient of a large batch, encoded in micro-batches: that of the same micro-batches with everything kept."""
+
+import copy
+import warnings
+import weakref
+from collections import UserDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+from comparisons import each_loss
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import run
+from strategies import reductions
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+from crossmodal_losses import LOSSES, GatheredLoss, GradientCache, NTXent, RingLoss, TripletMax
+
+# torch 2.4's own checkpoint
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning")
+
+CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
+X, Y, D = 5, 4, 3  # sizes of an input of either side, and of an embedding
+
+
+def encoder(size: int, *layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, 6), *layers, nn.Tanh(), nn.Linear(6, D)).double()
+
+
+def encoders(layer: Callable[[], nn.Module] = nn.Identity, seed: int = 0) -> nn.ModuleList:
+    torch.manual_seed(seed)
+    return nn.ModuleList([encoder(X, layer()), encoder(Y, layer())])
+
+
+def batch(B: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(B)
+    return tuple(torch.randn(B, size, generator=generator, dtype=torch.float64) for size in (X, Y))  # type: ignore[return-value]
+
+
+def kept(loss: Any, encode: Any, inputs: tuple[Tensor, Tensor], N: int, *ids: Tensor) -> Tensor:
+    """What a cache computes, with everything kept for the backward pass."""
+    x, y = (torch.cat([e(part) for part in i.split(N)]) for e, i in zip(encode, inputs, strict=True))
+    value: Tensor = loss(x, y, *ids)
+    return value
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+class Calls(nn.Module):
+    """Counts the runs of an encoder."""
+
+    def __init__(self, encode: nn.Module) -> None:
+        super().__init__()
+        self.encode, self.count = encode, 0
+
+    def forward(self, inputs: Any) -> Any:
+        self.count += 1
+        return self.encode(inputs)
+
+
+@each_loss
+@given(st.integers(1, 9), st.integers(1, 10), reductions, st.booleans())
+def test_equals_the_run_with_everything_kept(name: str, B: int, N: int, reduction: Any, drop: bool) -> None:
+    """Without dropout, that of one large batch too."""
+    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
+    found, expected = (
+        nn.ModuleList([*encoders(nn.Dropout if drop else nn.Identity), LOSSES[name](reduction=reduction, **settings)])
+        for _ in range(2)
+    )
+    inputs, ids = batch(B), torch.arange(B) // 2
+    torch.manual_seed(1)
+    reference = kept(expected[2], expected[:2], inputs, N if drop else B, ids)
+    reference.sum().backward()
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    value = GradientCache(found[2], micro_batch_size=N)(found[0], found[1], *inputs, ids)
+    value.sum().backward()
+    torch.testing.assert_close(value, reference, **CLOSE)
+    torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(st.integers(1, 9), st.integers(1, 10))
+def test_each_micro_batch_runs_twice_and_without_gradients_once(B: int, N: int) -> None:
+    encode_x, encode_y = (Calls(encode) for encode in encoders())
+    count = -(-B // N)
+    cache = GradientCache(TripletMax(), micro_batch_size=N)
+    with torch.no_grad():
+        assert not cache(encode_x, encode_y, *batch(B)).requires_grad
+    assert (encode_x.count, encode_y.count) == (count, count)
+    encode_y.requires_grad_(False)
+    cache(encode_x, encode_y, *batch(B)).backward()
+    assert (encode_x.count, encode_y.count) == (3 * count, 2 * count)
+
+
+def test_one_micro_batch_is_held_at_a_time() -> None:
+    """Counted by the memory of what the encoders hold, while they hold it."""
+    held: list[StorageWeakRef] = []
+    most = 0
+
+    class Held(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            nonlocal most
+            hidden = hidden.exp()
+            held.append(StorageWeakRef(hidden.untyped_storage()))
+            most = max(most, sum(not storage.expired() for storage in held))
+            return hidden.sin()
+
+    encode_x, encode_y = encoders(Held)
+    kept(NTXent(), (encode_x, encode_y), batch(12), 2).backward()
+    assert (most, len(held)) == (12, 12)
+    most = 0
+    held.clear()
+    value = GradientCache(NTXent(), micro_batch_size=2)(encode_x, encode_y, *batch(12))
+    assert all(storage.expired() for storage in held)
+    value.backward()
+    assert (most, len(held)) == (1, 24)
+    assert all(storage.expired() for storage in held)
+
+
+def test_nothing_outlives_the_value() -> None:
+    inputs_x, inputs_y = batch(4)
+    value = GradientCache(NTXent(), micro_batch_size=2)(*encoders(), inputs_x, inputs_y)
+    of_inputs = StorageWeakRef(inputs_x.untyped_storage())
+    reference = weakref.ref(value.grad_fn)
+    del inputs_x, inputs_y, value
+    assert of_inputs.expired()
+    assert reference() is None
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap, unwrap",
+    [
+        (lambda t: {"a": t, "nothing": None}, lambda i: i["a"]),
+        (lambda t: UserDict(a=t, b=t[:, 0].long()), lambda i: {**i, "dict": type(i) is dict}["dict"] * i["a"]),
+        (lambda t: [t], lambda i: i[0]),
+        (lambda t: (None, {"a": [t, t]}), lambda i: i[1]["a"][0] + 0 * i[1]["a"][1]),
+        (lambda t: Pair(t, t[:, :1]), lambda i: i.first + 0 * i.second),
+    ],
+    ids=["dict", "mapping", "list", "nested", "named tuple"],
+)
+def test_inputs_of_any_structure(wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor]) -> None:
+    plain, wrapped = encoders(), encoders()
+    cache = GradientCache(NTXent(), micro_batch_size=3)
+    inputs = [part.requires_grad_() for part in batch(7)]
+    expected = torch.autograd.grad(cache(*plain, *inputs), [*inputs, *plain.parameters()])
+    encode_x, encode_y = wrapped
+    value = cache(lambda i: encode_x(unwrap(i)), lambda i: encode_y(unwrap(i)), *map(wrap, inputs))
+    found = torch.autograd.grad(value, [*inputs, *wrapped.parameters()])
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.BatchNorm1d(6),
+        lambda: nn.BatchNorm1d(6, momentum=None),
+        lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(), nn.BatchNorm1d(6, track_running_stats=False)),
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()),
+    ],
+    ids=["BatchNorm", "cumulative", "after dropout", "InstanceNorm"],
+)
+def test_running_statistics_count_each_micro_batch_once(layer: Callable[[], nn.Module]) -> None:
+    found, expected = encoders(layer), encoders(layer)
+    for step in range(2):
+        torch.manual_seed(step)
+        kept(NTXent(), expected, batch(8), 3).backward()
+        torch.manual_seed(step)
+        GradientCache(NTXent(), micro_batch_size=3)(*found, *batch(8)).backward()
+    torch.testing.assert_close(buffers(found), buffers(expected), rtol=0, atol=0)
+    torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
+
+
+def test_a_graph_of_the_same_encoder_elsewhere_is_left_intact() -> None:
+    """Restored statistics are no change of what that graph holds."""
+    found, expected = encoders(lambda: nn.BatchNorm1d(6)), encoders(lambda: nn.BatchNorm1d(6))
+    values = []
+    for models in (expected, found):
+        elsewhere = models[0](batch(8)[0]).square().sum()
+        cached = GradientCache(NTXent(), micro_batch_size=4)
+        both = cached(*models, *batch(8)) if models is found else kept(NTXent(), models, batch(8), 4)
+        both.backward()
+        elsewhere.backward()
+        values.append(gradients(models))
+    torch.testing.assert_close(values[1], values[0], **CLOSE)
+
+
+def test_frozen_statistics_and_what_an_encoder_raises() -> None:
+    models = encoders(lambda: nn.BatchNorm1d(6)).eval()
+    before = buffers(models)
+    GradientCache(NTXent(), micro_batch_size=3)(*models, *batch(8)).backward()
+    torch.testing.assert_close(buffers(models), before, rtol=0, atol=0)
+    call = nn.Module.__call__
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        GradientCache(NTXent(), micro_batch_size=3)(models[1], models[0], *batch(8))
+    assert nn.Module.__call__ is call
+
+
+def test_an_ordinary_differentiable_tensor() -> None:
+    """Two backward passes over one graph; a second derivative; what else depends on the value."""
+    models = encoders(lambda: nn.BatchNorm1d(6))
+    parameters = list(models.parameters())
+    value = GradientCache(NTXent(), micro_batch_size=4)(*models, *batch(8))
+    statistics = buffers(models)
+    first = torch.autograd.grad(value, parameters, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(3 * value, parameters), [3 * g for g in first], **CLOSE)
+    torch.testing.assert_close(buffers(models), statistics, rtol=0, atol=0)
+
+    second = []
+    for cached in (False, True):
+        models = encoders()
+        cache = GradientCache(NTXent(), micro_batch_size=3)
+        value = cache(*models, *batch(8)) if cached else kept(NTXent(), models, batch(8), 3)
+        found = torch.autograd.grad(value, list(models.parameters()), create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in found]).sum()
+        second.append(torch.autograd.grad(penalty, list(models.parameters()), allow_unused=True))
+    torch.testing.assert_close(second[0], second[1], **CLOSE)
+
+
+def test_autocast_and_a_gradient_scaler() -> None:
+    """The backward pass is outside of autocast, as it should be, and encodes in bfloat16 again."""
+    found, expected = encoders(nn.Dropout).float(), encoders(nn.Dropout).float()
+    inputs = batch(7)[0].float(), batch(7)[1].float()
+    for models in (found, expected):
+        optimizer = torch.optim.SGD(models.parameters(), lr=0.1)
+        scaler = torch.amp.grad_scaler.GradScaler("cpu", init_scale=8.0)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if models is found:
+                value = GradientCache(NTXent(), micro_batch_size=3)(*models, *inputs)
+            else:
+                value = kept(NTXent(), models, inputs, 3)
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(gradients(found), gradients(expected), rtol=0.02, atol=1e-4)
+    torch.testing.assert_close(list(found.parameters()), list(expected.parameters()), rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_random_numbers_of_a_gpu_where_the_inputs_come_from_the_cpu() -> None:
+    found, expected = encoders(nn.Dropout).cuda(), encoders(nn.Dropout).cuda()
+
+    def moving(models: nn.ModuleList) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
+        return lambda inputs: models[0](inputs.cuda()), lambda inputs: models[1](inputs.cuda())
+
+    torch.manual_seed(1)
+    kept(NTXent(), moving(expected), batch(64), 16).backward()
+    torch.manual_seed(1)
+    GradientCache(NTXent(), micro_batch_size=16)(*moving(found), *batch(64)).backward()
+    torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
+
+
+class OfUser(nn.Module):
+    """torch.compile leaves modules of torch itself to torch."""
+
+    def __init__(self, encode: nn.Module) -> None:
+        super().__init__()
+        self.encode = encode
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.encode(inputs)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.5", reason="torch 2.4 does not compile what a checkpoint runs")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_encoders_are_compiled_once(in_place: bool) -> None:
+    torch._dynamo.reset()
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    found, expected = encoders(lambda: nn.BatchNorm1d(6)), encoders(lambda: nn.BatchNorm1d(6))
+    encode: list[Any] = [OfUser(model) for model in found]
+    if in_place:
+        for model in encode:
+            model.compile(backend=backend)
+    else:
+        encode = [torch.compile(model, backend=backend) for model in encode]
+    cache = GradientCache(NTXent(), micro_batch_size=4)
+    for _ in range(2):
+        kept(NTXent(), expected, batch(8), 4).backward()
+        cache(*encode, *batch(8)).backward()
+    torch.testing.assert_close(buffers(found), buffers(expected), rtol=0, atol=0)
+    torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
+    assert len(compiled) == 2
+
+
+def test_inside_a_compiled_step() -> None:
+    found, expected = encoders(nn.Dropout), encoders(nn.Dropout)
+    cache = GradientCache(NTXent(), micro_batch_size=4)
+
+    def step(models: nn.ModuleList, inputs_x: Tensor, inputs_y: Tensor) -> Tensor:
+        return cache(models[0], models[1], 2 * inputs_x, inputs_y)
+
+    for models, function in ((expected, step), (found, torch.compile(step, backend="eager"))):
+        torch.manual_seed(2)
+        function(models, *batch(8)).backward()
+    torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "settings, error, words",
+    [
+        ({"loss": 1, "micro_batch_size": 2}, TypeError, "expected loss to be callable, got int"),
+        ({"micro_batch_size": 2.0}, TypeError, "expected micro_batch_size to be a whole number, got float"),
+        ({"micro_batch_size": True}, TypeError, "expected micro_batch_size to be a whole number, got bool"),
+        ({"micro_batch_size": 0}, ValueError, "expected micro_batch_size to be >= 1, got 0"),
+    ],
+)
+def test_settings_are_refused_in_words(settings: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        GradientCache(**{"loss": NTXent(), **settings})
+
+
+@pytest.mark.parametrize(
+    "inputs_x, inputs_y, error, words",
+    [
+        ("text", 0, TypeError, "expected inputs_x to be tensors, or dicts, lists or tuples of them, got str"),
+        (0, {"a": [3]}, TypeError, "expected inputs_y to be tensors, .* got int"),
+        (0, {}, ValueError, r"expected inputs_y to hold tensors \[B, ...\] of one B >= 1, got shapes \[\]"),
+        (torch.tensor(1.0), 0, ValueError, r"expected inputs_x to hold .* got shapes \[\[\]\]"),
+        (torch.zeros(0, X), 0, ValueError, r"expected inputs_x to hold .* got shapes \[\[0, 5\]\]"),
+        ([torch.zeros(3), torch.zeros(4)], 0, ValueError, r"expected inputs_x to hold .* got shapes \[\[3\], \[4\]\]"),
+        (torch.zeros(3, X), 0, ValueError, "expected inputs_x and inputs_y of one B, got 3 and 4"),
+    ],
+)
+def test_inputs_are_refused_in_words(inputs_x: Any, inputs_y: Any, error: type[Exception], words: str) -> None:
+    whole = batch(4)
+    inputs = [whole[side] if isinstance(given, int) else given for side, given in enumerate((inputs_x, inputs_y))]
+    with pytest.raises(error, match=words):
+        GradientCache(NTXent(), micro_batch_size=2)(*encoders(), *inputs)
+
+
+@pytest.mark.parametrize(
+    "encode, error, words",
+    [
+        (lambda i: [i], TypeError, "expected encode_y to return a floating tensor, got list"),
+        (lambda i: i.long(), TypeError, "expected encode_y to return a floating tensor, got torch.int64"),
+        (lambda i: i[:, 0], ValueError, r"expected encode_y to return \[2, D\], got \[2\]"),
+        (lambda i: i[:1], ValueError, r"expected encode_y to return \[2, D\], got \[1, 4\]"),
+    ],
+)
+def test_embeddings_are_refused_in_words(encode: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        GradientCache(NTXent(), micro_batch_size=2)(encoders()[0], encode, *batch(4))
+
+
+def test_a_cache_shows_its_settings() -> None:
+    cache = GradientCache(NTXent(learn_temperature=True), micro_batch_size=2)
+    assert "micro_batch_size=2" in repr(cache)
+    assert len(list(cache.parameters())) == 1
+
+
+class Shifted(nn.Module):
+    """An encoder whose last operation needs nothing kept, so that of its parameter the backward pass knows the gradient
+    before it has encoded the last micro-batch again."""
+
+    def __init__(self, encode: nn.Module) -> None:
+        super().__init__()
+        self.encode = encode
+        self.shift, self.unused = (nn.Parameter(torch.zeros(D, dtype=torch.float64)) for _ in range(2))
+        self.unused.requires_grad_(False)
+
+    def forward(self, inputs: Any) -> Any:
+        return self.encode(inputs) + self.shift
+
+
+class Dual(nn.Module):
+    def __init__(self, models: nn.ModuleList) -> None:
+        super().__init__()
+        self.x, self.y = map(Shifted, models)
+
+    def forward(self, inputs_x: Tensor | None, inputs_y: Tensor | None) -> Any:
+        return self.x(inputs_x) if inputs_y is None else self.y(inputs_y)
+
+
+def parallel(module: nn.Module, reduced: list[int], **settings: Any) -> DistributedDataParallel:
+    """With several buckets of gradients, each of which is noted as it is reduced."""
+    ddp = DistributedDataParallel(module, bucket_cap_mb=1e-4, **settings)
+
+    def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        reduced.append(bucket.index())
+        return allreduce_hook(state, bucket)
+
+    ddp.register_comm_hook(None, hook)
+    return ddp
+
+
+def assert_parallel_equals_one_process(wrapper: type[GatheredLoss] | type[RingLoss], case: str) -> None:
+    rank, sizes = dist.get_rank(), [7, 4]
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    whole = batch(sum(sizes))
+    expected, loss = Dual(encoders()), NTXent(learn_temperature=True)
+    found, shared = copy.deepcopy(expected), copy.deepcopy(loss)
+    reduced: list[list[int]] = [[], []]
+    if case == "one module":
+        dual = parallel(found, reduced[0])
+        encode: Any = (lambda i: dual(i, None)), (lambda i: dual(None, i))
+        del reduced[1]
+    else:
+        settings = {"two modules": {}, "unused": {"find_unused_parameters": True}, "static": {"static_graph": True}}
+        for models in (expected, found):
+            models.x.unused.requires_grad_(case == "unused")
+        encode = [parallel(found.x, reduced[0], **settings[case]), parallel(found.y, reduced[1], **settings[case])]
+    cache = GradientCache(wrapper(shared), micro_batch_size=3)
+    for step in range(3):
+        # DDP begins with all in one bucket, and stays with it if the graph is static.
+        least = 1 if step == 0 or case == "static" else 2
+        say = f"{wrapper.__name__}, {case}, step {step}: {{}}".format
+        loss(expected(whole[0], None), expected(None, whole[1])).backward()
+        cache(*encode, *(part[own] for part in whole)).backward()
+        torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE, msg=say)
+        torch.testing.assert_close(gradients(shared), gradients(loss), **CLOSE, msg=say)
+        for buckets in reduced:
+            assert sorted(buckets) == list(range(max(least, len(buckets)))), say(buckets)
+            buckets.clear()
+        for module in (found, expected, shared, loss):
+            module.zero_grad()
+
+
+def assert_no_sync_is_respected() -> None:
+    """Gradients of two steps, of which the first is not reduced."""
+    rank = dist.get_rank()
+    expected, found = encoders(), encoders()
+    reduced: list[int] = []
+    ddp = [parallel(model, reduced) for model in found]
+    cache = GradientCache(GatheredLoss(NTXent()), micro_batch_size=2)
+    for B in (6, 10):
+        NTXent()(*(model(inputs) for model, inputs in zip(expected, batch(B), strict=True))).backward()
+        own = [inputs.chunk(2)[rank] for inputs in batch(B)]
+        if B == 6:
+            with ddp[0].no_sync(), ddp[1].no_sync():
+                cache(*ddp, *own).backward()
+            assert not reduced
+        else:
+            cache(*ddp, *own).backward()
+    assert reduced == [0, 0]
+    torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
+
+
+def assert_buffers_are_those_of_the_first_run() -> None:
+    """Of DDP modules that run once, and whose buffers rank 0 broadcasts before each run."""
+    found, expected = encoders(lambda: nn.BatchNorm1d(6)), encoders(lambda: nn.BatchNorm1d(6))
+    ddp, once = ([DistributedDataParallel(model) for model in models] for models in (found, expected))
+    own = tuple(inputs.chunk(2)[dist.get_rank()] for inputs in batch(12))
+    for N in (2, 6, 6):
+        kept(NTXent(), once, own, N)  # type: ignore[arg-type]
+        with set_checkpoint_early_stop(False):  # or DDP does not come to its last lines the second time
+            GradientCache(RingLoss(NTXent()), micro_batch_size=N)(*ddp, *own).backward()
+        torch.testing.assert_close(buffers(found), buffers(expected), rtol=0, atol=0)
+
+
+def distributed_data_parallel() -> None:
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "`torch.cpu.amp.autocast", FutureWarning)
+    for wrapper in (GatheredLoss, RingLoss):
+        for case in ("two modules", "one module", "unused", "static"):
+            assert_parallel_equals_one_process(wrapper, case)
+    assert_no_sync_is_respected()
+    assert_buffers_are_those_of_the_first_run()
+
+
+def test_distributed_data_parallel_reduces_each_bucket_once() -> None:
+    run(2, distributed_data_parallel)
