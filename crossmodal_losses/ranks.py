@@ -5,6 +5,10 @@ it, once in the backward pass. The states of the columns are merged over the ran
 exchanged, O(B) numbers in all. The rows of y come either all at once (:class:`Gathered`) or around a ring
 (:class:`Ring`), and the sums of their gradients go home the same way. x never travels.
 
+A rank sends, forward and backward, (2 - 2/W) B D numbers, and O(B) besides. Around the ring, where nobody keeps y, it
+sends (3 - 4/W) B D unless one pass finds loss and gradients: the backward pass needs y again, and begins with the block
+with which the forward pass ended.
+
 A rank's gradient is that of the sum over the ranks of (what it returned times its upstream gradient), the convention of
 torch's own differentiable collectives: for a value that all ranks return, W times the gradient of that value, of which
 DistributedDataParallel takes the mean over the W ranks.
