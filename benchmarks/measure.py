@@ -5,6 +5,7 @@ calls in a row: thread pools fall asleep while other candidates have their turn,
 """
 
 import ctypes
+import functools
 import math
 import multiprocessing
 import platform
@@ -35,6 +36,12 @@ class Timing:
     median: float
     lower: float
     upper: float
+
+    @classmethod
+    def of(cls, ms: Sequence[float]) -> "Timing":
+        """At least two repetitions."""
+        lower, median, upper = statistics.quantiles(ms, n=4, method="inclusive")
+        return cls(median, lower, upper)
 
     def columns(self) -> dict[str, float]:
         """As columns of a table."""
@@ -79,8 +86,7 @@ def interleaved(candidates: Mapping[str, Call], *, seconds: float = 1.0, rounds:
         for name, run in candidates.items():
             times[name].append(1e3 * repeated(run, counts[name]) / counts[name])
         done += 1
-    quartiles = {name: statistics.quantiles(t, n=4, method="inclusive") for name, t in times.items()}
-    return {name: Timing(median, lower, upper) for name, (lower, median, upper) in quartiles.items()}
+    return {name: Timing.of(ms) for name, ms in times.items()}
 
 
 def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -97,11 +103,16 @@ def peak_memory(make: Callable[..., Call], *arguments: object, device: str) -> i
     fresh process, so ``make`` is a function of a module.
     """
     if device == "cuda":
-        return _peak_allocated(make(*arguments))
+        return peak_here(make, *arguments, device=device)
     if sys.platform != "linux":
         raise RuntimeError(f"expected Linux, whose /proc tells the peak memory of a process, got {sys.platform}")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(_peak_resident, make, arguments).result()
+        return process.submit(functools.partial(peak_here, make, *arguments, device=device)).result()
+
+
+def peak_here(make: Callable[..., Call], *arguments: object, device: str) -> int:
+    """The same in this process; on a CPU memory is allocated otherwise from now on, which times would show."""
+    return _peak_allocated(make(*arguments)) if device == "cuda" else _peak_resident(make, arguments)
 
 
 def _peak_allocated(call: Call) -> int:
@@ -122,9 +133,11 @@ def _resident(field: str) -> int:
 
 def _peak_resident(make: Callable[..., Call], arguments: Sequence[object]) -> int:
     # Blocks of 64 KiB and more come from the system and return to it (M_MMAP_THRESHOLD, which is -3): what was freed
-    # before the call is not resident any more, and cannot serve the call unseen.
-    ctypes.CDLL(None).mallopt(-3, 1 << 16)
+    # before the call is not resident any more, and cannot serve the call unseen. Nor can what was freed before that.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 1 << 16)
     call = make(*arguments)
+    libc.malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     except OSError:

@@ -24,14 +24,14 @@ from benchmarks.batch import Loss as Loss
 LINEAR_CROSS_ENTROPY, CHUNKS = "linear_cross_entropy", "LinearCrossEntropyOptions"
 
 
-def open_clip_loss(temperature: float) -> Loss:
-    """ClipLoss, the mean of both directions: half of equation 7."""
+def open_clip_loss(temperature: float, **settings: object) -> Loss:
+    """ClipLoss, the mean of both directions: half of equation 7. The settings are for batches on many processes."""
 
     @functools.cache
     def loss() -> Callable[..., Tensor]:
         import open_clip
 
-        made: Callable[..., Tensor] = open_clip.ClipLoss()
+        made: Callable[..., Tensor] = open_clip.ClipLoss(**settings)
         return made
 
     return lambda x, y: 2 * loss()(normalize(x), normalize(y), 1 / temperature)
@@ -137,6 +137,7 @@ def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
     return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()
 
 
+OPEN_CLIP = "open_clip"
 # S and a few more of its size, in float32, fit into 24 GB.
 LARGEST = 16384
 
@@ -173,7 +174,7 @@ ALL: dict[str, dict[str, Peer]] = {
     "nt_xent": {
         "autograd, cross_entropy": Peer(autograd.nt_xent_cross_entropy),
         "autograd, logsumexp": Peer(autograd.nt_xent_logsumexp),
-        "open_clip": Peer(open_clip_loss(TEMPERATURE), needs="open_clip"),
+        OPEN_CLIP: Peer(open_clip_loss(TEMPERATURE), needs="open_clip"),
         "sentence-transformers": Peer(sentence_transformers_loss(TEMPERATURE), needs="sentence_transformers"),
         "pytorch-metric-learning": metric_learning(metric_learning_nt_xent(TEMPERATURE), 128),
         "linear_cross_entropy": in_torch(),
