@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import floor, growth, losses, memory, tile_size
+from benchmarks import floor, growth, losses, memory, ranks, tile_size
 from benchmarks.results import RESULTS
 
 # With arguments that make a minute of it, to see whether everything runs.
@@ -17,16 +17,18 @@ SUITE: list[tuple[click.Command, list[str]]] = [
     (tile_size.main, ["-b", "512", "-t", "128", "-t", "256", "--dimension", "64", *QUICK_TIMES]),
     (memory.main, ["-b", "1024", "--dimension", "64", "--loss", "nt_xent"]),
     (growth.main, ["-b", "512", "-b", "1024", "-d", "64", "-d", "128", "--batch-size", "512", *QUICK_TIMES]),
-]
+    (ranks.main, ["-w", "1", "-w", "2", "-b", "512", "--rows", "128", "--dimension", "64", "--tile-size", "128",
+                  "--rounds", "2", "--loss", "nt_xent"]),
+]  # fmt: skip
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiny sizes, for a trial; the results go to a temporary folder.")
 def main(quick: bool) -> None:
-    """Measure everything and write benchmarks/results; a quarter of an hour on two cores.
+    """Measure everything and write benchmarks/results; twenty minutes on two cores.
 
     What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
-    benchmarks.losses --help, and likewise floor, tile_size, memory, growth.
+    benchmarks.losses --help, and likewise floor, tile_size, memory, growth, ranks.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
     started = time.perf_counter()

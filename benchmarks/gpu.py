@@ -3,7 +3,8 @@
 * floor: how close to its matrix products every loss comes, B = 16384 and 65536;
 * rivals: times beside what torch.compile makes of all of S, and Inf-CL, from B = 4096 while they fit;
 * memory: the peak beyond inputs and gradients, up to B = 262144;
-* million: one step at B = 1048576.
+* million: one step at B = 1048576;
+* ranks: where there are several GPUs, batches of 65536 over them, and of 16384 on each.
 """
 
 import functools
@@ -15,7 +16,7 @@ import click
 import torch
 from tqdm import tqdm
 
-from benchmarks import floor, losses, memory, options
+from benchmarks import floor, losses, memory, options, ranks
 from benchmarks.batch import embeddings, gradients
 from benchmarks.measure import repeated
 from benchmarks.peers import COMPILED, INF_CL
@@ -73,11 +74,25 @@ def measure_million(of: Setting) -> None:
     write_table(of.folder, "million-gpu", rows, f"one {of.about}")
 
 
+def measure_ranks(of: Setting) -> None:
+    count = torch.cuda.device_count()
+    if count < 2:
+        click.echo(f"ranks are left out: expected 2 GPUs or more, got {count}")
+        return
+    processes = [W for W in (1, 2, 4, 8) if count >= W]
+    t, B, rows = (max(1, size // of.divisor) for size in (floor.SIDE["cuda"], 65536, 16384))
+    found = ranks.measure(
+        of.names, processes, B, rows, of.D, tile_size=t, dtype=of.dtype, device=of.device, rounds=5, timeout=600
+    )  # fmt: skip
+    ranks.write(of.folder, "ranks-gpu", found, B, rows, f"{of.dtype}, {of.device}, tiles of {t}")
+
+
 PARTS: dict[str, Callable[[Setting], None]] = {
     "floor": measure_floor,
     "rivals": measure_rivals,
     "memory": measure_memory,
     "million": measure_million,
+    "ranks": measure_ranks,
 }
 
 
@@ -97,7 +112,7 @@ PARTS: dict[str, Callable[[Setting], None]] = {
 def main(
     parts: tuple[str, ...], names: tuple[str, ...], dimension: int, dtype: torch.dtype, divisor: str, folder: Path
 ) -> None:
-    """Measure on a CUDA device what a CPU cannot answer: floor, compiled rivals, memory, a million pairs."""
+    """Measure on a CUDA device what a CPU cannot answer: floor, compiled rivals, memory, a million pairs, ranks."""
     if not torch.cuda.is_available():
         raise click.ClickException(f"expected a CUDA device, got none: torch {torch.__version__} sees no GPU")
     setting = Setting(names, dimension, dtype, "cuda", int(divisor), folder)

@@ -3,7 +3,7 @@
 ``python -m benchmarks.ranks`` writes ranks.csv, .md and .png, over W, in two series:
 
 * with B fixed a rank should have 1 / W of the work;
-* with the rows of a rank fixed its memory should stay what it is, however many ranks there are.
+* with the rows of a rank fixed its memory should not grow with W, once as many blocks are under way as ever are.
 
 Of every figure the table has that of the rank where it is largest. Nothing is measured unless the value, averaged over
 the ranks, and the gradients, averaged as DistributedDataParallel does, are those of one process in float64.
@@ -11,7 +11,7 @@ the ranks, and the gradients, averaged as DistributedDataParallel does, are thos
 
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,6 @@ from crossmodal_losses.losses.pair_loss import largest_tile
 
 # How far value and gradients may be from those of one process, relative to their norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-# What is measured, in this order, and the milliseconds of every repetition after that.
-FIGURES = ("peak", "error", "FLOPs", "entries", "other bytes")
 
 
 class Job(NamedTuple):
@@ -54,12 +52,12 @@ class Job(NamedTuple):
     def expected(self, name: str, B: int) -> Path:
         return self.folder / f"{name}-{B}.pt"
 
-    def figures(self, W: int) -> Path:
-        return self.folder / f"figures-{W}.pt"
+    def figures(self, W: int, what: str) -> Path:
+        return self.folder / f"{what}-{W}.pt"
 
 
 def implementations(name: str, tile_size: int, rank: int = 0, W: int = 1) -> dict[str, Loss]:
-    """Ours, and open_clip's with the settings that it has for many ranks: without them each would compute all of S."""
+    """Ours; and open_clip's, with the settings by which a rank computes its share of S alone, and exact gradients."""
     ours = LOSSES[name](tile_size=tile_size)
     found: dict[str, Loss] = {"GatheredLoss": GatheredLoss(ours), "RingLoss": RingLoss(ours)}
     if OPEN_CLIP in PEERS[name]:
@@ -70,11 +68,12 @@ def implementations(name: str, tile_size: int, rank: int = 0, W: int = 1) -> dic
 
 def one_process(job: Job, name: str, B: int) -> int:
     """Leave value and gradients of one process in float64 for the ranks to find. Returns the number of FLOPs."""
-    x, y = (side.detach().double().requires_grad_() for side in embeddings(B, job.D, dtype=job.dtype, device="cpu"))
+    batch = embeddings(B, job.D, dtype=job.dtype, device="cpu")
+    x, y = (side.detach().to(job.device, torch.float64).requires_grad_() for side in batch)
     with FlopCounterMode(display=False) as counter:
         value = LOSSES[name](tile_size=job.tile_size)(x, y)
         value.backward()
-    torch.save((value.detach(), x.grad, y.grad), job.expected(name, B))
+    torch.save([found.cpu() for found in (value.detach(), x.grad, y.grad) if found is not None], job.expected(name, B))
     return int(counter.get_total_flops())
 
 
@@ -84,45 +83,38 @@ def own_rows(B: int) -> slice:
     return slice(rank * B // W, (rank + 1) * B // W)
 
 
-def prepared(job: Job, name: str, B: int) -> Iterator[tuple[str, Loss, Tensor, Tensor]]:
-    """Implementations, each with this rank's rows of x and y."""
+def inputs(job: Job, B: int) -> tuple[Tensor, Tensor]:
+    """This rank's rows of x and y."""
+    own = own_rows(B)
     batch = embeddings(B, job.D, dtype=job.dtype, device="cpu")
-    x, y = (side.detach()[own_rows(B)].to(job.device, copy=True).requires_grad_() for side in batch)
-    del batch
-    for which, loss in implementations(name, job.tile_size, dist.get_rank(), dist.get_world_size()).items():
-        yield which, loss, x, y
+    x, y = (side.detach()[own].to(job.device, copy=True).requires_grad_() for side in batch)
+    return x, y
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((found.cpu().double() - expected).norm() / expected.norm())
 
 
-def error(job: Job, name: str, which: str, loss: Loss, x: Tensor, y: Tensor) -> float:
-    """How far from one process an implementation is, in value or gradients."""
-    W = dist.get_world_size()
-    value = loss(x, y)
-    found = torch.autograd.grad(value, (x, y))
-    mean = value.detach().double()
-    dist.all_reduce(mean)
-    expected, *expected_gradients = torch.load(job.expected(name, W * len(x)), mmap=True)
-    own = own_rows(W * len(x))
-    of_value = distance(mean.cpu() / W, expected)
-    of_gradients = max(distance(g.cpu() / W, e[own]) for g, e in zip(found, expected_gradients, strict=True))
+def checked(job: Job, name: str, B: int, which: str, loss: Loss) -> list[float]:
+    """An implementation's error, FLOPs, and bytes sent in blocks and others; if it computes what it should."""
+    x, y = inputs(job, B)
+    with FlopCounterMode(display=False) as counter, Traffic(block=x.numel()) as traffic:
+        value = loss(x, y)
+        value.backward()
+    dist.all_reduce(total := value.detach().double())
+    W, own = dist.get_world_size(), own_rows(B)
+    expected, *expected_gradients = torch.load(job.expected(name, B), mmap=True)
+    assert x.grad is not None
+    assert y.grad is not None
+    of_value = distance(total / W, expected)
+    of_gradients = max(distance(g / W, e[own]) for g, e in zip((x.grad, y.grad), expected_gradients, strict=True))
     largest, allowed = max(of_value, of_gradients), TOLERANCE[job.dtype]
     if not largest <= allowed:
         raise RuntimeError(
             f"expected {which}, {name}, within {allowed:g} of one process, "
             f"got {of_value:.1e} away in the value and {of_gradients:.1e} in the gradients"
         )
-    return largest
-
-
-def counted(loss: Loss, x: Tensor, y: Tensor) -> tuple[int, float, float]:
-    """FLOPs; entries of embeddings and gradients that are sent; bytes of what else is."""
-    x, y = (side.detach().requires_grad_() for side in (x, y))
-    with FlopCounterMode(display=False) as counter, Traffic(block=x.numel()) as traffic:
-        loss(x, y).backward()
-    return counter.get_total_flops(), traffic.entries, traffic.other_bytes
+    return [largest, counter.get_total_flops(), traffic.bytes, traffic.other_bytes]
 
 
 def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
@@ -136,39 +128,51 @@ def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
 
 
 def costs(job: Job, name: str, B: int) -> list[list[float]]:
-    """Of every implementation: FIGURES without the peak, and the milliseconds."""
-    calls: dict[str, Call] = {}
-    counts: dict[str, list[float]] = {}
-    for which, loss, x, y in prepared(job, name, B):
-        calls[which] = functools.partial(gradients, loss, x, y)
-        counts[which] = [error(job, name, which, loss, x, y), *counted(loss, x, y)]
-    ms = in_turn(calls, job.rounds)
-    return [[*counts[which], *ms[which]] for which in calls]
+    """Of every implementation: what ``checked`` finds, then the milliseconds of every repetition."""
+    losses = implementations(name, job.tile_size, dist.get_rank(), dist.get_world_size())
+    counts = {which: checked(job, name, B, which, loss) for which, loss in losses.items()}
+    x, y = inputs(job, B)
+    ms = in_turn({which: functools.partial(gradients, loss, x, y) for which, loss in losses.items()}, job.rounds)
+    return [[*counts[which], *ms[which]] for which in losses]
 
 
-def peaks(job: Job, name: str, B: int) -> list[float]:
-    """Of every implementation."""
+def peaks(job: Job, name: str, B: int) -> list[list[float]]:
+    """Of every implementation: the highest memory."""
 
-    def warm(loss: Loss, x: Tensor, y: Tensor) -> Call:
-        gradients(loss, x, y)
-        return functools.partial(gradients, loss, x, y)
+    def prepared(loss: Loss) -> Call:
+        call = functools.partial(gradients, loss, *inputs(job, B))
+        call()
+        return call
 
-    return [peak_here(warm, loss, x, y, device=job.device) for _, loss, x, y in prepared(job, name, B)]
+    losses = implementations(name, job.tile_size, dist.get_rank(), dist.get_world_size())
+    return [[peak_here(prepared, loss, device=job.device)] for loss in losses.values()]
 
 
-def of_rank(rank: int, W: int, batch_sizes: Sequence[int], job: Job) -> None:
-    """What one process does."""
-    join_group(rank, W, job.folder / f"meeting-{W}", job.device, job.timeout)
-    work = [(name, B) for B in batch_sizes for name in job.names]
-    found = [row for name, B in tqdm(work, f"W = {W}, time", disable=rank > 0) for row in costs(job, name, B)]
-    # Last, because it changes how memory is allocated.
-    highest = [peak for name, B in tqdm(work, f"W = {W}, memory", disable=rank > 0) for peak in peaks(job, name, B)]
-    figures = torch.tensor([[p, *row] for p, row in zip(highest, found, strict=True)], dtype=torch.float64)
+def of_rank(rank: int, W: int, batch_sizes: Sequence[int], what: str, job: Job) -> None:
+    """What one process does: measure costs or peaks, and leave those of the rank where they are largest."""
+    join_group(rank, W, job.folder / f"meeting-{W}-{what}", job.device, job.timeout)
+    of = {"costs": costs, "peaks": peaks}[what]
+    work = tqdm([(name, B) for B in batch_sizes for name in job.names], f"{what}, W = {W}", disable=rank > 0)
+    figures = torch.tensor([row for name, B in work for row in of(job, name, B)], dtype=torch.float64)
     figures = figures.to(job.device)
     dist.all_reduce(figures, dist.ReduceOp.MAX)
     if rank == 0:
-        torch.save(figures.cpu(), job.figures(W))
+        torch.save(figures.cpu(), job.figures(W, what))
     dist.destroy_process_group()
+
+
+def row(
+    name: str, B: int, which: str, W: int, D: int, dtype: torch.dtype, flops_alone: int, costs: Sequence[float],
+    peak: float,
+) -> Row:  # fmt: skip
+    error, flops, sent, other_bytes, *ms = costs
+    block = B // W * D * dtype.itemsize
+    return {
+        "loss": name, "implementation": which, "W": W, "B": B, "rows of a rank": B // W, "D": D,
+        "FLOPs / one process": f"{flops / flops_alone:.3f}", "sent / B D": f"{sent / (W * block):.2f}",
+        "else sent, KiB": round(other_bytes / 2**10, 1), "extra MiB": round((peak - 2 * block) / 2**20, 1),
+        "inputs and gradients MiB": round(4 * block / 2**20, 1), **Timing.of(ms).columns(), "error": f"{error:.0e}",
+    }  # fmt: skip
 
 
 def measure(
@@ -194,33 +198,26 @@ def measure(
         sizes = {W: list(dict.fromkeys([B, W * rows_of_a_rank])) for W in processes}
         work = [(name, size) for size in sorted({size for of in sizes.values() for size in of}) for name in names]
         alone = {(name, size): one_process(job, name, size) for name, size in tqdm(work, "one process")}
+        if device == "cuda":
+            torch.cuda.empty_cache()  # for rank 0
         for W, batch_sizes in sizes.items():
-            launch(of_rank, W, W, batch_sizes, job, timeout=timeout)
             cases = [(name, size, which) for size in batch_sizes for name in names
                      for which in implementations(name, tile_size)]  # fmt: skip
-            for (name, size, which), figures in zip(cases, torch.load(job.figures(W)).tolist(), strict=True):
-                rows.append(row(name, size, which, W, D, dtype, alone[name, size], figures))
+            found = []
+            for what in ("costs", "peaks"):  # in processes of their own, where nothing was allocated before
+                launch(of_rank, W, W, batch_sizes, what, job, timeout=timeout)
+                found.append(torch.load(job.figures(W, what)).tolist())
+            for (name, size, which), costs, (peak,) in zip(cases, *found, strict=True):
+                rows.append(row(name, size, which, W, D, dtype, alone[name, size], costs, peak))
     return sorted(rows, key=lambda row: (names.index(str(row["loss"])), row["B"] != B, row["W"]))
-
-
-def row(
-    name: str, B: int, which: str, W: int, D: int, dtype: torch.dtype, flops_alone: int, figures: Sequence[float]
-) -> Row:
-    peak, error, flops, entries, other_bytes, *ms = figures
-    block = B // W * D * dtype.itemsize
-    return {
-        "loss": name, "implementation": which, "W": W, "B": B, "rows of a rank": B // W, "D": D,
-        "FLOPs / one process": f"{flops / flops_alone:.3f}", "sent / (B D)": f"{entries / (B * D):.2f}",
-        "else sent, KiB": round(other_bytes / 2**10, 1), "extra MiB": round((peak - 2 * block) / 2**20, 1),
-        "inputs and gradients MiB": round(4 * block / 2**20, 1), **Timing.of(ms).columns(), "error": f"{error:.0e}",
-    }  # fmt: skip
 
 
 def write(folder: Path, name: str, rows: Sequence[Row], B: int, rows_of_a_rank: int, about: str) -> None:
     """NAME.csv, .md and .png: the memory of the loss that there is a rival for, or of the first."""
     what = (
         "forward and backward, of the rank where a figure is largest; FLOPs / one process: beside ours alone, 1 / W at "
-        "best; sent: embeddings and gradients; else sent: all else; extra: the peak beyond inputs and gradients; "
+        "best; sent: embeddings and gradients, in all rows of one side; else sent: all else; extra: the peak beyond "
+        "inputs and gradients; "
     )
     write_table(folder, name, rows, what + about)
     names = list(dict.fromkeys(str(row["loss"]) for row in rows))
@@ -243,7 +240,7 @@ def write(folder: Path, name: str, rows: Sequence[Row], B: int, rows_of_a_rank: 
 )  # fmt: skip
 @click.option("--batch-size", "-b", type=click.IntRange(2), default=4096, show_default=True,
               help="B, of all ranks together, of the first series.")  # fmt: skip
-@click.option("--rows", type=click.IntRange(1), default=1024, show_default=True,
+@click.option("--rows", type=click.IntRange(2), default=1024, show_default=True,
               help="Of every rank, of the second series.")  # fmt: skip
 @options.dimension(512)
 @click.option("--tile-size", type=click.IntRange(1), help="t, of our losses.  [default: 1024, on a GPU 4096]")
@@ -285,7 +282,7 @@ def main(
     )  # fmt: skip
     where = f"{dtype}, {device}, tiles of {t}"
     if device == "cpu":
-        where += "; the W ranks share the machine's threads, so times are not those of W machines"
+        where += "; the ranks share the machine's threads: times are not those of W machines"
     write(folder, "ranks", found, batch_size, rows, where)
 
 

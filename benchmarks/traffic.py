@@ -64,20 +64,20 @@ class Traffic(TorchDispatchMode):
         block: how many entries make a message one of embeddings or of their gradients; smaller ones are counted apart.
 
     Attributes:
-        entries: sent in such messages.
+        bytes: sent in such messages.
         other_bytes: sent in the smaller ones.
     """
 
     def __init__(self, block: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.block, self.entries, self.other_bytes = block, 0.0, 0.0
+        self.block, self.bytes, self.other_bytes = block, 0.0, 0.0
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, torch._ops.OpOverload) and func.namespace == "c10d":
             what, message, sent = transfer(func._schema.name.split("::")[1], args, self.rank, self.count)
             if message >= self.block:
-                self.entries += sent
+                self.bytes += sent * what.element_size()
             else:
                 self.other_bytes += sent * what.element_size()
         return func(*args, **(kwargs or {}))
