@@ -28,11 +28,11 @@ def launch(function: Callable[..., object], count: int, *arguments: object, time
     try:
         while not processes.join(max(0.0, until - time.monotonic())):
             if time.monotonic() >= until:
-                raise click.ClickException(f"expected {count} processes to be done in {timeout:g} s, got no end")
+                raise click.ClickException(f"expected all {count} ranks to be done in {timeout:g} s, got no end")
     except ProcessException as error:
         why = str(error).strip().splitlines()[-1]  # of a traceback: the error
         index = error.error_index
-        raise click.ClickException(f"expected {count} processes to end well, got from rank {index}: {why}") from None
+        raise click.ClickException(f"expected all {count} ranks to end well, got from rank {index}: {why}") from None
     finally:
         for process in processes.processes:
             if process.is_alive():

@@ -54,20 +54,22 @@ def test_what_is_sent(name: str, sent: int) -> None:
 
 
 def test_an_unknown_transfer_is_not_overlooked() -> None:
-    with pytest.raises(NotImplementedError, match="got c10d.gather_"):
+    with pytest.raises(NotImplementedError, match=r"got c10d\.gather_"):
         transfer("gather_", ([torch.ones(2)],), rank=0, count=2)
 
 
 def test_all_end_with_the_first_that_dies() -> None:
-    with pytest.raises(click.ClickException, match=r"expected 2 processes to end well, got from rank 1: .* code 1$"):
+    with pytest.raises(click.ClickException, match=r"^expected all 2 ranks to end well, got from rank 1: .* code 1$"):
         launch(os._exit, 2, timeout=100)  # each exits with its rank
+    with pytest.raises(click.ClickException, match=r"got from rank [01]: TypeError: object of type 'int' has no len"):
+        launch(len, 2, timeout=100)
 
 
 def test_one_message_when_they_take_too_long(tmp_path: Path) -> None:
     tiny = ["-w", "1", "-b", "4", "--rows", "4", "--dimension", "2", "--loss", "triplet_max", "--timeout", "1"]
     result = CliRunner().invoke(main, [*tiny, "--device", "cpu", "--out", str(tmp_path)])
     assert result.exit_code == 1
-    assert result.output.endswith("Error: expected 1 processes to be done in 1 s, got no end\n")
+    assert result.output.endswith("Error: expected all 1 ranks to be done in 1 s, got no end\n")
 
 
 @pytest.mark.parametrize(
