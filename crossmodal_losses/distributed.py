@@ -1,7 +1,7 @@
 """A loss whose batch lies on several processes: the value and the gradients of one process with all of it.
 
-Each process computes its share of S once, 1 / W of the work, and each y is sent once for its value and once for its
-gradient. See :mod:`crossmodal_losses.ranks` for how.
+Each process computes its share of S once, 1 / W of the work. What is sent, and how, says
+:mod:`crossmodal_losses.ranks`.
 """
 
 from collections.abc import Callable
@@ -85,11 +85,11 @@ class DistributedLoss(nn.Module):
             raise ValueError("expected a process of the group, got one that is not in it")
         if dist.get_world_size(group) == 1:
             return self.loss(x, y, ids)
-        return self._of_ranks(group, x, y, ids)
+        # The compiler cannot follow what depends on the other processes. Where nothing is compiled it is not imported
+        # for that: imported within a process group, it would keep the group alive beyond its end.
+        of_ranks = self._of_ranks_uncompiled if torch.compiler.is_compiling() else self._of_ranks
+        return of_ranks(group, x, y, ids)
 
-    # The compiler cannot follow what depends on the other processes. torch.compiler.disable would do, if it did not
-    # import the compiler.
-    @_disable_dynamo
     def _of_ranks(self, group: dist.ProcessGroup, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         rule, tile_size, sides = self.loss.rule, 0, None
         said: dict[str, Any] = {"its error": None}
@@ -120,6 +120,8 @@ class DistributedLoss(nn.Module):
         rows = [other["its rows"] for other in everyone]
         ranks = self.ranks(group, rows, any(other["its scales"] for other in everyone))
         return of_processes(sides, ids, rule, self.loss.reduction, tile_size, ranks)
+
+    _of_ranks_uncompiled = _disable_dynamo(_of_ranks)
 
     __call__: Callable[..., Tensor]
 

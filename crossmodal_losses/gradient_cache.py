@@ -146,8 +146,6 @@ class GradientCache(nn.Module):
         self.loss = loss
         self.micro_batch_size = micro_batch_size
 
-    # What the compiler would have to follow happens in the backward pass; compiled encoders are welcome.
-    @_disable_dynamo
     def forward(
         self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None = None
     ) -> Tensor:
@@ -160,6 +158,13 @@ class GradientCache(nn.Module):
                 any kind reaches the encoder as a dict, None as None.
             ids: passed to the loss, unless None.
         """
+        # What the compiler would have to follow happens in the backward pass; compiled encoders are welcome.
+        of_batch = self._of_batch_uncompiled if torch.compiler.is_compiling() else self._of_batch
+        return of_batch(encode_x, encode_y, inputs_x, inputs_y, ids)
+
+    def _of_batch(
+        self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None
+    ) -> Tensor:
         of_x, of_y = _tensors("inputs_x", inputs_x), _tensors("inputs_y", inputs_y)
         if len(of_x[0]) != len(of_y[0]):
             raise ValueError(f"expected inputs_x and inputs_y of one B, got {len(of_x[0])} and {len(of_y[0])}")
@@ -190,6 +195,8 @@ class GradientCache(nn.Module):
                 raise ValueError(f"expected {name} to return [{len(micro_batch[0])}, D], got {list(rows.shape)}")
             embeddings.append(rows)
         return torch.cat(embeddings)
+
+    _of_batch_uncompiled = _disable_dynamo(_of_batch)
 
     def extra_repr(self) -> str:
         return f"micro_batch_size={self.micro_batch_size}"
