@@ -326,7 +326,9 @@ class Sent(TorchDispatchMode):
                 "reduce_": (W - 1) / W * own,
                 "allgather_": 0,  # the words of the agreement
             }[name]
-            if any(t.dim() == 2 and t.shape[1] == self.D for t in tensors):
+            if any(t.dtype == torch.uint8 for t in tensors):
+                pass  # the words of the agreement, whose number B does not change
+            elif any(t.dim() == 2 and t.shape[1] == self.D for t in tensors):
                 self.embeddings += numbers
             else:
                 self.others += numbers
