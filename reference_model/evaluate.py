@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from crossmodal_losses import diagnose
 from reference_model import InputError
+from reference_model.audio_files import check_audio
 from reference_model.config import Config
 from reference_model.data import (
     Clip,
     Waveforms,
     batches,
     captions_of,
-    check_audio,
     clip_of_caption,
     pad_tokens,
     read_split,
@@ -92,7 +92,7 @@ def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
     model, tokenizer = saved_model(config, run)
     accelerator = accelerator_for(config)
     clips = read_split(data or config.data, config.dataset, split)
-    check_audio(clips)
+    check_audio(clip.path for clip in clips)
     metrics, _ = evaluate(
         model.to(accelerator.device), clips, tokenize(tokenizer, captions_of(clips)), config, accelerator
     )

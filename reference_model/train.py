@@ -31,9 +31,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from crossmodal_losses import LOSSES, GatheredLoss, GradientCache
 from reference_model import InputError, text_encoder
+from reference_model.audio_files import check_audio
 from reference_model.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from reference_model.config import Config
-from reference_model.data import SPLITS, Clip, Pairs, Share, batches, captions_of, check_audio, collate, read_split
+from reference_model.data import SPLITS, Clip, Pairs, Share, batches, captions_of, collate, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, DualEncoder, new_model
 from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
 from reference_model.files import write_json
@@ -115,7 +116,7 @@ def _train(config: Config, run: Path, accelerator: Accelerator, position: int) -
     main, processes = accelerator.is_main_process, accelerator.num_processes
     # The data. Everything that can be wrong with it is found before anything is trained.
     clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
-    check_audio([clip for split in SPLITS for clip in clips[split]])
+    check_audio(clip.path for split in SPLITS for clip in clips[split])
     number_of_pairs = len(captions_of(clips["train"]))
     if number_of_pairs < config.batch_size:
         raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
