@@ -1,6 +1,5 @@
 """The command line: ``python -m reference_model COMMAND``."""
 
-import dataclasses
 import os
 import sys
 import warnings
@@ -13,9 +12,11 @@ import click
 from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.config import CLIP_SECONDS, Config, Encoders, Precision, Size, clip_seconds
+from reference_model.experiments import SETTINGS, experiments
+from reference_model.interruption import CONTINUE, Stopped
+from reference_model.protocol import PROTOCOLS, FrozenMode, SelectOn, WeightedRule, protocol
 
 PAPER_LOSSES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -27,6 +28,10 @@ class _Group(click.Group):
             return super().invoke(context)
         except (InputError, OSError) as error:
             raise click.ClickException(str(error)) from error
+        except Stopped:
+            pass  # and with it the progress bars go
+        click.echo("stopped when asked to; the same command continues", err=True)
+        raise click.exceptions.Exit(CONTINUE)
 
 
 class _Several(click.Command):
@@ -58,12 +63,13 @@ def main() -> None:
     Without data of your own, on a laptop:
         python -m reference_model synthesize --out data
         python -m reference_model reproduce --data data --dataset Synthetic --model tiny \\
-            --encoders fine-tuned --epochs 3 --decay-every 2 --learning-rate 5e-4 --jobs 2 --out results
+            --encoders fine-tuned --batch-size 32 --learning-rate 5e-4 --epochs 3 --decay-every 2 --jobs 2 \\
+            --out results
 
     \b
-    With AudioCaps or Clotho on disk and ResNet38_mAP=0.434.pth from Zenodo, record 3987831:
-        python -m reference_model train --data data --dataset AudioCaps --loss nt_xent \\
-            --audio-checkpoint ResNet38_mAP=0.434.pth --out runs/first
+    With AudioCaps or Clotho on disk, and ResNet38_mAP=0.434.pth from Zenodo, record 3987831:
+        python -m reference_model prepare --dataset Clotho --raw DOWNLOADS
+        python -m reference_model train --experiment clotho-frozen-nt_xent --seed 0
 
     \b
     Data is expected, for every data set, as
@@ -99,66 +105,144 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
     click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
 
 
+# Of the protocol: option, its type or values, what it sets.
+_PROTOCOL: dict[str, tuple[Any, str]] = {
+    "frozen_mode": (click.Choice(get_args(FrozenMode)), "Frozen encoders: constant, or with dropout and drift."),
+    "spec_augment": (bool, "Erase stripes of the spectrograms, where the audio encoder is in train mode."),
+    "dropout": (float, "Of BERT and of the residual blocks, in train mode."),
+    "clip_norm": (float, "Scale larger gradients down to this norm; 0: none."),
+    "nt_xent_factor": (float, "1: equation 7. 0.5: the mean of its two directions."),
+    "weighted_rule": (click.Choice(get_args(WeightedRule)), "What triplet_weighted is."),
+    "mask_same_clip": (bool, "Captions of one clip are no negatives of each other, except in nt_xent."),
+    "select_on": (click.Choice(get_args(SelectOn)), "Recalls that the best epoch has most of."),
+}
+
+
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a run that train and reproduce share."""
     options = [
-        click.option("--data", required=True, help="The folder that holds a folder for each data set."),
-        click.option("--dataset", required=True, help="AudioCaps, Clotho, Synthetic, or another in the same layout."),
+        click.option("--data", default="data", help="The folder that holds a folder for each data set."),
+        click.option("--dataset", help="AudioCaps, Clotho, Synthetic, or another in the same layout."),
         click.option(
             "--encoders",
             type=click.Choice(get_args(Encoders)),
-            default=DEFAULTS["encoders"],
-            help="frozen: only the heads train, encoders stay in eval mode. fine-tuned: everything trains.",
+            help="frozen: only the heads train. fine-tuned: everything trains.",
         ),
+        click.option("--batch-size", type=int, help="The paper: 32; 24 for Clotho."),
+        click.option("--learning-rate", type=float, help="Of Adam. The paper: 1e-4; 5e-5 for some rows."),
         click.option(
             "--model",
             type=click.Choice(get_args(Size)),
-            default=DEFAULTS["model"],
+            default="full",
             help="full: ResNet-38 of PANNs and BERT. tiny: small ones with new weights, for two CPU cores.",
         ),
-        click.option("--audio-checkpoint", help="For the full model: ResNet38_mAP=0.434.pth (Zenodo, record 3987831)."),
-        click.option("--bert", default=DEFAULTS["bert"], help="For the full model: BERT by name, or its folder."),
-        click.option("--batch-size", type=int, default=DEFAULTS["batch_size"], help="The paper: 32; 24 for Clotho."),
+        click.option(
+            "--audio-checkpoint",
+            default="ResNet38_mAP=0.434.pth",
+            help="For the full model: the file from Zenodo, record 3987831.",
+        ),
+        click.option("--bert", default="bert-base-uncased", help="For the full model: BERT by name, or its folder."),
+        click.option("--epochs", type=int, default=50, help="Each sees every caption once."),
+        click.option("--decay-every", type=int, default=20, help="Epochs."),
+        click.option("--decay-factor", type=float, default=0.1, help="Of the learning rate."),
+        click.option(
+            "--protocol",
+            "protocol_name",
+            type=click.Choice(list(PROTOCOLS)),
+            default="paper",
+            help="What the paper's text says, or what its published code did; the next options change it one by one.",
+        ),
+        *(
+            click.option(
+                f"--{name.replace('_', '-')}",
+                type=kind,
+                help=f"{text} paper: {_said('paper', name)}, released: {_said('released', name)}.",
+            )
+            for name, (kind, text) in _PROTOCOL.items()
+        ),
         click.option(
             "--gradient-cache-micro-batch", type=int,
             help="Embed so many pairs at a time, which takes the memory of as many, and one more forward pass.",
         ),
-        click.option("--learning-rate", type=float, default=DEFAULTS["learning_rate"], help="Of Adam."),
-        click.option("--epochs", type=int, default=DEFAULTS["epochs"], help="Each sees every caption once."),
-        click.option("--decay-every", type=int, default=DEFAULTS["decay_every"], help="Epochs."),
-        click.option("--decay-factor", type=float, default=DEFAULTS["decay_factor"], help="Of the learning rate."),
         click.option("--clip-seconds", type=float, help="AudioCaps 10, Clotho 30, Synthetic 1.5; others need it."),
         click.option(
-            "--precision", type=click.Choice(get_args(Precision)), default=DEFAULTS["precision"],
+            "--precision", type=click.Choice(get_args(Precision)), default="no",
             help="Mixed precision of the encoders; the losses are always computed in float32.",
         ),
-        click.option("--workers", type=int, default=DEFAULTS["workers"], help="Processes that read audio."),
+        click.option("--workers", type=int, default=2, help="Processes that read audio."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def _said(name: str, setting: str) -> str:
+    value = getattr(PROTOCOLS[name], setting)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+
+
+def _config(protocol_name: str, **settings: Any) -> Config:
+    """The config of a command's options; those of the protocol that are not given are as it says."""
+    missing = [f"--{name.replace('_', '-')}" for name in SETTINGS if settings[name] is None]
+    if missing:
+        raise InputError(f"expected {', '.join(missing)}, got none; an experiment says them all")
+    changes = {name: settings.pop(name) for name in _PROTOCOL}
+    if settings["model"] == "tiny":
+        settings |= {"audio_checkpoint": None, "bert": None}
+    settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
+    given = {name: value for name, value in changes.items() if value is not None}
+    return Config(protocol=protocol(protocol_name, **given), **settings)
+
+
 @main.command()
+@click.option(
+    "--experiment",
+    type=click.Choice(list(experiments())),
+    metavar="NAME",
+    help="A row of the paper's tables, such as clotho-frozen-triplet_weighted or audiocaps-frozen-nt_xent-batch-128: "
+    "its data set, loss, encoders, batch size and learning rate. Options that are given change it.",
+)
 @_settings
-@click.option("--loss", type=click.Choice(sorted(LOSSES)), required=True, help="With the paper's settings.")
+@click.option("--loss", type=click.Choice(sorted(LOSSES)), help="With the paper's settings.")
 @click.option("--seed", type=int, default=0, help="Of the weights, the order of the pairs, and dropout.")
-@click.option("--out", type=FOLDER, required=True, help="The run's folder, new or this very run's.")
-def train(out: Path, **settings: Any) -> None:
+@click.option(
+    "--features", type=FOLDER, show_default=False,
+    help="Where features of frozen encoders are kept for all runs; by default DATA/DATASET/features.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint-minutes", type=click.FloatRange(min=0), default=10.0,
+    help="Save the state so often, besides after every epoch.",
+)  # fmt: skip
+@click.option("--out", type=FOLDER, show_default=False, help="The run's folder; by default runs/EXPERIMENT-seed-SEED.")
+def train(
+    experiment: str | None, features: Path | None, checkpoint_minutes: float, out: Path | None, **settings: Any
+) -> None:
     """Train one configuration and measure its best epoch on the test set.
 
-    The defaults are those of section 3.2 of the paper, for AudioCaps. The run's folder receives metrics.json,
-    best.safetensors, config.json, log.txt, curves.png and tensorboard/. The best epoch is that with the highest sum of
-    R@1, R@5 and R@10 of both directions on the validation set. A run that was interrupted continues after its last
-    finished epoch; a finished one is not repeated. It uses the GPU if there is one; `accelerate launch
-    --num_processes 2 -m reference_model train ...` divides every batch among several, or among processes.
+    \b
+        python -m reference_model train --experiment clotho-frozen-nt_xent --seed 0
+
+    Without --experiment, say --dataset, --loss, --encoders, --batch-size, --learning-rate and --out. The other
+    defaults are those of section 3.2 of the paper.
+
+    The run's folder receives metrics.json, best.safetensors, config.json, log.txt, curves.png and tensorboard/. A run
+    that was interrupted, even by SIGKILL, continues from its last checkpoint; after SIGTERM or Ctrl-C there is one of
+    the last step, and the exit status is 75: run me again. A finished run is not repeated. It uses the GPU if there
+    is one; `accelerate launch --num_processes 2 -m reference_model train ...` divides every batch among several, or
+    among processes.
     """
     from reference_model.train import summary
     from reference_model.train import train as train_run
 
-    settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
-    metrics = train_run(Config(**settings), out)
-    click.echo(f"test: {summary(metrics['test'])}" + (" (collapsed)" if metrics["collapsed"] else ""))
+    if experiment is not None:
+        settings |= {name: value for name, value in experiments()[experiment].items() if settings[name] is None}
+        out = out or Path("runs") / f"{experiment}-seed-{settings['seed']}"
+    config = _config(**settings)
+    if out is None:
+        raise InputError("expected --out, the run's folder, got none; it has a default for --experiment alone")
+    metrics = train_run(config, out, features=features, checkpoint_minutes=checkpoint_minutes)
+    clips = metrics["clips"]["test"]
+    click.echo(f"test, {clips} clips: {summary(metrics['test'])}" + (" (collapsed)" if metrics["collapsed"] else ""))
     click.echo(f"{out}/ holds metrics.json, curves.png and best.safetensors; tensorboard --logdir {out} shows more")
 
 
@@ -192,8 +276,7 @@ def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], jobs: 
     """
     from reference_model.reproduce import reproduce as run_all
 
-    settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
-    config = Config(loss=losses[0], **settings)
+    config = _config(loss=losses[0], seed=seeds[0], **settings)
     click.echo("\n" + run_all(config, losses=losses, seeds=seeds, out=out, jobs=jobs))
     click.echo(f"picture and table: {out}/table.png, {out}/table.md, {out}/table.json")
     click.echo(f"curves and metrics of every run: {out}/runs/*/curves.png, {out}/runs/*/metrics.json")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks, spectrogram
+from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from reference_model import InputError
 
@@ -24,6 +25,8 @@ SAMPLE_RATE = 32_000  # Hz
 WINDOW = 1024  # samples, Hann
 HOP = 320  # samples
 MEL_BINS = 64
+LOWEST, HIGHEST = 50, 14_000  # Hz, of the mel bins; those of PANNs
+FRONT_END = {"rate": SAMPLE_RATE, "window": WINDOW, "hop": HOP, "mel": [MEL_BINS, LOWEST, HIGHEST]}
 # The network halves time five times; a shorter clip would leave nothing.
 SHORTEST = 31 * HOP
 
@@ -41,8 +44,8 @@ class LogMel(nn.Module):
         super().__init__()
         filters = melscale_fbanks(
             WINDOW // 2 + 1,
-            f_min=50,
-            f_max=14_000,
+            f_min=LOWEST,
+            f_max=HIGHEST,
             n_mels=MEL_BINS,
             sample_rate=SAMPLE_RATE,
             norm="slaney",
@@ -71,6 +74,25 @@ class LogMel(nn.Module):
             return decibels
 
 
+class SpecAugment(nn.Module):
+    """Park et al. 2019 with the published code's sizes, on log-mel spectrograms ``[B, 1, T, F]``, when training.
+
+    Two stripes of up to 63 frames and two of up to 7 mel bins are set to 0, for every clip on its own. It stands behind
+    bn0, where 0 is near the mean.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stripes = nn.Sequential(
+            *(TimeMasking(64, iid_masks=True) for _ in range(2)),
+            *(FrequencyMasking(8, iid_masks=True) for _ in range(2)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        erased: Tensor = self.stripes(x.transpose(2, 3)).transpose(2, 3) if self.training else x
+        return erased
+
+
 def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.xavier_uniform_(layer.weight)
@@ -97,9 +119,10 @@ class ConvBlock(nn.Module):
 class BasicBlock(nn.Module):
     """Residual block. A stride of 2 is average pooling before the first convolution and before the shortcut's."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()
         self.stride = stride
+        self.dropout = dropout
         self.conv1 = _convolution(inputs, outputs, 3)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = _convolution(outputs, outputs, 3)
@@ -115,7 +138,7 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.avg_pool2d(x, 2) if self.stride == 2 else x
         x = F.relu_(self.bn1(self.conv1(x)))
-        x = F.dropout(x, 0.1, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = self.bn2(self.conv2(x))
         return F.relu_(x + shortcut)
 
@@ -126,21 +149,24 @@ class ResNet38(nn.Module):
     Args:
         width: factor on the number of channels; 1 is the published network with its 68.5 million parameters, 1/8 a
             small one of the same depth. The output has 2048 x width numbers, ``output_size``.
+        dropout: of the residual blocks, when training; the dropout of 0.2 between the other blocks is always there.
+        spec_augment: erase stripes of the spectrogram when training.
     """
 
-    def __init__(self, *, width: float = 1.0) -> None:
+    def __init__(self, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> None:
         super().__init__()
         channels = [round(c * width) for c in (64, 64, 128, 256, 512, 2048)]
         self.output_size = channels[-1]
         self.logmel = LogMel()
         self.bn0 = nn.BatchNorm2d(MEL_BINS)
+        self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
         self.conv_block1 = ConvBlock(1, channels[0], pool=2)
         self.resnet = nn.Sequential()
         for layer, (depth, inputs, outputs) in enumerate(
             zip((3, 4, 6, 3), channels[:4], channels[1:5], strict=True), start=1
         ):
-            first = BasicBlock(inputs, outputs, stride=1 if layer == 1 else 2)
-            rest = [BasicBlock(outputs, outputs, stride=1) for _ in range(depth - 1)]
+            first = BasicBlock(inputs, outputs, stride=1 if layer == 1 else 2, dropout=dropout)
+            rest = [BasicBlock(outputs, outputs, stride=1, dropout=dropout) for _ in range(depth - 1)]
             self.resnet.add_module(f"layer{layer}", nn.Sequential(first, *rest))
         self.conv_block_after1 = ConvBlock(channels[4], channels[5], pool=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so, on CPU and GPU
@@ -153,6 +179,7 @@ class ResNet38(nn.Module):
             )
         x = self.logmel(waveforms)[:, None]  # [B, 1, T, F]
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)  # over the mel bins
+        x = self.spec_augment(x)
         x = F.dropout(self.conv_block1(x), 0.2, self.training)
         x = F.dropout(F.avg_pool2d(self.resnet(x), 2), 0.2, self.training)
         x = F.dropout(self.conv_block_after1(x), 0.2, self.training)
@@ -160,7 +187,7 @@ class ResNet38(nn.Module):
         return x.amax(2) + x.mean(2)
 
     @classmethod
-    def from_panns(cls, path: str | Path) -> "ResNet38":
+    def from_panns(cls, path: str | Path, *, dropout: float = 0.1, spec_augment: bool = False) -> "ResNet38":
         """The network of full width with the weights of a PANNs checkpoint, ``ResNet38_mAP=0.434.pth``.
 
         It is on Zenodo, record 3987831. The file is a pickle; only tensors, containers and NumPy arrays are read
@@ -169,7 +196,7 @@ class ResNet38(nn.Module):
         Raises:
             InputError: the file is missing, truncated, holds something else, or asks to run code.
         """
-        encoder = cls()
+        encoder = cls(dropout=dropout, spec_augment=spec_augment)
         weights = read_panns(path)
         try:
             encoder.load_state_dict(weights)

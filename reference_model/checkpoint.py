@@ -1,55 +1,56 @@
-"""The state of a run after an epoch, in one safetensors file: arrays, and the rest as JSON in its header."""
+"""The state of a run in safetensors files: arrays, and the rest as JSON in the header. Nothing is ever unpickled."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from reference_model import InputError
 from reference_model.files import write_whole
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """The model's state alone."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_whole(path, lambda beside: save_file(tensors, beside))
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """The arrays alone."""
+    save_tensors(path, weights)
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Into a model of the same shape, strictly."""
-    tensors, _ = _read(path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"expected the weights of this run's model in {path}, got others") from error
+def load_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Into arrays of the same names and shapes, strictly."""
+    tensors, _ = load_tensors(path)
+    _copy(path, tensors, weights)
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Everything that the next epoch depends on. Random numbers do not: every epoch starts from a seed of its own."""
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+def save_checkpoint(
+    path: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
+    """Everything that the next step depends on; ``progress`` is what is no array."""
+    tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor.contiguous() for name, tensor in state.items()}
-    write_whole(path, lambda beside: save_file(tensors, beside, metadata={"progress": json.dumps(progress)}))
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    with _room_for_the_next():
+        save_tensors(path, tensors, progress)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put model and optimizer back; returns the progress that was saved with them."""
-    tensors, metadata = _read(path)
+def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put weights and optimizer back; returns the progress that was saved with them."""
+    tensors, progress = load_tensors(path)
     states: dict[int, dict[str, Tensor]] = {}
-    weights = {}
+    saved = {}
     for name, tensor in tensors.items():
-        part, rest = name.split(".", 1)
+        part, _, rest = name.partition(".")
         if part == "model":
-            weights[rest] = tensor
+            saved[rest] = tensor
         else:
-            index, entry = rest.split(".", 1)
+            index, _, entry = rest.partition(".")
             states.setdefault(int(index), {})[entry] = tensor
+    _copy(path, saved, weights)
     try:
-        model.load_state_dict(weights)
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         for parameter, state in optimizer.state.items():  # a fused optimiser relies on the layout of its parameter
             for name, tensor in state.items():
@@ -57,13 +58,51 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                     state[name] = torch.empty_like(parameter).copy_(tensor)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"expected a checkpoint of this run in {path}, got another's: {error}") from error
-    progress: dict[str, Any] = json.loads(metadata["progress"])
     return progress
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: dict[str, Any] | None = None) -> None:
+    """Arrays and a record in one file, whole or not at all."""
+    metadata = None if record is None else {"record": json.dumps(record)}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda beside: save_file(contiguous, beside, metadata=metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`save_tensors` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another kind.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            record = json.loads((file.metadata() or {}).get("record", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"expected a safetensors file at {path}, got {error}") from error
+
+
+@torch.no_grad()
+def _copy(path: Path, saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    wrong = sorted(saved.keys() ^ weights.keys()) or [
+        name for name, tensor in weights.items() if saved[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise InputError(
+            f"expected the {len(weights)} arrays of this run's model in {path}, got {len(saved)}; "
+            f"{len(wrong)} do not fit, such as {wrong[0]}"
+        )
+    for name, tensor in weights.items():
+        tensor.copy_(saved[name])
+
+
+@contextmanager
+def _room_for_the_next() -> Iterator[None]:
+    """The one before is still there; so the run can go on from it."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"expected to write a checkpoint, got: {error}. The last one is as it was: "
+            "once there is room, or permission, the same command goes on from there"
+        ) from error

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.audio_encoder import SAMPLE_RATE, SHORTEST
+from reference_model.protocol import Protocol
 
 # Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip
 # alone and not on the clips it shares a batch with. Seconds; AudioCaps and Clotho: section 3.1.
@@ -21,34 +22,33 @@ Precision = Literal["no", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run of the experiment. Defaults are the paper's (section 3.2), for AudioCaps."""
+    """One run of the experiment. Nothing has a default: what is not said is refused."""
 
     data: str  # the folder that holds a folder for each data set
     dataset: str  # AudioCaps, Clotho, Synthetic, or another folder in the same layout
     clip_seconds: float  # the fixed length of a clip; see CLIP_SECONDS
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
-    encoders: Encoders = "frozen"  # table 1, column "Fine-tune"
-    model: Size = "full"  # full: ResNet-38 of PANNs and BERT; tiny: small ones with new weights, for two CPU cores
-    audio_checkpoint: str | None = None  # full: ResNet38_mAP=0.434.pth (Zenodo 3987831)
-    bert: str = "bert-base-uncased"  # full: a name, or a local folder
-    batch_size: int = 32  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
-    learning_rate: float = 1e-4  # Adam; section 3.2 and table 1: 5e-5 where triplet losses do not converge on Clotho
-    epochs: int = 50  # section 3.2
-    decay_every: int = 20  # epochs; section 3.2
-    decay_factor: float = 0.1  # section 3.2
-    gradient_cache_micro_batch: int | None = None  # pairs embedded at a time and process, to save memory; None: all
-    seed: int = 0  # section 3.3: three runs with different seeds
-    precision: Precision = "no"  # mixed precision: no is float32; the losses are computed in float32 always
-    workers: int = 2  # processes that read audio
+    encoders: Encoders  # table 1, column "Fine-tune"
+    protocol: Protocol  # where the paper's text and its published code differ
+    model: Size  # full: ResNet-38 of PANNs and BERT; tiny: small ones with new weights, for two CPU cores
+    audio_checkpoint: str | None  # full: ResNet38_mAP=0.434.pth (Zenodo 3987831)
+    bert: str | None  # full: a name, or a local folder
+    batch_size: int  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
+    learning_rate: float  # Adam; section 3.2: 1e-4; table 1: 5e-5 where triplet losses do not converge on Clotho
+    epochs: int  # section 3.2: 50
+    decay_every: int  # epochs; section 3.2: 20
+    decay_factor: float  # section 3.2: 1/10
+    gradient_cache_micro_batch: int | None  # pairs embedded at a time and process, to save memory; None: all
+    seed: int  # section 3.3: three runs with different seeds
+    precision: Precision  # mixed precision: no is float32; the losses are computed in float32 always
+    workers: int  # processes that read audio
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
-        if self.model == "full" and self.audio_checkpoint is None:
-            raise InputError(
-                "expected --audio-checkpoint for the full model, got none: download ResNet38_mAP=0.434.pth from "
-                "Zenodo, record 3987831 (or train the tiny model with --model tiny)"
-            )
+        for name in ("audio_checkpoint", "bert"):
+            if (getattr(self, name) is None) != (self.model == "tiny"):
+                raise InputError(f"expected {name} for the full model and for it alone, got {getattr(self, name)}")
         for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "decay_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
@@ -68,17 +68,37 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """The settings that decide the result and differ, with both values; those of the protocol one by one."""
+        ours, theirs = (_flat(config.as_dict()) for config in (self, other))
+        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
     @classmethod
     def read(cls, path: Path) -> "Config":
         """The config that a run has left; every field must be there, and no other."""
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if stored.keys() != fields:
-            raise InputError(
-                f"expected the settings of this version in {path}, got these that differ: "
-                f"{', '.join(sorted(stored.keys() ^ fields))}"
-            )
-        return cls(**stored)
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
+        _require_fields(cls, stored, path)
+        _require_fields(Protocol, stored["protocol"], path)
+        return cls(**{**stored, "protocol": Protocol(**stored["protocol"])})
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Without what changes nothing in the result: where the data is, and how many processes read it."""
+    flat = {**settings, **settings["protocol"]}
+    return {name: value for name, value in flat.items() if name not in ("data", "workers", "protocol")}
+
+
+def _require_fields(of: type[Config] | type[Protocol], stored: Any, path: Path) -> None:
+    fields = {field.name for field in dataclasses.fields(of)}
+    found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
+    if found != fields:
+        raise InputError(
+            f"expected the settings of this version in {path}, got these that differ: "
+            f"{', '.join(sorted(found ^ fields))}"
+        )
 
 
 def clip_seconds(dataset: str, given: float | None) -> float:

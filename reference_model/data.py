@@ -8,7 +8,10 @@ with spaces or hyphens and hold quotes and entities.
 """
 
 import csv
+import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import BatchSampler, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.audio_files import load_waveform
@@ -100,7 +104,8 @@ class Pairs(Dataset[dict[str, Any]]):
         return len(self.token_ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"waveform": self.waveforms[self.clip_of_caption[index]], "token_ids": self.token_ids[index]}
+        clip = self.clip_of_caption[index]
+        return {"waveform": self.waveforms[clip], "token_ids": self.token_ids[index], "id": clip}
 
 
 class Share(Sampler[list[int]]):
@@ -108,12 +113,13 @@ class Share(Sampler[list[int]]):
 
     def __init__(self, batches: BatchSampler, process: int, processes: int) -> None:
         self.batches, self.process, self.processes = batches, process, processes
+        self.first = 0  # the batch that the next iteration begins with
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches:
+        for batch in itertools.islice(self.batches, self.first, None):
             start, stop = (len(batch) * part // self.processes for part in (self.process, self.process + 1))
             yield batch[start:stop]
 
@@ -121,6 +127,16 @@ class Share(Sampler[list[int]]):
 def captions_of(clips: list[Clip]) -> list[str]:
     """All captions, clip by clip."""
     return [caption for clip in clips for caption in clip.captions]
+
+
+def checksums(clips: list[Clip]) -> list[str]:
+    """The SHA-256 of every clip's file."""
+
+    def checksum(clip: Clip) -> str:
+        return hashlib.sha256(clip.path.read_bytes()).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(checksum, clips), "checksums of audio files", len(clips), leave=False, unit="file"))
 
 
 def clip_of_caption(clips: list[Clip]) -> Tensor:
@@ -137,9 +153,36 @@ def pad_tokens(token_ids: list[list[int]]) -> dict[str, Tensor]:
     }
 
 
-def collate(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pairs to what the dual encoder takes."""
+def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pairs to what the dual encoder takes, by modality, and the ids of their clips, ``[B]``."""
     return {
-        "waveforms": torch.stack([pair["waveform"] for pair in pairs]),
-        **pad_tokens([pair["token_ids"] for pair in pairs]),
+        "audio": {"waveforms": torch.stack([pair["waveform"] for pair in pairs])},
+        "text": pad_tokens([pair["token_ids"] for pair in pairs]),
+        "ids": torch.tensor([pair["id"] for pair in pairs]),
     }
+
+
+class FromFiles:
+    """Batches of pairs, read and decoded by ``workers`` processes, on the device."""
+
+    def __init__(self, pairs: Pairs, share: Share, workers: int, device: torch.device) -> None:
+        self.share, self.device = share, device
+        self.loader = DataLoader(
+            pairs,
+            batch_sampler=share,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # or starting workers would draw from the generator that dropout uses
+        )
+
+    def from_step(self, step: int) -> Iterator[dict[str, Any]]:
+        """The epoch's batches after that many."""
+        self.share.first = step
+        for batch in batches(self.loader):
+            yield {
+                "audio": {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch["audio"].items()},
+                "text": {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch["text"].items()},
+                "ids": batch["ids"].to(self.device, non_blocking=True),
+            }

@@ -16,10 +16,27 @@ from reference_model.text_encoder import TextEncoder
 TINY_WIDTH = 1 / 8
 # In the folder of a run.
 TEXT_ENCODER = "text_encoder"
+FROZEN_WEIGHTS = "frozen.safetensors"  # the parameters of frozen encoders; best.safetensors holds everything else
 BEST_WEIGHTS = "best.safetensors"
 
 
-def head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+class Heads(nn.Module):
+    """Features of the encoders to normalised embeddings, ``[B, embedding_size]``, in float32."""
+
+    def __init__(self, audio_size: int, text_size: int, *, hidden_size: int, embedding_size: int) -> None:
+        super().__init__()
+        self.audio = _perceptron(audio_size, hidden_size, embedding_size)
+        self.text = _perceptron(text_size, hidden_size, embedding_size)
+
+    def forward(self, audio: Tensor | None = None, text: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Both embeddings, or that of the features there are."""
+        return (
+            None if audio is None else normalize(self.audio(audio).float()),
+            None if text is None else normalize(self.text(text).float()),
+        )
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two linear layers with a ReLU between them."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
@@ -31,8 +48,9 @@ class DualEncoder(nn.Module):
         audio_encoder, text_encoder: the encoders.
         hidden_size: of both heads; 2048 in the paper's published code.
         embedding_size: 1024 in the paper.
-        frozen: the encoders receive no gradient and stay in eval mode, so their features are constant: no dropout, no
-            drift of batch-norm statistics. Only the heads train.
+        frozen: the parameters of the encoders do not train, only the heads.
+        constant: frozen encoders stay in eval mode, so their features are constant: no dropout, no drift of batch-norm
+            statistics.
     """
 
     def __init__(
@@ -43,53 +61,70 @@ class DualEncoder(nn.Module):
         hidden_size: int = 2048,
         embedding_size: int = 1024,
         frozen: bool,
+        constant: bool,
     ) -> None:
         super().__init__()
         self.audio_encoder = audio_encoder
         self.text_encoder = text_encoder
-        self.audio_head = head(audio_encoder.output_size, hidden_size, embedding_size)
-        self.text_head = head(text_encoder.output_size, hidden_size, embedding_size)
+        self.heads = Heads(
+            audio_encoder.output_size,
+            text_encoder.output_size,
+            hidden_size=hidden_size,
+            embedding_size=embedding_size,
+        )
         self.frozen = frozen
+        self.constant = frozen and constant
         self.audio_encoder.requires_grad_(not frozen)
         self.text_encoder.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> "DualEncoder":
         super().train(mode)
-        if self.frozen:
+        if self.constant:
             self.audio_encoder.eval()
             self.text_encoder.eval()
         return self
 
-    def embed_audio(self, waveforms: Tensor) -> Tensor:
-        """f: ``[B, samples]`` at 32 kHz to ``[B, embedding_size]`` of length 1."""
+    def encode_audio(self, waveforms: Tensor) -> Tensor:
+        """``[B, samples]`` at 32 kHz to features, ``[B, 2048]``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.audio_encoder(waveforms)
-        return normalize(self.audio_head(features).float())
+            features: Tensor = self.audio_encoder(waveforms)
+        return features
 
-    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """g: ``[B, T]`` token ids to ``[B, embedding_size]`` of length 1."""
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """``[B, T]`` token ids to features, ``[B, 768]``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.text_encoder(input_ids, attention_mask)
-        return normalize(self.text_head(features).float())
+            features: Tensor = self.text_encoder(input_ids, attention_mask)
+        return features
 
     def forward(
         self, waveforms: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Both embeddings, or the one whose input there is."""
-        return (
-            None if waveforms is None else self.embed_audio(waveforms),
-            None if input_ids is None or attention_mask is None else self.embed_text(input_ids, attention_mask),
+        embeddings: tuple[Tensor | None, Tensor | None] = self.heads(
+            None if waveforms is None else self.encode_audio(waveforms),
+            None if input_ids is None or attention_mask is None else self.encode_text(input_ids, attention_mask),
         )
+        return embeddings
+
+    def frozen_parameters(self) -> dict[str, Tensor]:
+        """What training does not change."""
+        return {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
+
+    def changing_state(self) -> dict[str, Tensor]:
+        """What training changes: trained parameters, and the statistics of batch norm."""
+        frozen = self.frozen_parameters()
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
 
 def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
     """The model as training starts with it, and its tokenizer; ``captions`` make the tiny one's vocabulary."""
-    if config.model == "tiny":
+    dropout, spec_augment = config.protocol.dropout, config.protocol.spec_augment
+    if config.audio_checkpoint is None or config.bert is None:  # tiny
         tokenizer = text_encoder.train_tokenizer(captions)
-        return _assemble(config, ResNet38(width=TINY_WIDTH), text_encoder.tiny(tokenizer)), tokenizer
-    assert config.audio_checkpoint is not None  # Config sees to it
-    audio = ResNet38.from_panns(config.audio_checkpoint)
-    bert, tokenizer = text_encoder.pretrained(config.bert)
+        audio = ResNet38(width=TINY_WIDTH, dropout=dropout, spec_augment=spec_augment)
+        return _assemble(config, audio, text_encoder.tiny(tokenizer, dropout=dropout)), tokenizer
+    audio = ResNet38.from_panns(config.audio_checkpoint, dropout=dropout, spec_augment=spec_augment)
+    bert, tokenizer = text_encoder.pretrained(config.bert, dropout=dropout)
     return _assemble(config, audio, bert), tokenizer
 
 
@@ -98,10 +133,14 @@ def saved_model(config: Config, run: Path) -> tuple[DualEncoder, PreTrainedToken
     bert, tokenizer = text_encoder.untrained(run / TEXT_ENCODER)
     audio = ResNet38(width=TINY_WIDTH if config.model == "tiny" else 1)
     model = _assemble(config, audio, bert)
-    load_weights(run / BEST_WEIGHTS, model)
+    if model.frozen:
+        load_weights(run / FROZEN_WEIGHTS, model.frozen_parameters())
+    load_weights(run / BEST_WEIGHTS, model.changing_state())
     return model, tokenizer
 
 
 def _assemble(config: Config, audio: ResNet38, text: TextEncoder) -> DualEncoder:
     sizes = {"hidden_size": 256, "embedding_size": 256} if config.model == "tiny" else {}
-    return DualEncoder(audio, text, frozen=config.encoders == "frozen", **sizes)
+    return DualEncoder(
+        audio, text, frozen=config.encoders == "frozen", constant=config.protocol.frozen_mode == "eval", **sizes
+    )

@@ -2,19 +2,29 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make the file under another name in the same folder, then give it its name."""
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    """Have ``write`` make the file in a folder of its own beside the place, then move it there.
+
+    It is on the disk before it is moved, so that a computer that loses power keeps the old file or the new one. What a
+    killed process has left, the next one that writes the same file clears away.
+    """
+    folder = path.with_name(f".{path.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
+        beside = folder / path.name
         write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -90,9 +90,9 @@ def average_precision(target_ranks: Tensor, *, at: int = 10) -> Tensor:
     return torch.where(target_ranks <= at, found, 0).sum(1) / targets
 
 
-def sum_of_recalls(metrics: Metrics) -> float:
-    """R@1 + R@5 + R@10 of both directions: what the best epoch is selected by (section 3.2)."""
-    return sum(metrics[direction][f"R@{k}"] for direction in DIRECTIONS for k in (1, 5, 10))
+def sum_of_recalls(metrics: Metrics, directions: Sequence[str] = DIRECTIONS) -> float:
+    """R@1 + R@5 + R@10 of both directions, or of one: what the best epoch is selected by (section 3.2)."""
+    return sum(metrics[direction][f"R@{k}"] for direction in directions for k in (1, 5, 10))
 
 
 def chance(captions_of_clip: Sequence[int]) -> Metrics:

@@ -28,7 +28,7 @@ class TextEncoder(nn.Module):
         return hidden[:, 0]
 
 
-def pretrained(name: str) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
+def pretrained(name: str, *, dropout: float = 0.1) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
     """BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
     try:
         kind = AutoConfig.from_pretrained(name).model_type
@@ -36,7 +36,12 @@ def pretrained(name: str) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
             raise ValueError(f"a model of type {kind}")
         tokenizer = AutoTokenizer.from_pretrained(name)
         bert, loading = BertModel.from_pretrained(
-            name, add_pooling_layer=False, use_safetensors=True, output_loading_info=True
+            name,
+            add_pooling_layer=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
         )
         if loading["missing_keys"]:
             raise ValueError(f"a file without {sorted(loading['missing_keys'])[0]}")
@@ -49,7 +54,7 @@ def pretrained(name: str) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
     return TextEncoder(bert), tokenizer
 
 
-def tiny(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
+def tiny(tokenizer: PreTrainedTokenizerFast, *, dropout: float = 0.1) -> TextEncoder:
     """A BERT of two small layers with new weights, for the vocabulary of the tokenizer."""
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -60,8 +65,8 @@ def tiny(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
         max_position_embeddings=LONGEST,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.08,  # about 1 / sqrt(128), as 0.02 is for 768: or all sentences start out alike
-        hidden_dropout_prob=0.0,  # a few hundred steps are too few to overfit
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     return TextEncoder(BertModel(config, add_pooling_layer=False))
 

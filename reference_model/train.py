@@ -1,20 +1,22 @@
 """Section 3.2: train one configuration, keep the epoch that is best on the validation set, measure it on the test set.
 
 A run is a folder. It leaves there config.json, log.txt, curves.png, tensorboard/, best.safetensors with
-text_encoder/, and at the end metrics.json. checkpoint.safetensors is there while it is under way: the same command
-continues it from the last finished epoch, and ends with the same weights as if it had not been interrupted.
+text_encoder/ (and frozen.safetensors), and at the end metrics.json. checkpoint.safetensors is there while it is under
+way: the same command continues it, and ends with the same weights and metrics as if it had not been interrupted.
 
 Several processes, started by accelerate launch or torchrun, divide every batch among them. The batches, and the
 negatives, are those of one process; the first process measures and writes.
 """
 
+import copy
+import hashlib
 import importlib.metadata
 import json
 import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +24,30 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.optim import Adam
-from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from crossmodal_losses import LOSSES, GatheredLoss, GradientCache
 from reference_model import InputError, text_encoder
 from reference_model.audio_files import check_audio
 from reference_model.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from reference_model.config import Config
-from reference_model.data import SPLITS, Clip, Pairs, Share, batches, captions_of, collate, read_split
-from reference_model.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, DualEncoder, new_model
+from reference_model.data import SPLITS, Clip, FromFiles, Pairs, Share, captions_of, checksums, read_split
+from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
 from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
+from reference_model.features import Features, FromFeatures, features_of, kept_features
 from reference_model.files import write_json
+from reference_model.interruption import Interruption, Stopped
 from reference_model.report import plot_curves
 from reference_model.retrieval import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
+from reference_model.step import Step
 
 CHECKPOINT = "checkpoint.safetensors"
 DIVERGED = "diverged.json"
 LOG = "log.txt"
+SECONDS_BETWEEN_LOOKS = 0.5  # at the losses: fetching each one would make a GPU wait
+REHEARSED = 3  # steps
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)
@@ -62,11 +66,8 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
     """
     if (run / CONFIG).exists():
         stored = Config.read(run / CONFIG)
-        if replace(stored, workers=config.workers) != config:  # how many read the audio changes nothing
-            theirs, ours = stored.as_dict(), config.as_dict()
-            different = [
-                f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if theirs[name] != ours[name]
-            ]
+        different = [f"{name} {there} there, {here} here" for name, (there, here) in stored.differences(config).items()]
+        if different:
             raise InputError(
                 f"expected {run} to be new or a run of this configuration, got a run of another "
                 f"({'; '.join(different)}); choose another --out"
@@ -80,17 +81,27 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
     return None
 
 
-def train(config: Config, run: Path, *, position: int = 0) -> dict[str, Any]:
+def train(
+    config: Config,
+    run: Path,
+    *,
+    features: Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    position: int = 0,
+) -> dict[str, Any]:
     """Train, or continue, or find finished; returns what is in ``metrics.json``.
 
     Args:
         config: the settings.
         run: the folder, new or this very run's.
+        features: where the features of constant encoders are kept; None: in the folder of the data set.
+        checkpoint_minutes: the state is saved so often, and at the end of every epoch.
         position: the line of the progress bar, where several runs share a screen.
 
     Raises:
         InputError: the data, the folder or a checkpoint is not as expected; nothing is lost.
         Diverged: the loss is no longer finite; the last good state is kept.
+        Stopped: a signal asked for it; the same call continues.
     """
     accelerator = accelerator_for(config)
     with accelerator.main_process_first():  # which makes the folder, or refuses it
@@ -101,192 +112,344 @@ def train(config: Config, run: Path, *, position: int = 0) -> dict[str, Any]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    features = features or Path(config.data) / config.dataset / "features"
     try:
-        with logging_redirect_tqdm():
-            return _train(config, run, accelerator, position)
+        with logging_redirect_tqdm(), Interruption() as interruption:
+            training = _Training(config, run, accelerator, interruption, features, checkpoint_minutes * 60, position)
+            return training.run_to_the_end()
     except InputError as error:
         log.error("%s", error)
+        raise
+    except Stopped:
+        log.info("%s: stopped when asked to; the same command continues", run)
         raise
     finally:
         log.removeHandler(handler)
         handler.close()
 
 
-def _train(config: Config, run: Path, accelerator: Accelerator, position: int) -> dict[str, Any]:
-    main, processes = accelerator.is_main_process, accelerator.num_processes
-    # The data. Everything that can be wrong with it is found before anything is trained.
-    clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
-    check_audio(clip.path for split in SPLITS for clip in clips[split])
-    number_of_pairs = len(captions_of(clips["train"]))
-    if number_of_pairs < config.batch_size:
-        raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
-    if config.batch_size < processes:
-        raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
+@dataclass
+class _Progress:
+    """How far a run is. Random numbers are no part of it: those of a step follow from seed, epoch and step alone."""
 
-    # The model.
-    torch.manual_seed(config.seed)
-    model, tokenizer = new_model(config, captions_of(clips["train"]))
-    if processes > 1 and accelerator.device.type == "cuda":  # a batch is normalised by the statistics of all of it
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if main:
-        # Nothing was wrong so far: the folder is this run's from here on.
-        write_json(run / CONFIG, config.as_dict())
-        text_encoder.save(run / TEXT_ENCODER, model.text_encoder, tokenizer)
-    token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(clips[split])) for split in SPLITS}
+    epoch: int = 1  # under way
+    step: int = 0  # of the epoch, the last one done
+    total: float = 0.0  # of the losses of these steps
+    history: list[dict[str, Any]] = field(default_factory=list)  # of the epochs done
 
-    # Equations 2 to 7, with the settings of section 3.2.
-    loss = GatheredLoss(LOSSES[config.loss]())
-    micro_batch = config.gradient_cache_micro_batch
-    cache = None if micro_batch is None else GradientCache(loss, micro_batch_size=micro_batch)
 
-    pairs = Pairs(clips["train"], token_ids["train"], config.clip_seconds)
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        pairs, num_replicas=1, rank=0, seed=_seed_of_epoch(config.seed, 0)
-    )
-    whole_batches = BatchSampler(sampler, config.batch_size, drop_last=True)
-    loader = DataLoader(
-        pairs,
-        batch_sampler=Share(whole_batches, accelerator.process_index, processes),
-        collate_fn=collate,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # or starting workers would draw from the generator that dropout uses
-    )
-    optimizer = Adam([p for p in model.parameters() if p.requires_grad], lr=config.learning_rate, fused=True)
-    schedule = StepLR(optimizer, config.decay_every, config.decay_factor)
-    model.to(accelerator.device)
-    history: list[dict[str, Any]] = []
-    if (run / CHECKPOINT).exists():
-        progress = load_checkpoint(run / CHECKPOINT, model, optimizer)
-        history = progress["history"]
-        schedule.load_state_dict(progress["schedule"])
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(progress["scaler"])
-        log.info("continuing after epoch %d of %d", len(history), config.epochs)
-    else:
+class _Training:
+    """A run under way."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        accelerator: Accelerator,
+        interruption: Interruption,
+        features: Path,
+        checkpoint_seconds: float,
+        position: int,
+    ) -> None:
+        self.config, self.run, self.accelerator, self.interruption = config, run, accelerator, interruption
+        self.checkpoint_seconds, self.position = checkpoint_seconds, position
+        self.main, processes = accelerator.is_main_process, accelerator.num_processes
+
+        # The data. Everything that can be wrong with it is found before anything is trained.
+        self.clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
+        check_audio(clip.path for split in SPLITS for clip in self.clips[split])
+        number_of_pairs = len(captions_of(self.clips["train"]))
+        if number_of_pairs < config.batch_size:
+            raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
+        if config.batch_size < processes:
+            raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
+
+        # The model.
+        torch.manual_seed(config.seed)
+        self.model, tokenizer = new_model(config, captions_of(self.clips["train"]))
+        if processes > 1 and accelerator.device.type == "cuda":  # a batch is normalised by the statistics of all of it
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.main:
+            # Nothing was wrong so far: the folder is this run's from here on.
+            write_json(run / CONFIG, config.as_dict())
+            text_encoder.save(run / TEXT_ENCODER, self.model.text_encoder, tokenizer)
+            if self.model.frozen and not (run / FROZEN_WEIGHTS).exists():
+                save_weights(run / FROZEN_WEIGHTS, self.model.frozen_parameters())
+        self.token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(self.clips[split])) for split in SPLITS}
+        self.model.to(accelerator.device)
+
+        # The batches. Every epoch has an order of its own, which follows from the seed.
+        self.sampler: DistributedSampler[Any] = DistributedSampler(
+            range(number_of_pairs),  # type: ignore[arg-type]
+            num_replicas=1,
+            rank=0,
+            seed=_seed(config.seed),
+        )
+        whole = BatchSampler(self.sampler, config.batch_size, drop_last=True)
+        self.share = Share(whole, accelerator.process_index, processes)
+        self.steps = len(self.share)  # an epoch
+        self.constant: dict[str, Features] = {}
+        if self.model.constant:
+            self.constant = {split: self._kept_features(features, split) for split in SPLITS}
+            self.batches: FromFeatures | FromFiles = FromFeatures(self.constant["train"], self.share)
+        else:
+            pairs = Pairs(self.clips["train"], self.token_ids["train"], config.clip_seconds)
+            self.batches = FromFiles(pairs, self.share, config.workers, accelerator.device)
+
+        self.trained = self.model.heads if self.model.constant else self.model
+        self._estimate()
+        self.step = Step(self.trained, config, accelerator)
+        self.progress = _Progress()
+        if (run / CHECKPOINT).exists():
+            self._restore()
+
+    def _kept_features(self, folder: Path, split: str) -> Features:
+        clips = self.clips[split]
+        return kept_features(
+            folder, self.model, clips, checksums(clips), self.token_ids[split], self.config, self.accelerator
+        )
+
+    def _features(self, split: str) -> Features:
+        if self.constant:
+            return self.constant[split]
+        return features_of(self.model, self.clips[split], self.token_ids[split], self.config, self.accelerator)
+
+    def _estimate(self) -> None:
+        """Rehearse a few steps on a copy of the model, and say how long the run will take."""
+        rehearsal = Step(copy.deepcopy(self.trained), self.config, self.accelerator)
+        rehearsal.embed.train()
+        self.sampler.set_epoch(0)
+        started, steps = time.perf_counter(), 0
+        for steps, batch in enumerate(self.batches.from_step(0), start=1):
+            rehearsal(batch).item()
+            if steps == 1:  # which warms everything up
+                started = time.perf_counter()
+            elif steps == REHEARSED:
+                break
+        step = (time.perf_counter() - started) / max(steps - 1, 1)
+        started = time.perf_counter()
+        if not self.model.constant and steps:
+            with torch.no_grad(), self.accelerator.autocast():
+                rehearsal.embed.eval()
+                rehearsal.embed(**batch["audio"])
+                _wait_for(self.accelerator.device)
+        clip = (time.perf_counter() - started) / self.config.batch_size
+        self.accelerator.free_memory()
+        epochs, clips = self.config.epochs, len(self.clips["val"])
         log.info(
-            "%s: %d pairs, %d steps an epoch, on %s, %d process%s",
-            run, number_of_pairs, len(loader), accelerator.device, processes, "" if processes == 1 else "es",
+            "%s: %s for the whole run, %d epochs of %d steps of %.2g s, with %d clips to measure after each; "
+            "on %s, %d process%s",
+            self.run, _duration(epochs * (self.steps * step + clips * clip)), epochs, self.steps, step, clips,
+            self.accelerator.device, self.accelerator.num_processes,
+            "" if self.accelerator.num_processes == 1 else "es",
         )  # fmt: skip
-    embed_pairs, optimizer = accelerator.prepare(model, optimizer)
 
-    def embed_audio(waveforms: Tensor) -> Tensor:
-        return embed_pairs(waveforms=waveforms)[0]  # type: ignore[no-any-return]
+    def run_to_the_end(self) -> dict[str, Any]:
+        config, progress = self.config, self.progress
+        done = (progress.epoch - 1) * self.steps + progress.step
+        with (
+            SummaryWriter(str(self.run / "tensorboard"), purge_step=done + 1) if self.main else nullcontext() as board,
+            tqdm(
+                desc=f"{config.loss}, seed {config.seed}",
+                total=config.epochs * self.steps,
+                initial=done,
+                unit="step",
+                position=self.position,
+                disable=not self.main,  # and shown otherwise, though the bars below it may not be
+            ) as bar,
+        ):
+            while progress.epoch <= config.epochs:
+                self._train_epoch(board, bar)
+                self._measure_epoch(board, bar)
+        if self.main:
+            self._finish()
+        self.accelerator.wait_for_everyone()
+        return stored_metrics(self.run)
 
-    def embed_text(tokens: dict[str, Tensor]) -> Tensor:
-        return embed_pairs(**tokens)[1]  # type: ignore[no-any-return]
-
-    finished_steps = len(history) * len(loader)
-
-    with (
-        SummaryWriter(str(run / "tensorboard"), purge_step=finished_steps + 1) if main else nullcontext() as board,
-        tqdm(
-            desc=f"{config.loss}, seed {config.seed}",
-            total=config.epochs * len(loader),
-            initial=finished_steps,
-            unit="step",
-            position=position,
-            disable=not main,  # and shown otherwise, though the bars below it may not be
-        ) as bar,
-    ):
-        for epoch in range(len(history) + 1, config.epochs + 1):
-            started = time.perf_counter()
-            torch.manual_seed(_seed_of_epoch(config.seed, epoch, accelerator.process_index))
-            sampler.set_epoch(epoch)
-            model.train()
-            total = 0.0
-            for step, batch in enumerate(batches(loader), start=1):
-                batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-                if cache is None:
-                    value = loss(*embed_pairs(**batch))
-                else:
-                    waveforms = batch.pop("waveforms")
-                    value = cache(embed_audio, embed_text, waveforms, batch)
-                current = value.item()
-                if not math.isfinite(current):
-                    raise _diverged(run, history, f"the loss is {current} at step {step} of epoch {epoch}")
-                optimizer.zero_grad()
-                accelerator.backward(value)
-                optimizer.step()
-                total += current
+    def _train_epoch(self, board: SummaryWriter | None, bar: "tqdm[Any]") -> None:
+        """The steps of the epoch that are not done yet."""
+        config, progress = self.config, self.progress
+        self.sampler.set_epoch(progress.epoch)
+        self.step.set_learning_rate(_learning_rate(config, progress.epoch))
+        self.model.train()
+        pending: list[Tensor] = []  # losses not looked at yet
+        looked = saved = time.monotonic()
+        with self.interruption.awaited():
+            for batch in self.batches.from_step(progress.step):
+                torch.manual_seed(_seed(config.seed, progress.epoch, progress.step + 1, self.accelerator.process_index))
+                pending.append(self.step(batch))
+                progress.step += 1
                 bar.update()
-                bar.set_postfix(_postfix(current, history))
-                if board is not None:
-                    board.add_scalar("loss", current, bar.n)
-            record: dict[str, Any] = {
-                "epoch": epoch,
-                "loss": total / len(loader),
-                "learning_rate": schedule.get_last_lr()[0],
-            }
-            measured = _measured(model, clips["val"], token_ids["val"], config, accelerator)
-            if isinstance(measured, NotFinite):
-                raise _diverged(run, history, f"after epoch {epoch}: {measured}") from measured
-            record["val"], record["diagnosis"] = measured
-            record["seconds"] = time.perf_counter() - started
-            schedule.step()
-            best = max((sum_of_recalls(r["val"]) for r in history), default=-math.inf)
-            if main and sum_of_recalls(record["val"]) > best:
-                save_weights(run / BEST_WEIGHTS, model)
-            history.append(record)
+                now = time.monotonic()
+                last = progress.step == self.steps
+                stop = self._asked_to_stop()
+                save = stop or last or now - saved >= self.checkpoint_seconds
+                if save or now - looked >= SECONDS_BETWEEN_LOOKS:
+                    self._look_at(pending, board, bar)
+                    looked = now
+                if save:
+                    self._save()
+                    saved = time.monotonic()
+                if stop:
+                    raise Stopped
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was; all of them stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.interruption.requested
+        asked = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    def _look_at(self, pending: list[Tensor], board: SummaryWriter | None, bar: "tqdm[Any]") -> None:
+        progress = self.progress
+        first = progress.step - len(pending) + 1
+        values = torch.stack(pending).tolist()
+        pending.clear()
+        for step, value in enumerate(values, start=first):
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss is {value} at step {step} of epoch {progress.epoch}")
+            progress.total += value
             if board is not None:
-                _report_epoch(run, history, config, board, bar)
-                scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                progress = {"history": history, "schedule": schedule.state_dict(), "scaler": scaler}
-                save_checkpoint(run / CHECKPOINT, model, optimizer, progress)
-    if main:
-        _finish(config, run, model, clips, token_ids, accelerator, history)
-    accelerator.wait_for_everyone()
-    return stored_metrics(run)
+                board.add_scalar("loss", value, (progress.epoch - 1) * self.steps + step)
+        bar.set_postfix(_postfix(values[-1], progress.history))
+
+    def _measure_epoch(self, board: SummaryWriter | None, bar: "tqdm[Any]") -> None:
+        """Measure on the validation set, keep the weights if they are the best so far, and go on to the next epoch."""
+        config, progress = self.config, self.progress
+        measured = self._measured("val")
+        if isinstance(measured, NotFinite):
+            raise self._diverged(f"after epoch {progress.epoch}: {measured}") from measured
+        recalls, diagnosis = measured
+        record = {
+            "epoch": progress.epoch,
+            "loss": progress.total / self.steps,
+            "learning_rate": _learning_rate(config, progress.epoch),
+            "val": recalls,
+            "diagnosis": diagnosis,
+        }
+        with self.interruption.awaited():
+            best = max((self._score(r) for r in progress.history), default=-math.inf)
+            if self.main and self._score(record) > best:
+                save_weights(self.run / BEST_WEIGHTS, self.model.changing_state())
+            progress.history.append(record)
+            progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
+            if board is not None:
+                _report_epoch(self.run, progress.history, config, board, bar)
+            self._save()
+
+    def _measured(self, split: str) -> tuple[Metrics, dict[str, float]] | NotFinite:
+        """What the first process finds, on every process."""
+        found: list[Any] = [None]
+        if self.main:
+            try:
+                found = [evaluate(self.model.heads, self._features(split), self.accelerator)]
+            except NotFinite as error:
+                found = [error]
+        measured: tuple[Metrics, dict[str, float]] | NotFinite = broadcast_object_list(found)[0]
+        return measured
+
+    def _score(self, record: dict[str, Any]) -> float:
+        """What the best epoch has most of."""
+        both = self.config.protocol.select_on == "both-directions"
+        return sum_of_recalls(record["val"], DIRECTIONS if both else ("text_to_audio",))
+
+    def _save(self) -> None:
+        """Everything that the next step depends on."""
+        if not self.main:
+            return
+        scaler = self.accelerator.scaler
+        record = {
+            **asdict(self.progress),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "data": _fingerprint(self.clips),
+            "config": self.config.as_dict(),
+            "versions": _versions(),
+        }
+        save_checkpoint(self.run / CHECKPOINT, self.model.changing_state(), self.step.optimizer, record)
+
+    def _restore(self) -> None:
+        path = self.run / CHECKPOINT
+        record = load_checkpoint(path, self.model.changing_state(), self.step.optimizer)
+        if record["data"] != _fingerprint(self.clips):
+            raise InputError(
+                f"expected the clips and captions that {self.run} was trained on so far, got others in "
+                f"{Path(self.config.data) / self.config.dataset}; choose another --out"
+            )
+        if record["versions"] != _versions():
+            log.warning("begun with %s, continued with %s: not to the bit the same", record["versions"], _versions())
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(record["scaler"])
+        self.progress = _Progress(**{name: record[name] for name in asdict(self.progress)})
+        log.info(
+            "%s: continuing after step %d of epoch %d of %d",
+            self.run, self.progress.step, self.progress.epoch, self.config.epochs,
+        )  # fmt: skip
+
+    def _finish(self) -> None:
+        """Measure the best epoch on the test set and write ``metrics.json``, by which a run is known to be finished."""
+        load_weights(self.run / BEST_WEIGHTS, self.model.changing_state())
+        test, _ = evaluate(self.model.heads, self._features("test"), self.accelerator)
+        history = self.progress.history
+        best = max(history, key=self._score)
+        metrics = {
+            "test": test,
+            "val": best["val"],
+            "chance": chance([len(clip.captions) for clip in self.clips["test"]]),
+            "best_epoch": best["epoch"],
+            "collapsed": bool(history[-1]["diagnosis"]["collapsed"]),
+            "clips": {split: len(self.clips[split]) for split in SPLITS},
+            "config": self.config.as_dict(),
+            "versions": _versions(),
+            "history": history,
+        }
+        write_json(self.run / METRICS, metrics)
+        (self.run / CHECKPOINT).unlink()
+        log.info("%s, test at epoch %d: %s", self.run.name, best["epoch"], summary(test))
+
+    def _diverged(self, what: str) -> Diverged:
+        run, history = self.run, self.progress.history
+        best = max(history, key=self._score, default=None)
+        kept = f"the best epoch, {best['epoch']}, is kept in {run / BEST_WEIGHTS}" if best else "no epoch was finished"
+        reason = (
+            f"training stopped: {what}; {kept}. Try a lower --learning-rate, or --precision bf16 in place of fp16, "
+            f"and another --out"
+        )
+        record = {"reason": reason, "best_epoch": best["epoch"] if best else None, "history": history}
+        if PartialState().is_main_process:
+            write_json(run / DIVERGED, record)
+        return Diverged(reason)
 
 
-def _measured(
-    model: DualEncoder, clips: list[Clip], token_ids: list[list[int]], config: Config, accelerator: Accelerator
-) -> tuple[Metrics, dict[str, float]] | NotFinite:
-    """What the first process finds, on every process."""
-    found: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [evaluate(model, clips, token_ids, config, accelerator)]
-        except NotFinite as error:
-            found = [error]
-    measured: tuple[Metrics, dict[str, float]] | NotFinite = broadcast_object_list(found)[0]
-    return measured
+def _learning_rate(config: Config, epoch: int) -> float:
+    return config.learning_rate * config.decay_factor ** ((epoch - 1) // config.decay_every)
 
 
-def _finish(
-    config: Config,
-    run: Path,
-    model: DualEncoder,
-    clips: dict[str, Any],
-    token_ids: dict[str, Any],
-    accelerator: Accelerator,
-    history: list[dict[str, Any]],
-) -> None:
-    """Measure the best epoch on the test set and write ``metrics.json``, by which a run is known to be finished."""
-    load_weights(run / BEST_WEIGHTS, model)
-    test, _ = evaluate(model, clips["test"], token_ids["test"], config, accelerator)
-    best = max(history, key=lambda record: sum_of_recalls(record["val"]))
-    metrics = {
-        "test": test,
-        "val": best["val"],
-        "chance": chance([len(clip.captions) for clip in clips["test"]]),
-        "best_epoch": best["epoch"],
-        "collapsed": bool(history[-1]["diagnosis"]["collapsed"]),
-        "config": config.as_dict(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "torchaudio", "transformers")},
-        "history": history,
-    }
-    write_json(run / METRICS, metrics)
-    (run / CHECKPOINT).unlink()
-    log.info("%s, test at epoch %d: %s", run.name, best["epoch"], summary(test))
+def _seed(*numbers: int) -> int:
+    """Far apart for numbers that are close."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:6], "little")
 
 
-def _seed_of_epoch(seed: int, epoch: int, process: int = 0) -> int:
-    """Dropout of an epoch depends on this alone, so an interrupted run repeats an epoch exactly."""
-    return seed * 1_000_003 + epoch + process * 1_000_000_007
+def _fingerprint(clips: dict[str, list[Clip]]) -> str:
+    """Of all names and captions, in their order; not of the folder they are in."""
+    content = [[split, [[clip.path.name, *clip.captions] for clip in clips[split]]] for split in SPLITS]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "torchaudio", "transformers")}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _duration(seconds: float) -> str:
+    """For people: about 12.0 minutes, about 3.5 hours."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"about {seconds / length:.1f} {unit}"
+    return "less than a minute"
 
 
 def summary(metrics: dict[str, dict[str, float]]) -> str:
@@ -316,16 +479,3 @@ def _report_epoch(
     log.info("%s, epoch %d: loss %.4f; val %s", run.name, record["epoch"], record["loss"], summary(record["val"]))
     if record["diagnosis"]["collapsed"]:
         log.warning("%s, epoch %d: the model has collapsed, all similarities are alike", run.name, record["epoch"])
-
-
-def _diverged(run: Path, history: list[dict[str, Any]], what: str) -> Diverged:
-    best = max(history, key=lambda r: sum_of_recalls(r["val"]), default=None)
-    kept = f"the best epoch, {best['epoch']}, is kept in {run / BEST_WEIGHTS}" if best else "no epoch was finished"
-    reason = (
-        f"training stopped: {what}; {kept}. Try a lower --learning-rate, or --precision bf16 in place of fp16, "
-        f"and another --out"
-    )
-    record = {"reason": reason, "best_epoch": best["epoch"] if best else None, "history": history}
-    if PartialState().is_main_process:
-        write_json(run / DIVERGED, record)
-    return Diverged(reason)

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from reference_model.__main__ import main
 from reference_model.config import Config
+from reference_model.protocol import PROTOCOLS
 from reference_model.synthesize import Corpus, synthesize
 
 
@@ -35,10 +36,18 @@ def config(corpus: Path) -> Config:
         clip_seconds=0.5,
         loss="nt_xent",
         encoders="fine-tuned",
+        protocol=PROTOCOLS["paper"],
         model="tiny",
+        audio_checkpoint=None,
+        bert=None,
         batch_size=16,
         learning_rate=1e-3,
         epochs=2,
+        decay_every=20,
+        decay_factor=0.1,
+        gradient_cache_micro_batch=None,
+        seed=0,
+        precision="no",
         workers=0,
     )
 

@@ -31,10 +31,10 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     made = command_line("synthesize", "--out", data, "--train", 10, "--val", 4, "--test", 4, "--seconds", 0.5)
     assert made.exit_code == 0, made.output
     settings = ["--data", data, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5, "--epochs", 1,
-                "--batch-size", 16, "--workers", 0]  # fmt: skip
+                "--encoders", "frozen", "--batch-size", 16, "--learning-rate", 1e-3, "--workers", 0]  # fmt: skip
     trained = command_line("train", *settings, "--loss", "nt_xent", "--out", run)
     assert trained.exit_code == 0, trained.output
-    assert "test: text to audio R@1/5/10" in trained.output
+    assert "test, 4 clips: text to audio R@1/5/10" in trained.output
     evaluated = command_line("evaluate", "--run", run)
     assert json.loads(evaluated.stdout) == json.loads((run / "metrics.json").read_text())["test"]
     table = command_line("reproduce", *settings, "--losses", "triplet_sum", "nt_xent", "--seeds", 3, "--out", out)
@@ -52,7 +52,23 @@ def test_several_values_at_once_or_one_by_one(monkeypatch: pytest.MonkeyPatch, c
         return "table"
 
     monkeypatch.setattr("reference_model.reproduce.reproduce", record)
-    start = ["reproduce", "--data", "x", "--dataset", "Synthetic", "--model", "tiny", "--out", "y"]
+    start = [
+        "reproduce",
+        "--data",
+        "x",
+        "--dataset",
+        "Synthetic",
+        "--model",
+        "tiny",
+        "--out",
+        "y",
+        "--encoders",
+        "frozen",
+        "--batch-size",
+        8,
+        "--learning-rate",
+        1e-3,
+    ]
     for seeds in (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6]):
         assert command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", "--jobs", 2).exit_code == 0
     assert seen == [(("nt_xent", "triplet_sum"), (4, 5, 6))] * 3
@@ -62,19 +78,38 @@ def test_several_values_at_once_or_one_by_one(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_line: CommandLine) -> None:
-    train = ["train", "--data", corpus, "--dataset", "Synthetic", "--loss", "nt_xent", "--out", tmp_path / "run"]
+    train = ["train", "--data", corpus, "--dataset", "Synthetic", "--clip-seconds", 0.5, "--experiment",
+             "clotho-frozen-nt_xent", "--out", tmp_path / "run"]  # fmt: skip
     for arguments, words in (
-        (train, "Error: expected --audio-checkpoint for the full model, got none"),
         (
             [*train, "--audio-checkpoint", "nowhere.pth"],
             "Error: expected a PANNs checkpoint at nowhere.pth, got no file",
+        ),
+        (train[:-4], "Error: expected --encoders, --loss, --batch-size, --learning-rate, got none; an experiment"),
+        (
+            [
+                *train[:5],
+                "--encoders",
+                "frozen",
+                "--loss",
+                "nt_xent",
+                "--batch-size",
+                8,
+                "--learning-rate",
+                1,
+                "--model",
+                "tiny",
+                "--clip-seconds",
+                0.5,
+            ],
+            "Error: expected --out, the run's folder, got none",
         ),
         (
             [*train, "--model", "tiny", "--data", tmp_path, "--out", tmp_path / "other"],
             "Error: expected the captions of the train split",
         ),
         (
-            [*train[:3], "--dataset", "Other", *train[5:], "--model", "tiny"],
+            [*train[:3], "--dataset", "Other", *train[7:], "--model", "tiny"],
             "Error: expected --clip-seconds for a data",
         ),
         (["evaluate", "--run", tmp_path], "Error: expected a run with a finished epoch in"),

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, RandomSampler
 
 from reference_model import InputError
 from reference_model.audio_files import check_audio, load_waveform
 from reference_model.data import (
     Clip,
+    FromFiles,
     Pairs,
+    Share,
     captions_of,
     clip_of_caption,
     collate,
@@ -179,23 +181,33 @@ def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
     assert pairs[29]["token_ids"] == [29]
     assert torch.equal(pairs[29]["waveform"], load_waveform(clips[5].path, 0.5))
     batch = collate([pairs[0], pairs[7]])
-    assert batch["waveforms"].shape == (2, 16_000)
-    assert batch["input_ids"].tolist() == [[0], [7]]
+    assert batch["audio"]["waveforms"].shape == (2, 16_000)
+    assert batch["text"]["input_ids"].tolist() == [[0], [7]]
+    assert batch["ids"].tolist() == [0, 1]
     padded = pad_tokens([[5, 6, 7], [8]])
     assert padded["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_the_number_of_workers_changes_nothing(corpus: Path) -> None:
+    """Nor does beginning in the middle of an epoch, as a run that continues does."""
     clips = read_split(corpus, "Synthetic", "val")
     pairs = Pairs(clips, [[k] for k in range(30)], 0.5)
 
-    def batches(workers: int) -> list[dict[str, torch.Tensor]]:
-        order = torch.Generator().manual_seed(1)
-        loader = DataLoader(
-            pairs, 8, shuffle=True, generator=order, collate_fn=collate, num_workers=workers, drop_last=True
-        )
-        return list(loader)
+    def sentences_and_clips(workers: int, step: int) -> list[tuple[list[int], list[int], torch.Tensor]]:
+        order = RandomSampler(pairs, generator=torch.Generator().manual_seed(1))
+        share = Share(BatchSampler(order, 8, drop_last=True), 0, 1)
+        batches = list(FromFiles(pairs, share, workers, torch.device("cpu")).from_step(step))
+        return [
+            (b["text"]["input_ids"].flatten().tolist(), b["ids"].tolist(), b["audio"]["waveforms"]) for b in batches
+        ]
 
-    for expected, batch in zip(batches(0), batches(2), strict=True):
-        assert all(torch.equal(expected[name], batch[name]) for name in expected)
+    expected = sentences_and_clips(0, 0)
+    assert len(expected) == 3
+    for captions, ids, waveforms in expected:
+        assert ids == [caption // 5 for caption in captions]
+        assert torch.equal(waveforms[3], load_waveform(clips[ids[3]].path, 0.5))
+    for workers, step in ((2, 0), (0, 1), (2, 2)):
+        for whole, batch in zip(expected[step:], sentences_and_clips(workers, step), strict=True):
+            assert batch[:2] == whole[:2]
+            assert torch.equal(batch[2], whole[2])

@@ -35,12 +35,12 @@ def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: str) -> 
     NTXent()(x, y).backward()
     torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert {"audio_head.0.weight", "text_head.2.bias"} <= changed
+    assert {"heads.audio.0.weight", "heads.text.2.bias"} <= changed
     in_encoders = {name for name in changed if name.startswith(("audio_encoder", "text_encoder"))}
     if encoders == "frozen":
         assert not in_encoders  # neither weights nor batch-norm statistics
-        model.audio_head.eval()
-        assert torch.equal(model.embed_audio(inputs["waveforms"]), model.embed_audio(inputs["waveforms"]))
+        model.heads.eval()
+        assert torch.equal(model(inputs["waveforms"])[0], model(inputs["waveforms"])[0])
     else:
         assert {"audio_encoder.conv_block1.conv1.weight", "audio_encoder.bn0.running_mean"} <= in_encoders
         assert any(name.startswith("text_encoder.bert.encoder.layer.0") for name in in_encoders)
@@ -50,11 +50,11 @@ def test_one_training_step_at_full_size() -> None:
     """ResNet-38 and BERT-base with the paper's heads, new weights: every parameter is reached and moves."""
     torch.manual_seed(0)
     bert = BertModel(BertConfig(), add_pooling_layer=False)
-    model = DualEncoder(ResNet38(), TextEncoder(bert), frozen=False)
+    model = DualEncoder(ResNet38(), TextEncoder(bert), frozen=False, constant=False)
     assert sum(p.numel() for p in model.parameters()) > 180_000_000
-    assert model.audio_head[0].weight.shape == (2048, 2048)
-    assert model.audio_head[2].weight.shape == (1024, 2048)
-    assert model.text_head[0].weight.shape == (2048, 768)
+    assert model.heads.audio[0].weight.shape == (2048, 2048)
+    assert model.heads.audio[2].weight.shape == (1024, 2048)
+    assert model.heads.text[0].weight.shape == (2048, 768)
     model.train()
     inputs = batch(model, [[101, 2000, 3000, 102], [101, 4000, 102]], 32_000)
     x, y = model(**inputs)

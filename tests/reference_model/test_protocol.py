@@ -1,0 +1,244 @@
+"""The eight settings in which the paper's text and its published code differ, each seen at work; and the named rows."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from click.testing import Result
+from torch import Tensor, nn
+
+from crossmodal_losses import cosine_similarity, nt_xent, triplet_sum, triplet_weighted, triplet_weighted_mined
+from reference_model import InputError, train
+from reference_model.audio_encoder import BasicBlock, ResNet38, SpecAugment
+from reference_model.config import Config
+from reference_model.dual_encoder import new_model
+from reference_model.evaluate import evaluate
+from reference_model.experiments import TABLES, experiments
+from reference_model.protocol import PROTOCOLS, Protocol, protocol
+from reference_model.step import Step
+
+CommandLine = Callable[..., Result]
+CAPTIONS = ["A low hum", "A high hiss, then a click", "Rain"]
+
+
+def test_the_two_protocols_differ_in_every_setting() -> None:
+    paper, released = (asdict(PROTOCOLS[name]) for name in ("paper", "released"))
+    assert paper.keys() == released.keys()
+    assert all(paper[name] != released[name] for name in paper)
+    assert protocol("paper", dropout=0.3) == replace(PROTOCOLS["paper"], dropout=0.3)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0"),
+        ({"clip_norm": -1.0}, "expected clip_norm >= 0, where 0 is no clipping, got -1.0"),
+        ({"nt_xent_factor": 0.0}, "expected nt_xent_factor > 0, got 0.0"),
+    ],
+)
+def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        protocol("paper", **change)
+    with pytest.raises(TypeError):
+        Protocol(dropout=0.1)  # type: ignore[call-arg]  # none has a default
+
+
+def test_stripes_are_erased_in_training_and_for_every_clip_on_its_own() -> None:
+    torch.manual_seed(0)
+    erase, whole = SpecAugment(), torch.ones(200, 1, 300, 64)
+    assert torch.equal(erase.eval()(whole), whole)
+    erased = erase.train()(whole)[:, 0] == 0
+    frames, bins = erased.all(2), erased.all(1)  # [clips, T], [clips, F]
+    assert torch.equal(erased, frames[:, :, None] | bins[:, None, :])  # stripes, and nothing else
+    assert 64 <= frames.sum(1).max() <= 2 * 63
+    assert 8 <= bins.sum(1).max() <= 2 * 7
+    assert frames.sum(1).float().mean() == pytest.approx(2 * 31.5, rel=0.15)  # less where two stripes overlap
+    assert bins.sum(1).float().mean() == pytest.approx(2 * 3.5, rel=0.15)
+    assert len({tuple(row.tolist()) for row in frames}) > 190
+
+
+def test_the_stripes_stand_after_bn0() -> None:
+    torch.manual_seed(0)
+    encoder, waveforms = ResNet38(width=1 / 16, spec_augment=True).train(), torch.randn(4, 32_000)
+    seen: dict[str, Tensor] = {}
+    encoder.spec_augment.register_forward_hook(lambda _, inputs, output: seen.update(before=inputs[0], after=output))
+    encoder(waveforms)
+    decibels = encoder.logmel(waveforms)
+    normalised = (decibels - decibels.mean((0, 1))) / decibels.var((0, 1), unbiased=False).add(1e-5).sqrt()
+    torch.testing.assert_close(seen["before"][:, 0], normalised, rtol=1e-3, atol=1e-3)
+    assert (seen["after"] == 0).any()
+    assert isinstance(ResNet38(width=1 / 16).spec_augment, nn.Identity)
+
+
+@pytest.mark.parametrize("name, dropout, spec_augment", [("paper", 0.1, False), ("released", 0.2, True)])
+def test_dropout_and_stripes_reach_the_encoders(config: Config, name: str, dropout: float, spec_augment: bool) -> None:
+    model, _ = new_model(replace(config, protocol=PROTOCOLS[name]), CAPTIONS)
+    blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
+    assert len(blocks) == 16
+    assert {block.dropout for block in blocks} == {dropout}
+    bert = model.text_encoder.bert.config
+    assert bert.hidden_dropout_prob == bert.attention_probs_dropout_prob == dropout
+    assert {m.p for m in model.text_encoder.modules() if isinstance(m, nn.Dropout)} == {dropout}
+    assert isinstance(model.audio_encoder.spec_augment, SpecAugment) == spec_augment
+
+
+def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -> None:
+    """In the published code they stay in train mode: no weight moves, statistics and dropout do."""
+    config = replace(config, encoders="frozen", epochs=1)
+    torch.manual_seed(0)
+    constant, _ = new_model(config, CAPTIONS)
+    drifting, _ = new_model(replace(config, protocol=PROTOCOLS["released"]), CAPTIONS)
+    waveforms = torch.randn(4, 16_000)
+    for model, drifts in ((constant, False), (drifting, True)):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        model.train()
+        first, second = model.encode_audio(waveforms), model.encode_audio(waveforms)
+        assert torch.equal(first, second) != drifts
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert bool(changed) == drifts
+        assert all(name.split(".")[-1].startswith(("running_", "num_batches")) for name in changed)
+        assert changed <= model.changing_state().keys()
+    train.train(replace(config, protocol=PROTOCOLS["released"]), tmp_path / "run", features=tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+class Given(nn.Module):
+    """In place of the dual encoder: embeddings that are parameters."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.x, self.y = (nn.Parameter(torch.randn(pairs, 16)) for _ in range(2))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+
+def stepped(config: Config, ids: Tensor) -> tuple[Tensor, Step]:
+    step = Step(Given(len(ids)), config, Accelerator(cpu=True))
+    return step({"audio": {}, "text": {}, "ids": ids}), step
+
+
+IDS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4])
+LOSSES_OF_S: dict[str, Callable[[Tensor], Tensor]] = {
+    "triplet_sum": triplet_sum,
+    "triplet_weighted": triplet_weighted,
+    "nt_xent": nt_xent,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES_OF_S)
+def test_the_loss_is_as_the_protocol_says(config: Config, loss: str) -> None:
+    given = Given(len(IDS))
+    S = cosine_similarity(given.x, given.y)
+    paper, _ = stepped(replace(config, loss=loss), IDS)
+    torch.testing.assert_close(paper, LOSSES_OF_S[loss](S).detach())
+    released, _ = stepped(replace(config, loss=loss, protocol=PROTOCOLS["released"]), IDS)
+    expected = {
+        "triplet_sum": triplet_sum(S, ids=IDS),
+        "triplet_weighted": triplet_weighted_mined(S, ids=IDS),
+        "nt_xent": nt_xent(S) / 2,
+    }[loss]
+    torch.testing.assert_close(released, expected.detach())
+    assert not torch.isclose(paper, released)
+
+
+def test_large_gradients_are_clipped_and_small_ones_are_not(config: Config) -> None:
+    def gradient_norm(**settings: Any) -> float:
+        _, step = stepped(replace(config, loss="triplet_sum", protocol=protocol("paper", **settings)), torch.arange(8))
+        return float(torch.cat([p.grad.flatten() for p in step.parameters if p.grad is not None]).norm())
+
+    unclipped = gradient_norm()
+    assert unclipped > 0.5
+    assert gradient_norm(clip_norm=0.5) == pytest.approx(0.5, rel=1e-4)
+    assert gradient_norm(clip_norm=2 * unclipped) == pytest.approx(unclipped)
+
+
+@pytest.mark.parametrize("select_on, best", [("both-directions", 1), ("text-to-audio", 2)])
+def test_the_best_epoch_is_the_best_in_what_the_protocol_says(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select_on: Any, best: int
+) -> None:
+    recalls = iter([(10, 50), (20, 30), (0, 0)])  # text-to-audio, audio-to-text; at the end those of the test set
+
+    def scripted(*arguments: Any) -> Any:
+        metrics, diagnosis = evaluate(*arguments)
+        for direction, value in zip(("text_to_audio", "audio_to_text"), next(recalls), strict=True):
+            metrics[direction] |= {"R@1": value, "R@5": value, "R@10": value}
+        return metrics, diagnosis
+
+    monkeypatch.setattr(train, "evaluate", scripted)
+    config = replace(config, protocol=protocol("paper", select_on=select_on))
+    assert train.train(config, tmp_path / "run")["best_epoch"] == best
+
+
+def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for change, differs in (({"colour": 1}, "colour"), ({}, "dropout")):
+        settings = config.as_dict()
+        settings["protocol"] |= change
+        if not change:
+            del settings["protocol"]["dropout"]
+        path.write_text(json.dumps(settings))
+        with pytest.raises(InputError, match=rf"expected the settings of this version .* that differ: {differs}"):
+            Config.read(path)
+    path.write_text(json.dumps({**config.as_dict(), "protocol": "paper"}))
+    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: .*str"):
+        Config.read(path)
+    path.write_text("{")
+    with pytest.raises(InputError, match="expected the settings of a run as JSON in"):
+        Config.read(path)
+    path.write_text(json.dumps(config.as_dict()))
+    assert Config.read(path) == config
+
+
+def test_every_row_of_the_tables_is_an_experiment() -> None:
+    tables = json.loads(TABLES.read_text())
+    assert len(tables["table_1"]) == 16
+    assert len(tables["table_2"]) == 8
+    named = experiments()
+    assert len(named) == 16 + 4  # half of table 2 repeats table 1
+    for row in (*tables["table_1"], *tables["table_2"]):
+        name = f"{row['dataset'].lower()}-{row['encoders']}-{row['loss']}"
+        name += "-batch-128" if row["batch_size"] == 128 else ""
+        assert named[name] == {key: row[key] for key in named[name]}
+    assert {name for name, settings in named.items() if settings["learning_rate"] == 5e-5} == {
+        "clotho-frozen-triplet_weighted", "clotho-fine-tuned-triplet_max", "clotho-fine-tuned-triplet_weighted",
+    }  # fmt: skip
+    assert {settings["batch_size"] for name, settings in named.items() if "clotho" in name} == {24}
+
+
+def test_an_experiment_says_everything(
+    command_line: CommandLine, monkeypatch: pytest.MonkeyPatch, config: Config
+) -> None:
+    seen: list[tuple[Config, Path]] = []
+
+    def record(config: Config, run: Path, **_: object) -> None:
+        seen.append((config, run))
+        raise InputError("seen")
+
+    monkeypatch.setattr(train, "train", record)
+    command_line("train", "--experiment", "clotho-frozen-triplet_weighted", "--seed", 2)
+    command_line("train", "--experiment", "clotho-frozen-triplet_weighted", "--batch-size", 48, "--protocol",
+                 "released", "--dropout", 0, "--spec-augment", "no", "--out", "elsewhere")  # fmt: skip
+    (plain, run), (changed, elsewhere) = seen
+    assert run == Path("runs/clotho-frozen-triplet_weighted-seed-2")
+    assert elsewhere == Path("elsewhere")
+    assert plain == Config(
+        data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_weighted", encoders="frozen",
+        protocol=PROTOCOLS["paper"], model="full", audio_checkpoint="ResNet38_mAP=0.434.pth", bert="bert-base-uncased",
+        batch_size=24, learning_rate=5e-5, epochs=50, decay_every=20, decay_factor=0.1,
+        gradient_cache_micro_batch=None, seed=2, precision="no", workers=2,
+    )  # fmt: skip
+    assert changed.batch_size == 48
+    assert changed.protocol == replace(PROTOCOLS["released"], dropout=0.0, spec_augment=False)
+    for arguments, words in (
+        (["--dataset", "Clotho"], "Error: expected --encoders, --loss, --batch-size, --learning-rate, got none"),
+        (["--experiment", "clotho-frozen-arcface"], "Invalid value for '--experiment'"),
+        (["--experiment", "clotho-frozen-nt_xent", "--frozen-mode", "maybe"], "Invalid value for '--frozen-mode'"),
+    ):
+        assert words in command_line("train", *arguments).output
