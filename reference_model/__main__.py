@@ -14,6 +14,7 @@ from reference_model import InputError
 from reference_model.config import CLIP_SECONDS, Config, Encoders, Precision, Size, clip_seconds
 from reference_model.experiments import SETTINGS, experiments
 from reference_model.interruption import CONTINUE, Stopped
+from reference_model.manifest import PAPER
 from reference_model.protocol import PROTOCOLS, FrozenMode, SelectOn, WeightedRule, protocol
 
 PAPER_LOSSES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
@@ -103,6 +104,39 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
     click.echo(f"{folder} holds {train_clips} + {val_clips} + {test_clips} clips")
     length = "" if seconds == CLIP_SECONDS["Synthetic"] else f" --clip-seconds {seconds}"
     click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
+
+
+@main.command()
+@click.option("--dataset", required=True, help="AudioCaps, Clotho, or another.")
+@click.option(
+    "--raw", type=FOLDER, required=True,
+    help="The download: Clotho as published, AudioCaps' tables with a folder of clips, what aac-datasets leaves of "
+    "either, or csv_files/ with waveforms/. It is only read.",
+)  # fmt: skip
+@click.option("--data", type=FOLDER, default="data", help="Where to make the folder of the data set.")
+@click.option("--audio", type=FOLDER, help="The folder of the clips, where it is not beside the tables.")
+@click.option("--allow-missing", is_flag=True, help="Leave clips that cannot be used out, instead of refusing.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that decode; by default one for each core.")
+def prepare(dataset: str, raw: Path, data: Path, audio: Path | None, allow_missing: bool, workers: int | None) -> None:
+    """Check a downloaded data set and bring it into the layout that training reads.
+
+    \b
+        python -m reference_model prepare --dataset Clotho --raw downloads/CLOTHO_v2.1
+        python -m reference_model prepare --dataset AudioCaps --raw downloads/AUDIOCAPS --allow-missing
+
+    Every clip is decoded, mixed down and resampled to 32 kHz once. manifest.csv says of each whether it can be used,
+    and why not: missing, unreadable, truncated, too short or silent. The summary stands beside the paper's counts.
+    Interrupted, it continues; run again, it brings up to date.
+    """
+    from reference_model.prepare import prepare as prepare_all
+
+    prepared = prepare_all(raw, dataset, data, audio=audio, allow_missing=allow_missing, workers=workers)
+    click.echo(prepared.summary())
+    click.echo(f"{prepared.folder} is ready, {prepared.folder}/manifest.csv tells of every clip")
+    name = next((name for name in experiments() if name.startswith(dataset.lower())), None)
+    if name is not None:
+        elsewhere = "" if data == Path("data") else f" --data {data}"
+        click.echo(f"next: python -m reference_model train --experiment {name}{elsewhere}")
 
 
 # Of the protocol: option, its type or values, what it sets.
@@ -241,8 +275,9 @@ def train(
     if out is None:
         raise InputError("expected --out, the run's folder, got none; it has a default for --experiment alone")
     metrics = train_run(config, out, features=features, checkpoint_minutes=checkpoint_minutes)
-    clips = metrics["clips"]["test"]
-    click.echo(f"test, {clips} clips: {summary(metrics['test'])}" + (" (collapsed)" if metrics["collapsed"] else ""))
+    clips, paper = metrics["clips"]["test"], PAPER.get(config.dataset, {}).get("test")
+    pool = f"{clips} clips" if paper in (clips, None) else f"{clips} clips (the paper: {paper})"
+    click.echo(f"test, {pool}: {summary(metrics['test'])}" + (" (collapsed)" if metrics["collapsed"] else ""))
     click.echo(f"{out}/ holds metrics.json, curves.png and best.safetensors; tensorboard --logdir {out} shows more")
 
 

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -18,31 +19,40 @@ from reference_model import InputError
 from reference_model.audio_encoder import SAMPLE_RATE
 
 
-def _fault(path: Path) -> str | None:
+class Fault(NamedTuple):
+    """Why an audio file cannot be used."""
+
+    status: str  # "missing", "unreadable" or "truncated"
+    reason: str
+
+
+def fault(path: Path) -> Fault | None:
     """What is wrong with an audio file; its header, its end and its size are looked at, not every sample."""
     try:
+        if not path.exists():
+            return Fault("missing", "no such file")
         if not path.is_file():
-            return "missing"
+            return Fault("unreadable", "no file, but a folder or the like")
         size = path.stat().st_size
         if size == 0:
-            return "empty (0 bytes)"
+            return Fault("unreadable", "empty (0 bytes)")
         with path.open("rb") as file:
             start = file.read(12)
         if start[:4] == b"RIFF" and start[8:] == b"WAVE":
             (promised,) = struct.unpack("<I", start[4:8])
             # Writers that stream leave 0 or 2^32 - 1, "unknown"; some forget the last byte of padding.
             if promised not in (0, 2**32 - 1) and promised + 8 > size + 8:
-                return f"truncated ({size} of {promised + 8} bytes)"
+                return Fault("truncated", f"{size} of {promised + 8} bytes")
         with soundfile.SoundFile(path) as audio:
             if audio.frames == 0:
-                return "empty (no samples)"
+                return Fault("unreadable", "empty (no samples)")
             audio.seek(audio.frames - 1)
             if len(audio.read(1)) != 1:
-                return "truncated (its last sample cannot be read)"
+                return Fault("truncated", "its last sample cannot be read")
     except soundfile.LibsndfileError as error:
-        return f"not readable as audio ({error.error_string})"
+        return Fault("unreadable", f"not readable as audio ({error.error_string})")
     except (OSError, RuntimeError) as error:
-        return f"not readable ({error})"
+        return Fault("unreadable", f"not readable ({error})")
     return None
 
 
@@ -54,8 +64,8 @@ def check_audio(files: Iterable[Path]) -> None:
     """
     paths = list(files)
     with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
-        faults = list(tqdm(pool.map(_fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
-    bad = [f"  {path}: {fault}" for path, fault in zip(paths, faults, strict=True) if fault]
+        faults = list(tqdm(pool.map(fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
+    bad = [f"  {path}: {': '.join(found)}" for path, found in zip(paths, faults, strict=True) if found]
     if bad:
         raise InputError("\n".join([f"expected readable audio, got {len(bad)} bad of {len(paths)} files:", *bad]))
 
@@ -73,6 +83,28 @@ def _resampler(rate: int) -> Resample:
     )
 
 
+def decode(path: Path, seconds: float | None = None) -> Tensor:
+    """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``: the mean of its channels, resampled.
+
+    Args:
+        seconds: decode so much of its beginning, and a little more for the resampling filter; None: all of it.
+
+    Raises:
+        InputError: the file cannot be decoded, or holds samples that are not finite.
+    """
+    try:
+        with soundfile.SoundFile(path) as audio:
+            rate = audio.samplerate
+            frames = -1 if seconds is None else int((seconds + 0.1) * rate) + 1
+            decoded = audio.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise InputError(f"expected readable audio, got {path}: {error}") from error
+    if not np.isfinite(decoded).all():
+        raise InputError(f"expected finite samples, got NaN or inf in {path}")
+    waveform = torch.from_numpy(decoded).mean(1)
+    return waveform if rate == SAMPLE_RATE else _resampler(rate)(waveform)
+
+
 def load_waveform(path: Path, seconds: float) -> Tensor:
     """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``, cut or zero-padded at its end.
 
@@ -80,17 +112,6 @@ def load_waveform(path: Path, seconds: float) -> Tensor:
         InputError: the file cannot be decoded, or holds samples that are not finite.
     """
     samples = round(seconds * SAMPLE_RATE)
-    try:
-        with soundfile.SoundFile(path) as audio:
-            rate = audio.samplerate
-            # What lies beyond the fixed length (and the reach of the resampling filter) need not be decoded.
-            decoded = audio.read(int((seconds + 0.1) * rate) + 1, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise InputError(f"expected readable audio, got {path}: {error}") from error
-    if not np.isfinite(decoded).all():
-        raise InputError(f"expected finite samples, got NaN or inf in {path}")
-    waveform = torch.from_numpy(decoded).mean(1)
-    if rate != SAMPLE_RATE:
-        waveform = _resampler(rate)(waveform)
-    waveform = waveform[:samples]
+    # What lies beyond the fixed length need not be decoded.
+    waveform = decode(path, seconds)[:samples]
     return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.audio_files import load_waveform
+from reference_model.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "val", "test")
 
@@ -36,6 +37,27 @@ class Clip:
     captions: tuple[str, ...]
 
 
+def rows(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file with their line numbers, the header first; every field of them holds text.
+
+    Raises:
+        InputError: a row has more or fewer fields than the header, or an empty one; or the file is no CSV in UTF-8.
+    """
+    with table.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines)
+        header: list[str] = []
+        try:
+            for row in reader:
+                header = header or row
+                if len(row) != len(header) or not all(field.strip() for field in row):
+                    raise InputError(
+                        f"expected {len(header)} fields with text in line {reader.line_num} of {table}, got {row}"
+                    )
+                yield reader.line_num, row
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"expected a CSV file in UTF-8 at {table}, got {error}") from error
+
+
 def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
     """The clips of a split, in the order of its CSV file.
 
@@ -46,27 +68,19 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
     if not table.is_file():
         raise InputError(f"expected the captions of the {split} split at {table}, got no file")
     captions: dict[str, list[str]] = {}
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines)
-        try:
-            header = next(reader, [])
-            if len(header) < 2 or header[0] != "file_name" or not all(c.startswith("caption") for c in header[1:]):
-                raise InputError(
-                    f"expected the header file_name,caption or file_name,caption_1,... in {table}, "
-                    f"got {','.join(header) or 'nothing'}"
-                )
-            for row in reader:
-                if len(row) != len(header) or not all(field.strip() for field in row):
-                    raise InputError(
-                        f"expected {len(header)} fields with text in line {reader.line_num} of {table}, got {row}"
-                    )
-                captions.setdefault(row[0], []).extend(row[1:])
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"expected a CSV file in UTF-8 at {table}, got {error}") from error
+    listed = rows(table)
+    _, header = next(listed, (1, []))
+    if len(header) < 2 or header[0] != "file_name" or not all(c.startswith("caption") for c in header[1:]):
+        raise InputError(
+            f"expected the header file_name,caption or file_name,caption_1,... in {table}, "
+            f"got {','.join(header) or 'nothing'}"
+        )
+    for _, (name, *texts) in listed:
+        captions.setdefault(name, []).extend(texts)
     if not captions:
         raise InputError(f"expected at least one clip in {table}, got the header alone")
     folder = Path(root) / dataset / "waveforms" / split
-    return [Clip(folder / name, tuple(texts)) for name, texts in captions.items()]
+    return [Clip(folder / name, tuple(of_clip)) for name, of_clip in captions.items()]
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:
@@ -129,11 +143,14 @@ def captions_of(clips: list[Clip]) -> list[str]:
     return [caption for clip in clips for caption in clip.captions]
 
 
-def checksums(clips: list[Clip]) -> list[str]:
-    """The SHA-256 of every clip's file."""
+def checksums(root: str | Path, dataset: str, split: str, clips: list[Clip]) -> list[str]:
+    """The SHA-256 of every clip's file: from the manifest of a prepared data set, or else computed."""
+    manifest = Path(root) / dataset / MANIFEST
+    rows = read_manifest(manifest) if manifest.exists() else []
+    known = {row.file_name: row.sha256 for row in rows if row.split == split}
 
     def checksum(clip: Clip) -> str:
-        return hashlib.sha256(clip.path.read_bytes()).hexdigest()
+        return known.get(clip.path.name) or hashlib.sha256(clip.path.read_bytes()).hexdigest()
 
     with ThreadPoolExecutor() as pool:
         return list(tqdm(pool.map(checksum, clips), "checksums of audio files", len(clips), leave=False, unit="file"))

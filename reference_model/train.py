@@ -39,6 +39,7 @@ from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate,
 from reference_model.features import Features, FromFeatures, features_of, kept_features
 from reference_model.files import write_json
 from reference_model.interruption import Interruption, Stopped
+from reference_model.manifest import PAPER
 from reference_model.report import plot_curves
 from reference_model.retrieval import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.step import Step
@@ -158,6 +159,8 @@ class _Training:
         # The data. Everything that can be wrong with it is found before anything is trained.
         self.clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
         check_audio(clip.path for split in SPLITS for clip in self.clips[split])
+        if self.main:
+            self._compare_with_the_paper()
         number_of_pairs = len(captions_of(self.clips["train"]))
         if number_of_pairs < config.batch_size:
             raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
@@ -203,11 +206,16 @@ class _Training:
         if (run / CHECKPOINT).exists():
             self._restore()
 
+    def _compare_with_the_paper(self) -> None:
+        for split, clips in PAPER.get(self.config.dataset, {}).items():
+            if len(self.clips[split]) != clips:
+                here = len(self.clips[split])
+                log.warning("%s, %s: %d clips, where the paper had %d", self.config.dataset, split, here, clips)
+
     def _kept_features(self, folder: Path, split: str) -> Features:
         clips = self.clips[split]
-        return kept_features(
-            folder, self.model, clips, checksums(clips), self.token_ids[split], self.config, self.accelerator
-        )
+        checked = checksums(self.config.data, self.config.dataset, split, clips)
+        return kept_features(folder, self.model, clips, checked, self.token_ids[split], self.config, self.accelerator)
 
     def _features(self, split: str) -> Features:
         if self.constant:

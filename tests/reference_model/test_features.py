@@ -42,7 +42,9 @@ def trained(
     share = Share(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
     batches: FromFeatures | FromFiles
     if cached:
-        kept = kept_features(folder, model, clips, checksums(clips), token_ids, config, accelerator)
+        kept = kept_features(
+            folder, model, clips, checksums(config.data, config.dataset, "train", clips), token_ids, config, accelerator
+        )
         batches, step = FromFeatures(kept, share), Step(model.heads, config, accelerator)
     else:
         pairs = Pairs(clips, token_ids, config.clip_seconds)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalMRR
 
 from reference_model import retrieval
 from reference_model.retrieval import (
@@ -116,3 +117,29 @@ def test_refuses_what_would_look_perfect() -> None:
         retrieval_metrics(good, good / 0, torch.arange(2))
     with pytest.raises(ValueError, match="expected captions for each of 2 clips, got 1"):
         retrieval_metrics(good, good, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("captions", [1, 5])
+def test_torchmetrics_agrees(captions: int) -> None:
+    """Without ties, which it breaks at random; precision where a query has one target, since it divides by those found.
+
+    It takes similarities for probabilities and drops what is not positive.
+    """
+    torch.manual_seed(0)
+    clips, dimension = 60, 8
+    owner = torch.arange(clips).repeat_interleave(captions)
+    audio = torch.nn.functional.normalize(torch.randn(clips, dimension).double())
+    text = torch.nn.functional.normalize(0.5 * torch.randn(len(owner), dimension) + audio[owner])
+    metrics = retrieval_metrics(audio, text, owner)
+    S, own = 1 + audio @ text.T, torch.arange(clips)[:, None] == owner
+    for direction, scores, target in (("text_to_audio", S.T, own.T), ("audio_to_text", S, own)):
+        query = torch.arange(len(scores))[:, None].expand_as(scores)
+        flat = {"preds": scores.flatten(), "target": target.flatten(), "indexes": query.flatten()}
+        for k in (1, 5, 10, 50):
+            assert metrics[direction][f"R@{k}"] == pytest.approx(100 * float(RetrievalHitRate(top_k=k)(**flat)))
+        if target.sum(1).max() == 1:
+            assert metrics[direction]["mAP@10"] == pytest.approx(100 * float(RetrievalMAP(top_k=10)(**flat)))
+        best = ranks_of_targets(scores, target)[:, 0]
+        assert float((1 / best).mean()) == pytest.approx(float(RetrievalMRR()(**flat)))
+        assert metrics[direction]["mean_rank"] == pytest.approx(float(best.mean()))
+    assert 10 < metrics["text_to_audio"]["R@1"] < 90

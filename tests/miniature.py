@@ -1,0 +1,225 @@
+"""Clotho and AudioCaps in miniature, in every layout that people have, with the traps of the real files.
+
+The same sounds and captions in all of them: a clip is a tone in noise, captions say which. Everything follows from
+the numbers of clips.
+"""
+
+import csv
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+RATE = 44_100
+SPLITS = ("train", "val", "test")
+CLOTHO_SPLITS = ("development", "validation", "evaluation")
+CLIPS = (12, 4, 4)  # of each split
+
+# Names as Clotho has them. "same name.wav" is in every split, another sound in each.
+TRAPS = (
+    "same name.wav",
+    " leading space.wav",
+    "it's '#1' (take 2), a comma.wav",
+    "Q&amp;A.wav",
+    "x" * 129 + ".wav",
+    "-starts with a hyphen..WAV.wav",
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as every layout holds it."""
+
+    file_name: str
+    captions: tuple[str, ...]
+    samples: NDArray[np.int16]
+
+
+def _samples(split: int, clip: int) -> NDArray[np.int16]:
+    """0.5 to 1.5 s, another pitch for each."""
+    random = np.random.default_rng([split, clip])
+    time = np.arange(round(RATE * (0.5 + (7 * clip + 3 * split) % 11 / 11.1))) / RATE
+    tone = 0.4 * np.sin(2 * np.pi * 200 * 1.19 ** (clip % 16) * time)
+    noise = 0.01 * (1 + split) * random.standard_normal(len(time))
+    return np.round(2**15 * (tone + noise)).astype(np.int16)
+
+
+def _captions(split: int, clip: int, number: int) -> tuple[str, ...]:
+    height = f"{round(200 * 1.19 ** (clip % 16))} hertz"
+    sentences = (
+        f"A tone of {height}, hissing",
+        f'Somebody plays "{height}", steadily',
+        f"A café’s “hum” of {height}",
+        f" {height} and a space before",
+        f"Noise &amp; a tone: {height} (number {split}.{clip})",
+    )
+    return sentences[:number]
+
+
+def clotho_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
+    """By split, the clips of every layout of Clotho: five captions each."""
+    return {
+        name: [
+            Clip(file_name, _captions(split, clip, 5), _samples(split, clip))
+            for clip, file_name in zip(range(clips[split]), _clotho_names(), strict=False)
+        ]
+        for split, name in enumerate(SPLITS)
+    }
+
+
+def _clotho_names() -> itertools.chain[str]:
+    return itertools.chain(TRAPS, (f"sound {k:02d}.wav" for k in itertools.count()))
+
+
+def video(split: int, clip: int) -> str:
+    """Eleven characters, as YouTube has them; some begin with a hyphen, one with Y, one ends like a time."""
+    last = "_12" if clip == 2 else f"{clip:03d}"
+    return f"{'-Y_ab'[clip % 5]}cd-_eF{'GHI'[split]}{last}"
+
+
+def start(clip: int) -> int:
+    return 10 * (clip % 4)
+
+
+def audiocaps_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
+    """By split, the clips of every layout of AudioCaps: one caption each to train on, five elsewhere."""
+    return {
+        name: [
+            Clip(f"Y{video(split, clip)}.wav", _captions(split, clip, 1 if split == 0 else 5), _samples(split, clip))
+            for clip in range(clips[split])
+        ]
+        for split, name in enumerate(SPLITS)
+    }
+
+
+def standard(folder: Path, clips: dict[str, list[Clip]]) -> Path:
+    """The layout that training reads."""
+    for split, of_split in clips.items():
+        _one_row_a_clip(folder / "csv_files" / f"{split}.csv", of_split)
+        _write(folder / "waveforms" / split, {clip.file_name: clip for clip in of_split})
+    return folder
+
+
+def clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
+    """Zenodo record 4783391, its archives unpacked beside the tables."""
+    for name, of_split in zip(CLOTHO_SPLITS, clotho_clips(clips).values(), strict=True):
+        _one_row_a_clip(folder / f"clotho_captions_{name}.csv", of_split)
+        _write(folder / name, {clip.file_name: clip for clip in of_split})
+        (folder / f"clotho_metadata_{name}.csv").write_text("file_name,keywords\n", encoding="latin-1")
+    return folder
+
+
+def aac_datasets_clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
+    """What ``aac-datasets-download --root FOLDER clotho`` leaves."""
+    inside = folder / "CLOTHO_v2.1"
+    for name, of_split in zip(CLOTHO_SPLITS, clotho_clips(clips).values(), strict=True):
+        _one_row_a_clip(inside / "clotho_csv_files" / f"clotho_captions_{name}.csv", of_split)
+        _write(inside / "clotho_audio_files" / name, {clip.file_name: clip for clip in of_split})
+    (inside / "archives").mkdir()
+    return folder
+
+
+# How tools name the file of an AudioCaps clip, given its video and its start in seconds.
+CLIP_NAMES: dict[str, Callable[[str, int], str]] = {
+    "Y<id>": lambda video, start: f"Y{video}.wav",
+    "<id>": lambda video, start: f"{video}.WAV",
+    "<id>_<start>": lambda video, start: f"{video}_{start}.flac",
+    "Y<id>_<start>": lambda video, start: f"Y{video}_{start}.FLAC",
+    "AudioSet": lambda video, start: f"{video}_{1000 * start}_{1000 * start + 10_000}.flac",
+    "Y and AudioSet": lambda video, start: f"Y{video}_{1000 * start}_{1000 * start + 9_120}.wav",
+}
+
+
+def audiocaps(
+    folder: Path, clips: Sequence[int] = CLIPS, *, names: str = "Y<id>", flat: bool = False, clips_in: str = "audio"
+) -> Path:
+    """The tables of the official repository, and a folder of clips or one for each split."""
+    for split, (name, of_split) in enumerate(audiocaps_clips(clips).items()):
+        _one_row_a_caption_of_a_video(folder / f"{name}.csv", split, of_split)
+        files = {CLIP_NAMES[names](video(split, k), start(k)): clip for k, clip in enumerate(of_split)}
+        _write(folder / clips_in if flat else folder / clips_in / name, files)
+    return folder
+
+
+def aac_datasets_audiocaps(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
+    """What ``aac-datasets-download --root FOLDER audiocaps`` leaves."""
+    inside = audiocaps(folder / "AUDIOCAPS", clips, names="<id>_<start>", clips_in="audio_32000Hz")
+    (inside / "class_labels_indices.csv").write_text("index,mid,display_name\n")
+    return folder
+
+
+def audiocaps_by_file_name(folder: Path, clips: Sequence[int] = CLIPS, *, flat: bool = True) -> Path:
+    """Tables of ``file_name,caption``, one row a caption, in UTF-8 with its mark, and clips of these names."""
+    for split, of_split in audiocaps_clips(clips).items():
+        rows = [[clip.file_name, caption] for clip in of_split for caption in clip.captions]
+        _write_table(folder / f"{split}.csv", ["file_name", "caption"], rows, encoding="utf-8-sig")
+        _write(folder / "clips" if flat else folder / "clips" / split, {clip.file_name: clip for clip in of_split})
+    return folder
+
+
+def _one_row_a_clip(path: Path, clips: list[Clip]) -> None:
+    header = ["file_name", *(f"caption_{k + 1}" for k in range(len(clips[0].captions)))]
+    _write_table(path, header, [[clip.file_name, *clip.captions] for clip in clips])
+
+
+def _one_row_a_caption_of_a_video(path: Path, split: int, clips: list[Clip]) -> None:
+    rows = [
+        [str(1000 * split + 10 * k + n), video(split, k), str(start(k)), caption]
+        for n in range(5)
+        for k, clip in enumerate(clips)
+        for caption in clip.captions[n : n + 1]
+    ]
+    _write_table(path, ["audiocap_id", "youtube_id", "start_time", "caption"], rows)
+
+
+def _write_table(path: Path, header: list[str], rows: list[list[str]], *, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _write(folder: Path, clips: dict[str, Clip]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, clip in clips.items():
+        soundfile.write(folder / name, clip.samples, RATE)
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+# What happens to files: each takes the path of a good one, longer than half a second, and spoils it.
+FAULTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "no file": ("missing", lambda path: path.unlink()),
+    "0 bytes": ("unreadable", lambda path: path.write_bytes(b"")),
+    "header only": ("truncated", lambda path: path.write_bytes(path.read_bytes()[:44])),
+    "text": ("unreadable", lambda path: path.write_text("this is no audio, although it is called so")),
+    "folder": ("unreadable", _make_folder),
+    "no samples": ("unreadable", lambda path: soundfile.write(path, np.zeros(0), RATE)),
+    "NaN": ("unreadable", lambda path: soundfile.write(path, np.full(RATE, np.nan), RATE, "FLOAT")),
+    "inf": ("unreadable", lambda path: soundfile.write(path, np.r_[np.zeros(RATE), np.inf], RATE, "FLOAT")),
+    "half": ("truncated", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])),
+    "one sample": ("too short", lambda path: soundfile.write(path, np.full(1, 0.5), RATE)),
+    "silence": ("silent", lambda path: soundfile.write(path, np.full(RATE, 2**-16), RATE, "FLOAT")),
+}
+
+
+def spoil(path: Path, kind: str) -> str:
+    """Do to a file what FAULTS says; returns the status it then has."""
+    status, change = FAULTS[kind]
+    change(path)
+    return status
+
+
+def copy(folder: Path, to: Path) -> Path:
+    """A copy with the same times of modification, to spoil."""
+    return Path(shutil.copytree(folder, to))

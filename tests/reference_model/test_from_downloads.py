@@ -1,0 +1,122 @@
+"""The documented commands, unchanged but for small models, from raw downloads to metrics.json."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import miniature
+import pytest
+import torch
+from click.testing import Result
+from transformers import BertConfig, BertModel
+
+from reference_model import text_encoder
+from reference_model.audio_encoder import ResNet38
+from reference_model.protocol import PROTOCOLS
+
+CommandLine = Callable[..., Result]
+SMALL = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--clip-seconds", 1)
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What people have on disk: Clotho as published, AudioCaps from aac-datasets with a clip that is gone."""
+    folder = tmp_path_factory.mktemp("downloads")
+    miniature.clotho(folder / "Clotho")
+    miniature.aac_datasets_audiocaps(folder)
+    next((folder / "AUDIOCAPS").glob("audio_*/test/*")).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The encoders in the layout of PANNs' file and of a folder of BERT, with random weights."""
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(0)
+    front_end = {"spectrogram_extractor.stft.conv_real.weight": torch.zeros(1), "logmel_extractor.melW": torch.zeros(1)}
+    classifier = {"fc1.weight": torch.zeros(1), "fc_audioset.bias": torch.zeros(527)}
+    model = {**front_end, **ResNet38().state_dict(), **classifier}
+    torch.save({"iteration": 1, "model": model, "sampler": {}}, folder / "ResNet38_mAP=0.434.pth")
+    tokenizer = text_encoder.train_tokenizer(["a tone of 200 hertz, hissing"] * 2)
+    bert = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(bert).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    return folder / "ResNet38_mAP=0.434.pth", folder / "bert"
+
+
+@pytest.fixture
+def prepared(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine
+) -> Callable[[str], Path]:
+    """Prepares a data set in the folder data of an empty place, where commands then run."""
+    monkeypatch.chdir(tmp_path)
+
+    def prepare(dataset: str) -> Path:
+        if dataset == "Clotho":
+            done = command_line("prepare", "--dataset", "Clotho", "--raw", downloads / "Clotho", "--workers", 0)
+        else:
+            arguments = ("prepare", "--dataset", "AudioCaps", "--raw", downloads, "--workers", 0)
+            refused = command_line(*arguments)
+            assert refused.exit_code == 1
+            assert "missing: no file of this clip" in refused.output
+            done = command_line(*arguments, "--allow-missing")
+        assert done.exit_code == 0, done.output
+        assert f"next: python -m reference_model train --experiment {dataset.lower()}-frozen-triplet_sum" in done.output
+        return tmp_path / "data" / dataset
+
+    return prepare
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dataset", ["Clotho", "AudioCaps"])
+def test_from_raw_downloads_to_metrics(
+    prepared: Callable[[str], Path], command_line: CommandLine, dataset: str, protocol: str, encoders: str
+) -> None:
+    folder = prepared(dataset)
+    name = f"{dataset.lower()}-{encoders}-triplet_weighted"
+    trained = command_line(
+        "train", "--experiment", name, "--seed", 1, "--protocol", protocol, "--model", "tiny", *SMALL
+    )
+    assert trained.exit_code == 0, trained.output
+    metrics = _metrics(Path("runs") / f"{name}-seed-1")
+    assert metrics["config"]["protocol"] == json.loads(json.dumps(vars(PROTOCOLS[protocol])))
+    test_clips = 4 if dataset == "Clotho" else 3
+    assert metrics["clips"] == {"train": 12, "val": 4, "test": test_clips}
+    assert metrics["test"]["text_to_audio"]["pool"] == test_clips
+    assert metrics["test"]["audio_to_text"]["pool"] == 5 * test_clips
+    paper = 1045 if dataset == "Clotho" else 957
+    assert f"test, {test_clips} clips (the paper: {paper}): text to audio" in trained.output
+    assert f"{dataset}, test: {test_clips} clips, where the paper had {paper}" in trained.output
+    assert "less than a minute for the whole run" in trained.output
+    assert (folder / "features").exists() == (protocol == "paper" and encoders == "frozen")
+
+
+def test_with_the_published_encoders(
+    prepared: Callable[[str], Path], published: tuple[Path, Path], command_line: CommandLine
+) -> None:
+    """At the real size of ResNet-38, from a file in PANNs' layout; a small BERT from a folder."""
+    folder = prepared("Clotho")
+    panns, bert = published
+    trained = command_line(
+        "train", "--experiment", "clotho-frozen-nt_xent", "--audio-checkpoint", panns, "--bert", bert, *SMALL
+    )
+    assert trained.exit_code == 0, trained.output
+    assert _metrics(Path("runs/clotho-frozen-nt_xent-seed-0"))["config"]["model"] == "full"
+    manifest = folder / "manifest.csv"
+    checksum = manifest.read_text().splitlines()[1].split(",")[-2]
+    manifest.write_text(manifest.read_text().replace(checksum, "0" * 64))  # another clip makes other features
+    kept = len(list((folder / "features").glob("audio-*")))
+    again = command_line(
+        "train", "--experiment", "clotho-frozen-triplet_max", "--audio-checkpoint", panns, "--bert", bert, *SMALL
+    )
+    assert again.exit_code == 0, again.output
+    assert len(list((folder / "features").glob("audio-*"))) == kept + 1
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
