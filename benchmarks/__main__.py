@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import floor, growth, losses, memory, ranks, tile_size
+from benchmarks import fine_tuning, floor, frozen_runs, growth, losses, memory, ranks, reading, tile_size
 from benchmarks.results import RESULTS
 
 # With arguments that make a minute of it, to see whether everything runs.
@@ -19,16 +19,19 @@ SUITE: list[tuple[click.Command, list[str]]] = [
     (growth.main, ["-b", "512", "-b", "1024", "-d", "64", "-d", "128", "--batch-size", "512", *QUICK_TIMES]),
     (ranks.main, ["-w", "1", "-w", "2", "-b", "512", "--rows", "128", "--dimension", "64", "--tile-size", "128",
                   "--rounds", "2", "--loss", "nt_xent"]),
+    (reading.main, QUICK_TIMES),
+    (frozen_runs.main, ["--divisor", "20", *QUICK_TIMES]),
+    (fine_tuning.main, ["--batch-size", "2", "--seconds-a-clip", "1", "--no-compile", *QUICK_TIMES]),
 ]  # fmt: skip
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Tiny sizes, for a trial; the results go to a temporary folder.")
 def main(quick: bool) -> None:
-    """Measure everything and write benchmarks/results; twenty minutes on two cores.
+    """Measure everything and write benchmarks/results; half an hour on two cores.
 
     What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
-    benchmarks.losses --help, and likewise floor, tile_size, memory, growth, ranks.
+    benchmarks.losses --help, and likewise floor, tile_size, memory, growth, ranks, reading, frozen_runs, fine_tuning.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""``python -m benchmarks.readme``: keep the demo's results, say where they were made, and put them into README.md.
+"""``python -m benchmarks.readme``: keep the demo's results, say where they were made, and fill the pages.
 
-Blocks of README.md between "generated: FILE" and "end" hold what FILE holds; a test sees to it.
+Blocks of the pages between "generated: FILE" and "end" hold what FILE holds; a test sees to it.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.measure import machine
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "reference_model" / "README.md")
 DEMO = ROOT / "demo" / "results"
 KEPT = ROOT / "reference_model" / "results" / "demo"
 BLOCK = re.compile(r"(?<=<!-- generated: )(?P<source>\S+)(?P<open> -->\n)(?P<body>.*?)(?=<!-- end -->)", re.DOTALL)
@@ -35,5 +36,5 @@ def keep_demo() -> None:
 
 if __name__ == "__main__":
     keep_demo()
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

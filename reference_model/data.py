@@ -10,6 +10,7 @@ with spaces or hyphens and hold quotes and entities.
 import csv
 import hashlib
 import itertools
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
         raise InputError(f"expected at least one clip in {table}, got the header alone")
     folder = Path(root) / dataset / "waveforms" / split
     return [Clip(folder / name, tuple(of_clip)) for name, of_clip in captions.items()]
+
+
+def leave_signals_to_the_first_process(worker: int) -> None:
+    """In a process that reads: Ctrl-C, and a cluster, signal all processes, and the first one says when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:
@@ -191,6 +198,7 @@ class FromFiles:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_first_process,
             generator=torch.Generator(),  # or starting workers would draw from the generator that dropout uses
         )
 

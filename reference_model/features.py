@@ -22,8 +22,17 @@ from tqdm import tqdm
 from reference_model.audio_encoder import FRONT_END
 from reference_model.checkpoint import load_tensors, save_tensors
 from reference_model.config import Config
-from reference_model.data import Clip, Share, Waveforms, batches, clip_of_caption, pad_tokens
+from reference_model.data import (
+    Clip,
+    Share,
+    Waveforms,
+    batches,
+    clip_of_caption,
+    leave_signals_to_the_first_process,
+    pad_tokens,
+)
 from reference_model.dual_encoder import DualEncoder
+from reference_model.interruption import stop_if_asked
 
 PART = 256  # clips, or captions
 AT_ONCE = 32  # encoded; the same for every batch size of training, so that all runs share the features
@@ -88,7 +97,7 @@ def kept_features(
     audio = _kept(
         folder / f"audio-{_key(weights_of(model.audio_encoder), settings, checksums)}",
         len(clips),
-        lambda part: _encode_clips(model, clips[part], config, accelerator, f"encoding clips from {part.start}"),
+        lambda part: _encode_clips(model, clips[part], config, accelerator, "encoding clips"),
         accelerator,
     )
     sentences, text_of_caption = _different(token_ids)
@@ -105,16 +114,16 @@ def kept_features(
 def _kept(folder: Path, number: int, encode: Callable[[slice], Tensor], accelerator: Accelerator) -> Tensor:
     """Rows 0 to number, in parts, of which every process computes its share."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {start: folder / f"{start:06d}.safetensors" for start in range(0, number, PART)}
-    for path, start in list(zip(paths.values(), paths, strict=True))[
-        accelerator.process_index :: accelerator.num_processes
-    ]:
-        if not path.exists():
-            with FileLock(path.with_suffix(".lock")):  # another run may be at it
-                if not path.exists():
-                    save_tensors(path, {"features": encode(slice(start, min(start + PART, number)))})
+    parts = [slice(start, min(start + PART, number)) for start in range(0, number, PART)]
+    paths = [folder / f"{part.start:06d}.safetensors" for part in parts]
+    mine = [(part, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
+    mine = mine[accelerator.process_index :: accelerator.num_processes]
+    for part, path in tqdm(mine, f"features kept in {folder.name}", leave=False, unit="part", disable=not mine):
+        with FileLock(path.with_suffix(".lock")):  # another run may be at it
+            if not path.exists():
+                save_tensors(path, {"features": encode(part)})
     accelerator.wait_for_everyone()
-    return torch.cat([load_tensors(path)[0]["features"] for path in paths.values()])
+    return torch.cat([load_tensors(path)[0]["features"] for path in paths])
 
 
 def _encode_clips(
@@ -125,15 +134,15 @@ def _encode_clips(
         Waveforms(clips, config.clip_seconds),
         batch_size=AT_ONCE,
         num_workers=config.workers,
+        worker_init_fn=leave_signals_to_the_first_process,
         pin_memory=device.type == "cuda",
     )
+    rows = []
     with accelerator.autocast():
-        return torch.cat(
-            [
-                model.encode_audio(waveforms.to(device, non_blocking=True)).float()
-                for waveforms in tqdm(batches(loader), description, len(loader), leave=False, unit="batch")
-            ]
-        )
+        for waveforms in tqdm(batches(loader), description, len(loader), leave=False, unit="batch"):
+            stop_if_asked()
+            rows.append(model.encode_audio(waveforms.to(device, non_blocking=True)).float())
+    return torch.cat(rows)
 
 
 def _encode_captions(model: DualEncoder, sentences: list[list[int]], accelerator: Accelerator) -> Tensor:

@@ -1,52 +1,50 @@
-"""SIGTERM, with which clusters announce that time is up, and Ctrl-C."""
+"""SIGTERM, with which clusters announce that time is up, and Ctrl-C: noted, and obeyed where nothing is lost by it."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 CONTINUE = 75  # the exit status of a command that was stopped and can be run again: EX_TEMPFAIL of sysexits.h
+
+_asked = False  # as signals are, of the whole process
 
 
 class Stopped(Exception):
     """The command was asked to stop, and everything up to now is on the disk."""
 
 
-class Interruption:
-    """While it is entered, a signal raises :class:`Stopped` where nothing can be lost, and is only noted elsewhere.
+@contextmanager
+def signals_noted() -> Iterator[None]:
+    """Inside, a signal is noted; a second one does what it would do without us.
 
-    A second signal does at once what it would have done without us. Where Python delivers no signals, in threads other
-    than the main one, nothing is changed.
+    Where Python delivers no signals, in threads other than the main one, nothing is changed.
     """
+    global _asked
+    before: dict[int, Any] = {}
+    _asked = False
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._wait = False
+    def note(number: int, frame: FrameType | None) -> None:
+        global _asked
+        _asked = True
+        signal.signal(number, before[number])
 
-    def __enter__(self) -> "Interruption":
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(number, self._before[signal.Signals(number)])
-        if not self._wait:
-            raise Stopped
 
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Here a signal waits: until the end at the latest, or until the code sees that it is ``requested``."""
-        self._wait = True
-        try:
-            yield
-        finally:
-            self._wait = False
-        if self.requested:
-            raise Stopped
+def asked_to_stop() -> bool:
+    return _asked
+
+
+def stop_if_asked() -> None:
+    """Where nothing can be lost."""
+    if _asked:
+        raise Stopped

@@ -38,7 +38,7 @@ from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCO
 from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
 from reference_model.features import Features, FromFeatures, features_of, kept_features
 from reference_model.files import write_json
-from reference_model.interruption import Interruption, Stopped
+from reference_model.interruption import Stopped, asked_to_stop, signals_noted
 from reference_model.manifest import PAPER
 from reference_model.report import plot_curves
 from reference_model.retrieval import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
@@ -115,8 +115,8 @@ def train(
     log.setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     features = features or Path(config.data) / config.dataset / "features"
     try:
-        with logging_redirect_tqdm(), Interruption() as interruption:
-            training = _Training(config, run, accelerator, interruption, features, checkpoint_minutes * 60, position)
+        with logging_redirect_tqdm(), signals_noted():
+            training = _Training(config, run, accelerator, features, checkpoint_minutes * 60, position)
             return training.run_to_the_end()
     except InputError as error:
         log.error("%s", error)
@@ -147,12 +147,11 @@ class _Training:
         config: Config,
         run: Path,
         accelerator: Accelerator,
-        interruption: Interruption,
         features: Path,
         checkpoint_seconds: float,
         position: int,
     ) -> None:
-        self.config, self.run, self.accelerator, self.interruption = config, run, accelerator, interruption
+        self.config, self.run, self.accelerator = config, run, accelerator
         self.checkpoint_seconds, self.position = checkpoint_seconds, position
         self.main, processes = accelerator.is_main_process, accelerator.num_processes
 
@@ -269,6 +268,8 @@ class _Training:
             while progress.epoch <= config.epochs:
                 self._train_epoch(board, bar)
                 self._measure_epoch(board, bar)
+                if self._asked_to_stop():
+                    raise Stopped
         if self.main:
             self._finish()
         self.accelerator.wait_for_everyone()
@@ -282,30 +283,29 @@ class _Training:
         self.model.train()
         pending: list[Tensor] = []  # losses not looked at yet
         looked = saved = time.monotonic()
-        with self.interruption.awaited():
-            for batch in self.batches.from_step(progress.step):
-                torch.manual_seed(_seed(config.seed, progress.epoch, progress.step + 1, self.accelerator.process_index))
-                pending.append(self.step(batch))
-                progress.step += 1
-                bar.update()
-                now = time.monotonic()
-                last = progress.step == self.steps
-                stop = self._asked_to_stop()
-                save = stop or last or now - saved >= self.checkpoint_seconds
-                if save or now - looked >= SECONDS_BETWEEN_LOOKS:
-                    self._look_at(pending, board, bar)
-                    looked = now
-                if save:
-                    self._save()
-                    saved = time.monotonic()
-                if stop:
-                    raise Stopped
+        for batch in self.batches.from_step(progress.step):
+            torch.manual_seed(_seed(config.seed, progress.epoch, progress.step + 1, self.accelerator.process_index))
+            pending.append(self.step(batch))
+            progress.step += 1
+            bar.update()
+            now = time.monotonic()
+            last = progress.step == self.steps
+            stop = self._asked_to_stop()
+            save = stop or last or now - saved >= self.checkpoint_seconds
+            if save or now - looked >= SECONDS_BETWEEN_LOOKS:
+                self._look_at(pending, board, bar)
+                looked = now
+            if save:
+                self._save()
+                saved = time.monotonic()
+            if stop:
+                raise Stopped
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was; all of them stop after the same step."""
         if self.accelerator.num_processes == 1:
-            return self.interruption.requested
-        asked = torch.tensor(float(self.interruption.requested), device=self.accelerator.device)
+            return asked_to_stop()
+        asked = torch.tensor(float(asked_to_stop()), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum") > 0)
 
     def _look_at(self, pending: list[Tensor], board: SummaryWriter | None, bar: "tqdm[Any]") -> None:
@@ -335,15 +335,14 @@ class _Training:
             "val": recalls,
             "diagnosis": diagnosis,
         }
-        with self.interruption.awaited():
-            best = max((self._score(r) for r in progress.history), default=-math.inf)
-            if self.main and self._score(record) > best:
-                save_weights(self.run / BEST_WEIGHTS, self.model.changing_state())
-            progress.history.append(record)
-            progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
-            if board is not None:
-                _report_epoch(self.run, progress.history, config, board, bar)
-            self._save()
+        best = max((self._score(r) for r in progress.history), default=-math.inf)
+        if self.main and self._score(record) > best:
+            save_weights(self.run / BEST_WEIGHTS, self.model.changing_state())
+        progress.history.append(record)
+        progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
+        if board is not None:
+            _report_epoch(self.run, progress.history, config, board, bar)
+        self._save()
 
     def _measured(self, split: str) -> tuple[Metrics, dict[str, float]] | NotFinite:
         """What the first process finds, on every process."""

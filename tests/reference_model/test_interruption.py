@@ -3,6 +3,7 @@
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -17,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from reference_model import InputError
+from reference_model import InputError, features
+from reference_model.checkpoint import save_tensors
 from reference_model.config import Config
-from reference_model.interruption import CONTINUE, Interruption, Stopped
+from reference_model.interruption import CONTINUE, Stopped, asked_to_stop, signals_noted, stop_if_asked
 from reference_model.protocol import PROTOCOLS
 from reference_model.train import train
 
@@ -54,10 +56,10 @@ def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any,
     moments = random.Random(0)
     killed = 0
     for attempt in itertools.count():
-        run, features = tmp_path / f"run-{attempt}", tmp_path / f"features-{attempt}"
+        run, kept = tmp_path / f"run-{attempt}", tmp_path / f"features-{attempt}"
         for _ in range(kills):
             # A checkpoint after every step, so that many a kill meets one being written; or every third of a second.
-            process = started(config, run, features=features, checkpoint_minutes=moments.choice([0, 0.005]))
+            process = started(config, run, features=kept, checkpoint_minutes=moments.choice([0, 0.005]))
             wait_until(process, run / "config.json")
             process.join(moments.uniform(0, 2))
             process.kill()
@@ -65,7 +67,7 @@ def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any,
             killed += process.exitcode == -signal.SIGKILL
             if process.exitcode == 0:
                 break
-        assert finished(config, run, features=features) == expected
+        assert finished(config, run, features=kept) == expected
         assert not list(run.glob(".*"))  # nothing half-written is left
         if killed >= kills:
             break
@@ -79,14 +81,15 @@ def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -
     arguments = {
         "--data": config.data, "--dataset": config.dataset, "--clip-seconds": config.clip_seconds,
         "--model": config.model, "--encoders": config.encoders, "--loss": config.loss, "--epochs": config.epochs,
-        "--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--workers": config.workers,
-        "--out": run,
+        "--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--workers": 1, "--out": run,
     }  # fmt: skip
     command = [sys.executable, "-m", "reference_model", "train", *(str(v) for pair in arguments.items() for v in pair)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], start_new_session=True
+    )
     while process.poll() is None and not (run / "checkpoint.safetensors").exists():
         time.sleep(0.01)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and a cluster do: also those that read
     _, errors = process.communicate(timeout=60)
     assert process.returncode == CONTINUE == 75
     assert errors.splitlines()[-1].endswith("stopped when asked to; the same command continues")
@@ -97,27 +100,48 @@ def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -
     assert "continuing after step" in (run / "log.txt").read_text()
 
 
-def test_where_nothing_can_be_lost_a_signal_acts_at_once() -> None:
+def test_the_first_signal_is_noted_and_the_second_acts() -> None:
     seen: list[int] = []
-
-    def wait_for_two() -> None:
-        with Interruption() as interruption, interruption.awaited():
-            signal.raise_signal(signal.SIGTERM)
-            assert interruption.requested
-            assert not seen
-            signal.raise_signal(signal.SIGTERM)
-            assert seen == [signal.SIGTERM]  # the second acts as it did before
-
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
-        with Interruption(), pytest.raises(Stopped):
+        for _ in range(2):  # a command may be called twice in a process
+            with signals_noted():
+                stop_if_asked()
+                assert not asked_to_stop()
+                signal.raise_signal(signal.SIGTERM)
+                assert asked_to_stop()
+                with pytest.raises(Stopped):
+                    stop_if_asked()
+                assert not seen
+                signal.raise_signal(signal.SIGTERM)
+                assert seen == [signal.SIGTERM]
             signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Stopped):  # at the end of the wait
-            wait_for_two()
-        signal.raise_signal(signal.SIGTERM)
-        assert len(seen) == 2  # and so does every one afterwards
+            assert len(seen) == 2
+            seen.clear()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_asked_while_features_are_computed(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That may take hours; what is kept by then is not computed again."""
+    config = replace(config, encoders="frozen")
+    monkeypatch.setattr(features, "PART", 8)
+    kept: list[Path] = []
+
+    def save(path: Path, *arguments: Any) -> None:
+        save_tensors(path, *arguments)
+        kept.append(path)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "save_tensors", save)
+        with pytest.raises(Stopped):
+            train(config, tmp_path / "run", features=tmp_path / "features")
+    assert [path.name for path in kept] == ["000000.safetensors"]
+    assert "stopped when asked to" in (tmp_path / "run" / "log.txt").read_text()
+    modified = kept[0].stat().st_mtime_ns
+    train(config, tmp_path / "run", features=tmp_path / "features")
+    assert kept[0].stat().st_mtime_ns == modified
 
 
 def _train_on_a_full_disk(size: int, config: Config, run: Path) -> None:
