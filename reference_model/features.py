@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from reference_model import InputError
 from reference_model.audio_encoder import FRONT_END
 from reference_model.checkpoint import load_tensors, save_tensors
 from reference_model.config import Config
@@ -113,11 +114,14 @@ def kept_features(
 
 def _kept(folder: Path, number: int, encode: Callable[[slice], Tensor], accelerator: Accelerator) -> Tensor:
     """Rows 0 to number, in parts, of which every process computes its share."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"expected to write features, got: {error}; --features names another folder") from error
     parts = [slice(start, min(start + PART, number)) for start in range(0, number, PART)]
     paths = [folder / f"{part.start:06d}.safetensors" for part in parts]
-    mine = [(part, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
-    mine = mine[accelerator.process_index :: accelerator.num_processes]
+    mine = list(zip(parts, paths, strict=True))[accelerator.process_index :: accelerator.num_processes]
+    mine = [(part, path) for part, path in mine if not path.exists()]
     for part, path in tqdm(mine, f"features kept in {folder.name}", leave=False, unit="part", disable=not mine):
         with FileLock(path.with_suffix(".lock")):  # another run may be at it
             if not path.exists():

@@ -75,7 +75,10 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
             )
         if (run / DIVERGED).exists():
             raise Diverged(json.loads((run / DIVERGED).read_text(encoding="utf-8"))["reason"])
-        return stored_metrics(run) if (run / METRICS).exists() else None
+        if not (run / METRICS).exists():
+            return None
+        (run / CHECKPOINT).unlink(missing_ok=True)  # it was killed just before that
+        return stored_metrics(run)
     if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG}):
         raise InputError(f"expected {run} to be new or a run's folder, got something without {CONFIG}")
     run.mkdir(parents=True, exist_ok=True)

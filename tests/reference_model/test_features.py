@@ -148,3 +148,41 @@ def test_a_damaged_part_is_named(frozen: Config, tmp_path: Path) -> None:
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(InputError, match=rf"expected a safetensors file at {part}, got .*"):
         train.train(frozen, tmp_path / "other", features=tmp_path / "kept")
+
+
+def test_a_folder_that_cannot_be_written_is_named(frozen: Config, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"expected to write features, got: .*/sys/features.*; --features names another"
+    ):
+        train.train(frozen, tmp_path / "run", features=Path("/sys/features"))
+
+
+def test_processes_divide_the_parts_whenever_they_look(
+    frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes every third part, though others have done theirs meanwhile; together they have all."""
+
+    class Third:
+        num_processes = 3
+
+        def __init__(self, process_index: int) -> None:
+            self.process_index = process_index
+
+        def wait_for_everyone(self) -> None:
+            raise Done
+
+    class Done(Exception):
+        pass
+
+    monkeypatch.setattr(features, "PART", 2)
+    encoded: list[list[int]] = []
+    for process in range(3):
+        encoded.append([])
+
+        def encode(part: slice) -> Tensor:
+            encoded[-1].append(part.start)
+            return torch.zeros(part.stop - part.start, 1)
+
+        with pytest.raises(Done):
+            features._kept(tmp_path / "kept", 13, encode, Third(process))
+    assert encoded == [[0, 6, 12], [2, 8], [4, 10]]
