@@ -35,7 +35,6 @@ from reference_model.step import Step
 EPOCHS, SEEDS = 50, 3
 AUDIO, TEXT = 2048, 768  # features
 CAPTIONS = {"AudioCaps": {"train": 1, "val": 5, "test": 5}, "Clotho": {"train": 5, "val": 5, "test": 5}}  # of a clip
-CHECKPOINTS_AN_EPOCH = 2  # when its steps are done, and when it is measured
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[R
             path = Path(folder) / "checkpoint.safetensors"
 
             def write(heads: Heads = heads, step: Step = step, path: Path = path) -> None:
-                for _ in range(CHECKPOINTS_AN_EPOCH):
-                    save_checkpoint(path, heads.state_dict(), step.optimizer, {})
+                save_checkpoint(path, heads.state_dict(), step.optimizer, {})
                 save_weights(path.with_name("best.safetensors"), heads.state_dict())
 
             calls["write"] = write

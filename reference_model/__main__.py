@@ -262,8 +262,8 @@ def train(
     The run's folder receives metrics.json, best.safetensors, config.json, log.txt, curves.png and tensorboard/. A run
     that was interrupted, even by SIGKILL, continues from its last checkpoint; after SIGTERM or Ctrl-C there is one of
     the last step, and the exit status is 75: run me again. A finished run is not repeated. It uses the GPU if there
-    is one; `accelerate launch --num_processes 2 -m reference_model train ...` divides every batch among several, or
-    among processes.
+    is one; `torchrun --nproc-per-node 2 -m reference_model train ...` divides every batch among several, or among
+    processes.
     """
     from reference_model.train import summary
     from reference_model.train import train as train_run

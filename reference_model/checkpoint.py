@@ -74,12 +74,28 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: the file is missing, damaged, or of another kind.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _record(file)  # noqa: SIM118
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """The record alone."""
+    with _opened(path) as file:
+        return _record(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("record", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"expected a safetensors file at {path}, got {error}") from error
+
+
+def _record(file: Any) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((file.metadata() or {}).get("record", "{}"))
+    return record
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.audio_encoder import SAMPLE_RATE, SHORTEST
-from reference_model.protocol import Protocol
+from reference_model.protocol import Protocol, check_choice
 
 # Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip
 # alone and not on the clips it shares a batch with. Seconds; AudioCaps and Clotho: section 3.1.
@@ -46,6 +46,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
+        for name, kind in (("encoders", Encoders), ("model", Size), ("precision", Precision)):
+            check_choice(name, getattr(self, name), kind)
         for name in ("audio_checkpoint", "bert"):
             if (getattr(self, name) is None) != (self.model == "tiny"):
                 raise InputError(f"expected {name} for the full model and for it alone, got {getattr(self, name)}")
@@ -82,7 +84,10 @@ class Config:
             raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
         _require_fields(cls, stored, path)
         _require_fields(Protocol, stored["protocol"], path)
-        return cls(**{**stored, "protocol": Protocol(**stored["protocol"])})
+        try:
+            return cls(**{**stored, "protocol": Protocol(**stored["protocol"])})
+        except TypeError as error:  # a text where a number should be
+            raise InputError(f"expected the settings of a run in {path}, got: {error}") from error
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

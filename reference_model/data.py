@@ -199,7 +199,6 @@ class FromFiles:
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_the_first_process,
-            generator=torch.Generator(),  # or starting workers would draw from the generator that dropout uses
         )
 
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:

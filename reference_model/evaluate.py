@@ -1,6 +1,7 @@
 """Retrieval metrics of a model on a split (section 3.3)."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,9 @@ DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their simil
 
 def accelerator_for(config: Config) -> Accelerator:
     """The device and its mixed precision; fp16 is refused where nothing scales the loss, for gradients would vanish."""
-    accelerator = Accelerator(mixed_precision=config.precision)
+    # Without being told, Accelerate overlooks torchrun's processes where there is no GPU, and each would be the first.
+    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
     if config.precision == "fp16" and accelerator.scaler is None:
         raise InputError(f"expected --precision no or bf16 on {accelerator.device}, got fp16, which needs a GPU")
     return accelerator

@@ -7,7 +7,7 @@ and several processes, of one run or of many, share the work.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def kept_features(
     model.eval()
     settings = [FRONT_END, config.clip_seconds, config.precision, accelerator.device.type]
     audio = _kept(
-        folder / f"audio-{_key(weights_of(model.audio_encoder), settings, checksums)}",
+        folder / f"audio-{_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}",
         len(clips),
         lambda part: _encode_clips(model, clips[part], config, accelerator, "encoding clips"),
         accelerator,
@@ -104,7 +104,7 @@ def kept_features(
     sentences, text_of_caption = _different(token_ids)
     settings = [config.precision, accelerator.device.type]
     text = _kept(
-        folder / f"text-{_key(weights_of(model.text_encoder), settings, sentences)}",
+        folder / f"text-{_key(checksum(model.text_encoder.state_dict()), settings, sentences)}",
         len(sentences),
         lambda part: _encode_captions(model, sentences[part], accelerator),
         accelerator,
@@ -165,12 +165,12 @@ def _different(token_ids: list[list[int]]) -> tuple[list[list[int]], Tensor]:
     return [list(sentence) for sentence in place], torch.tensor([place[tuple(sentence)] for sentence in token_ids])
 
 
-def weights_of(encoder: torch.nn.Module) -> str:
-    """A checksum of all parameters and statistics."""
+def checksum(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and contents."""
     digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in weights.items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

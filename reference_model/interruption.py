@@ -18,7 +18,7 @@ class Stopped(Exception):
 
 @contextmanager
 def signals_noted() -> Iterator[None]:
-    """Inside, a signal is noted; a second one does what it would do without us.
+    """Inside, a signal is noted; a second one, of either kind, does what it would do without us.
 
     Where Python delivers no signals, in threads other than the main one, nothing is changed.
     """
@@ -29,7 +29,8 @@ def signals_noted() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         global _asked
         _asked = True
-        signal.signal(number, before[number])
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

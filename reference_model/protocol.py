@@ -2,13 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from reference_model import InputError
 
 FrozenMode = Literal["eval", "train"]
 WeightedRule = Literal["equation-6", "mined"]
 SelectOn = Literal["both-directions", "text-to-audio"]
+
+
+def check_choice(name: str, value: Any, kind: Any) -> None:
+    """Refuse what is none of the values of a Literal."""
+    if value not in get_args(kind):
+        raise InputError(f"expected {name} to be one of {', '.join(get_args(kind))}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +31,9 @@ class Protocol:
     select_on: SelectOn  # the sum of R@1, R@5 and R@10 on the validation set that the best epoch is selected by
 
     def __post_init__(self) -> None:
+        choices = (("frozen_mode", FrozenMode), ("weighted_rule", WeightedRule), ("select_on", SelectOn))
+        for name, kind in choices:
+            check_choice(name, getattr(self, name), kind)
         if not 0 <= self.dropout < 1:
             raise InputError(f"expected dropout in [0, 1), got {self.dropout}")
         if not self.clip_norm >= 0:

@@ -4,8 +4,8 @@ A run is a folder. It leaves there config.json, log.txt, curves.png, tensorboard
 text_encoder/ (and frozen.safetensors), and at the end metrics.json. checkpoint.safetensors is there while it is under
 way: the same command continues it, and ends with the same weights and metrics as if it had not been interrupted.
 
-Several processes, started by accelerate launch or torchrun, divide every batch among them. The batches, and the
-negatives, are those of one process; the first process measures and writes.
+Several processes, started by torchrun (or, on GPUs, accelerate launch), divide every batch among them. The batches, and
+the negatives, are those of one process; the first process measures and writes.
 """
 
 import copy
@@ -15,7 +15,8 @@ import json
 import logging
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler
 from torch.utils.tensorboard import SummaryWriter
@@ -31,12 +33,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reference_model import InputError, text_encoder
 from reference_model.audio_files import check_audio
-from reference_model.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from reference_model.checkpoint import load_checkpoint, load_record, load_weights, save_checkpoint, save_weights
 from reference_model.config import Config
 from reference_model.data import SPLITS, Clip, FromFiles, Pairs, Share, captions_of, checksums, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
 from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
-from reference_model.features import Features, FromFeatures, features_of, kept_features
+from reference_model.features import Features, FromFeatures, checksum, features_of, kept_features
 from reference_model.files import write_json
 from reference_model.interruption import Stopped, asked_to_stop, signals_noted
 from reference_model.manifest import PAPER
@@ -47,6 +49,7 @@ from reference_model.step import Step
 CHECKPOINT = "checkpoint.safetensors"
 DIVERGED = "diverged.json"
 LOG = "log.txt"
+LOCK = ".lock"
 SECONDS_BETWEEN_LOOKS = 0.5  # at the losses: fetching each one would make a GPU wait
 REHEARSED = 3  # steps
 
@@ -79,7 +82,7 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
             return None
         (run / CHECKPOINT).unlink(missing_ok=True)  # it was killed just before that
         return stored_metrics(run)
-    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG}):
+    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG, LOCK, f".{CONFIG}.part"}):
         raise InputError(f"expected {run} to be new or a run's folder, got something without {CONFIG}")
     run.mkdir(parents=True, exist_ok=True)
     return None
@@ -99,7 +102,7 @@ def train(
         config: the settings.
         run: the folder, new or this very run's.
         features: where the features of constant encoders are kept; None: in the folder of the data set.
-        checkpoint_minutes: the state is saved so often, and at the end of every epoch.
+        checkpoint_minutes: the state is saved so often, and when the steps of an epoch are done.
         position: the line of the progress bar, where several runs share a screen.
 
     Raises:
@@ -112,6 +115,28 @@ def train(
         finished = open_run(config, run)
     if finished is not None:
         return finished
+    with _alone(run) if accelerator.is_main_process else nullcontext():
+        return _train(config, run, accelerator, features, checkpoint_minutes, position)
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Two at work in one folder would spoil what the other writes. The lock ends with its process, in any case."""
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"expected {run} for this run alone, got one that is under way there") from error
+
+
+def _train(
+    config: Config,
+    run: Path,
+    accelerator: Accelerator,
+    features: Path | None,
+    checkpoint_minutes: float,
+    position: int,
+) -> dict[str, Any]:
     handler = logging.FileHandler(run / LOG, encoding="utf-8") if accelerator.is_main_process else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
@@ -169,6 +194,9 @@ class _Training:
         if config.batch_size < processes:
             raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
 
+        if (run / CHECKPOINT).exists():
+            self._require_the_same_data()
+
         # The model.
         torch.manual_seed(config.seed)
         self.model, tokenizer = new_model(config, captions_of(self.clips["train"]))
@@ -181,6 +209,7 @@ class _Training:
             if self.model.frozen and not (run / FROZEN_WEIGHTS).exists():
                 save_weights(run / FROZEN_WEIGHTS, self.model.frozen_parameters())
         self.token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(self.clips[split])) for split in SPLITS}
+        self.frozen = checksum(self.model.frozen_parameters())
         self.model.to(accelerator.device)
 
         # The batches. Every epoch has an order of its own, which follows from the seed.
@@ -226,6 +255,7 @@ class _Training:
 
     def _estimate(self) -> None:
         """Rehearse a few steps on a copy of the model, and say how long the run will take."""
+        scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
         rehearsal = Step(copy.deepcopy(self.trained), self.config, self.accelerator)
         rehearsal.embed.train()
         self.sampler.set_epoch(0)
@@ -243,8 +273,10 @@ class _Training:
                 rehearsal.embed.eval()
                 rehearsal.embed(**batch["audio"])
                 _wait_for(self.accelerator.device)
-        clip = (time.perf_counter() - started) / self.config.batch_size
+        clip = (time.perf_counter() - started) / len(batch["ids"])
         self.accelerator.free_memory()
+        if scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
         epochs, clips = self.config.epochs, len(self.clips["val"])
         log.info(
             "%s: %s for the whole run, %d epochs of %d steps of %.2g s, with %d clips to measure after each; "
@@ -271,7 +303,7 @@ class _Training:
             while progress.epoch <= config.epochs:
                 self._train_epoch(board, bar)
                 self._measure_epoch(board, bar)
-                if self._asked_to_stop():
+                if any(self._agreed(asked_to_stop())):
                     raise Stopped
         if self.main:
             self._finish()
@@ -293,23 +325,24 @@ class _Training:
             bar.update()
             now = time.monotonic()
             last = progress.step == self.steps
-            stop = self._asked_to_stop()
-            save = stop or last or now - saved >= self.checkpoint_seconds
-            if save or now - looked >= SECONDS_BETWEEN_LOOKS:
+            stop, look, save = self._agreed(
+                asked_to_stop(), now - looked >= SECONDS_BETWEEN_LOOKS, last or now - saved >= self.checkpoint_seconds
+            )
+            if stop or look or save:
                 self._look_at(pending, board, bar)
                 looked = now
-            if save:
+            if stop or save:
                 self._save()
                 saved = time.monotonic()
             if stop:
                 raise Stopped
 
-    def _asked_to_stop(self) -> bool:
-        """Whether any process was; all of them stop after the same step."""
+    def _agreed(self, *wishes: bool) -> list[bool]:
+        """What any process wishes, all of them do after the same step."""
         if self.accelerator.num_processes == 1:
-            return asked_to_stop()
-        asked = torch.tensor(float(asked_to_stop()), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
+            return list(wishes)
+        counted = self.accelerator.reduce(torch.tensor(wishes, device=self.accelerator.device).float(), "sum")
+        return [bool(count) for count in counted.tolist()]
 
     def _look_at(self, pending: list[Tensor], board: SummaryWriter | None, bar: "tqdm[Any]") -> None:
         progress = self.progress
@@ -345,7 +378,6 @@ class _Training:
         progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
         if board is not None:
             _report_epoch(self.run, progress.history, config, board, bar)
-        self._save()
 
     def _measured(self, split: str) -> tuple[Metrics, dict[str, float]] | NotFinite:
         """What the first process finds, on every process."""
@@ -372,18 +404,26 @@ class _Training:
             **asdict(self.progress),
             "scaler": None if scaler is None else scaler.state_dict(),
             "data": _fingerprint(self.clips),
+            "frozen": self.frozen,
             "config": self.config.as_dict(),
             "versions": _versions(),
         }
         save_checkpoint(self.run / CHECKPOINT, self.model.changing_state(), self.step.optimizer, record)
 
-    def _restore(self) -> None:
-        path = self.run / CHECKPOINT
-        record = load_checkpoint(path, self.model.changing_state(), self.step.optimizer)
-        if record["data"] != _fingerprint(self.clips):
+    def _require_the_same_data(self) -> None:
+        if load_record(self.run / CHECKPOINT)["data"] != _fingerprint(self.clips):
             raise InputError(
                 f"expected the clips and captions that {self.run} was trained on so far, got others in "
                 f"{Path(self.config.data) / self.config.dataset}; choose another --out"
+            )
+
+    def _restore(self) -> None:
+        path = self.run / CHECKPOINT
+        record = load_checkpoint(path, self.model.changing_state(), self.step.optimizer)
+        if record["frozen"] != self.frozen:
+            raise InputError(
+                f"expected the frozen encoders that {self.run} was begun with, got others in "
+                f"{self.config.audio_checkpoint} or {self.config.bert}; choose another --out"
             )
         if record["versions"] != _versions():
             log.warning("begun with %s, continued with %s: not to the bit the same", record["versions"], _versions())

@@ -28,4 +28,6 @@ for epoch in range(3):
         optimizer.step()
     if dist.get_rank() == 0:
         print(f"epoch {epoch}: loss {value.item():.6f}")
+if dist.get_rank() == 0:
+    print(f"{dist.get_world_size()} processes")
 dist.destroy_process_group()

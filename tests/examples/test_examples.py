@@ -11,8 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 LAUNCHERS = {
     "plain_torch.py": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
-    "with_accelerate.py": ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
-                           "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--num_processes"],
+    "with_accelerate.py": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
     "with_fabric.py": ["lightning_fabric.cli", "--accelerator", "cpu", "--strategy", "ddp", "--devices"],
 }  # fmt: skip
 
@@ -20,9 +19,10 @@ LAUNCHERS = {
 def losses(example: str, processes: int) -> list[float]:
     """What it prints, epoch by epoch."""
     launch = [sys.executable, "-m", *LAUNCHERS[example], str(processes), str(HERE / example)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+    assert f"{processes} processes" in done.stdout
     return [float(value) for value in re.findall(r"epoch \d: loss (\S+)", done.stdout)]
 
 

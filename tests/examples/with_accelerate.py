@@ -1,4 +1,6 @@
-"""Hugging Face Accelerate: accelerate launch --num_processes 2 tests/examples/with_accelerate.py
+"""Hugging Face Accelerate, on GPUs: accelerate launch --num_processes 2 tests/examples/with_accelerate.py
+
+On CPUs: ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 tests/examples/with_accelerate.py
 
 With a learned temperature, and through GradientCache: 16 pairs are embedded at a time.
 """
@@ -27,4 +29,5 @@ for epoch in range(3):
         accelerator.backward(value)
         optimizer.step()
     accelerator.print(f"epoch {epoch}: loss {value.item():.6f}")
+accelerator.print(f"{accelerator.num_processes} processes")
 accelerator.end_training()

@@ -25,3 +25,4 @@ for epoch in range(3):
         fabric.backward(value)
         optimizer.step()
     fabric.print(f"epoch {epoch}: loss {value.item():.6f}")
+fabric.print(f"{fabric.world_size} processes")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler
 
@@ -16,7 +17,7 @@ from reference_model.checkpoint import save_tensors
 from reference_model.config import Config
 from reference_model.data import FromFiles, Pairs, Share, captions_of, checksums, read_split
 from reference_model.dual_encoder import DualEncoder, new_model
-from reference_model.features import FromFeatures, kept_features
+from reference_model.features import Features, FromFeatures, kept_features
 from reference_model.step import Step
 
 
@@ -94,7 +95,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_runs_share_what_is_kept(frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other losses, batch sizes and learning rates take the same features; other encoders, clips or captions do not."""
-    data = shutil.copytree(Path(frozen.data) / "Synthetic", tmp_path / "data" / "Synthetic").parent
+    original, without = Path(frozen.data) / "Synthetic", shutil.ignore_patterns("features")
+    data = shutil.copytree(original, tmp_path / "data" / "Synthetic", ignore=without).parent
     frozen = replace(frozen, data=str(data), epochs=1)
     first = train.train(frozen, tmp_path / "first")
     folder = data / "Synthetic" / "features"
@@ -186,3 +188,21 @@ def test_processes_divide_the_parts_whenever_they_look(
         with pytest.raises(Done):
             features._kept(tmp_path / "kept", 13, encode, Third(process))
     assert encoded == [[0, 6, 12], [2, 8], [4, 10]]
+
+
+def test_features_of_pairs_and_ids_of_their_clips() -> None:
+    audio, text = torch.randn(2, 3), torch.randn(3, 4)
+    kept = Features(audio, text, torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 1, 1]))
+    pairs = kept.pairs(torch.tensor([3, 1]))
+    assert pairs["ids"].tolist() == [1, 0]
+    assert torch.equal(pairs["audio"]["audio"], audio[[1, 0]])
+    assert torch.equal(pairs["text"]["text"], text[[0, 1]])
+
+
+def test_features_of_another_precision_are_others(frozen: Config, tmp_path: Path) -> None:
+    frozen = replace(frozen, epochs=1)
+    train.train(frozen, tmp_path / "a", features=tmp_path / "kept")
+    before = {path.name for path in (tmp_path / "kept").iterdir()}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.train(replace(frozen, precision="bf16"), tmp_path / "b", features=tmp_path / "kept")
+    assert len({path.name for path in (tmp_path / "kept").iterdir()} - before) == 6

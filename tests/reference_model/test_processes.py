@@ -1,4 +1,4 @@
-"""A run divided among processes, as accelerate starts them: the numbers of one process."""
+"""A run divided among processes, as torchrun starts them: the numbers of one process."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def launched(processes: int, config: Config, run: Path, *options: str) -> dict[str, Any]:
-    """The metrics of ``accelerate launch --num_processes PROCESSES -m reference_model train``."""
+    """The metrics of ``torchrun --nproc-per-node PROCESSES -m reference_model train``."""
     arguments = {
         "--data": config.data, "--dataset": config.dataset, "--clip-seconds": config.clip_seconds,
         "--model": config.model, "--encoders": config.encoders, "--loss": config.loss, "--epochs": config.epochs,
@@ -29,9 +29,8 @@ def launched(processes: int, config: Config, run: Path, *options: str) -> dict[s
         "--seed": config.seed, "--out": run,
     }  # fmt: skip
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", processes),
-        *("--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--num_cpu_threads_per_process", 1, "-m", "reference_model", "train"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
+        *("-m", "reference_model", "train"),
         *(value for pair in arguments.items() for value in pair),
         *options,
     ]
@@ -41,6 +40,7 @@ def launched(processes: int, config: Config, run: Path, *options: str) -> dict[s
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert f", {processes} processes" in (run / "log.txt").read_text()
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     return metrics
 

@@ -39,6 +39,9 @@ def test_the_two_protocols_differ_in_every_setting() -> None:
         ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0"),
         ({"clip_norm": -1.0}, "expected clip_norm >= 0, where 0 is no clipping, got -1.0"),
         ({"nt_xent_factor": 0.0}, "expected nt_xent_factor > 0, got 0.0"),
+        ({"frozen_mode": "off"}, "expected frozen_mode to be one of eval, train, got off"),
+        ({"weighted_rule": "mine"}, "expected weighted_rule to be one of equation-6, mined, got mine"),
+        ({"select_on": "both"}, "expected select_on to be one of both-directions, text-to-audio, got both"),
     ],
 )
 def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
@@ -148,10 +151,18 @@ def test_the_loss_is_as_the_protocol_says(config: Config, loss: str) -> None:
     assert not torch.isclose(paper, released)
 
 
-def test_large_gradients_are_clipped_and_small_ones_are_not(config: Config) -> None:
+def test_large_gradients_are_clipped_before_the_update(config: Config) -> None:
     def gradient_norm(**settings: Any) -> float:
-        _, step = stepped(replace(config, loss="triplet_sum", protocol=protocol("paper", **settings)), torch.arange(8))
-        return float(torch.cat([p.grad.flatten() for p in step.parameters if p.grad is not None]).norm())
+        changed = replace(config, loss="triplet_sum", protocol=protocol("paper", **settings))
+        step = Step(Given(8), changed, Accelerator(cpu=True))
+        norms: list[float] = []
+
+        def note(*_: Any) -> None:
+            norms.append(float(torch.cat([p.grad.flatten() for p in step.parameters if p.grad is not None]).norm()))
+
+        step.optimizer.register_step_pre_hook(note)
+        step({"audio": {}, "text": {}, "ids": torch.arange(8)})
+        return norms[0]
 
     unclipped = gradient_norm()
     assert unclipped > 0.5
@@ -188,6 +199,9 @@ def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_pat
             Config.read(path)
     path.write_text(json.dumps({**config.as_dict(), "protocol": "paper"}))
     with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: .*str"):
+        Config.read(path)
+    path.write_text(json.dumps({**config.as_dict(), "batch_size": "16"}))
+    with pytest.raises(InputError, match=r"expected the settings of a run in .*, got: "):
         Config.read(path)
     path.write_text("{")
     with pytest.raises(InputError, match="expected the settings of a run as JSON in"):

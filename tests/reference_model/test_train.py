@@ -4,7 +4,8 @@ import functools
 import json
 import math
 import shutil
-from dataclasses import replace
+import statistics
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -19,8 +21,11 @@ from crossmodal_losses import LOSSES, PairLoss
 from reference_model import InputError, checkpoint, dual_encoder, evaluate, text_encoder, train
 from reference_model.audio_encoder import ResNet38
 from reference_model.config import Config, clip_seconds
+from reference_model.data import SPLITS, read_split
 from reference_model.evaluate import evaluate_run
+from reference_model.protocol import PROTOCOLS
 from reference_model.retrieval import NotFinite
+from reference_model.step import Step
 from reference_model.train import Diverged
 
 
@@ -51,6 +56,7 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     left = {path.name for path in run.iterdir()}
     assert left == {
         "metrics.json", "config.json", "log.txt", "curves.png", "best.safetensors", "tensorboard", "text_encoder",
+        ".lock",
     }  # fmt: skip
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "first, epoch 2: loss" in (run / "log.txt").read_text()
@@ -261,6 +267,9 @@ def test_bad_settings_are_refused(config: Config) -> None:
         ({"loss": "arcface"}, "expected loss to be one of triplet_sum, .* got arcface"),
         ({"model": "full"}, "expected audio_checkpoint for the full model and for it alone, got None"),
         ({"bert": "bert-base-uncased"}, "expected bert for the full model and for it alone, got bert-base-uncased"),
+        ({"model": "Tiny"}, "expected model to be one of full, tiny, got Tiny"),
+        ({"encoders": "thawed"}, "expected encoders to be one of frozen, fine-tuned, got thawed"),
+        ({"precision": "fp8"}, "expected precision to be one of no, bf16, fp16, got fp8"),
         ({"epochs": 0}, "expected epochs > 0, got 0"),
         ({"learning_rate": -1.0}, "expected learning_rate > 0, got -1.0"),
         ({"workers": -1}, "expected workers >= 0, got -1"),
@@ -310,3 +319,193 @@ def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
         train.train(config, run)
     with pytest.raises(InputError, match=r"expected a run with a finished epoch in .*, got no best\.safetensors"):
         evaluate_run(run, split="test", data=None)
+
+
+def test_order_seed_rate_and_loss_of_every_step(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[tuple[int, ...], int, float, float]] = []
+    original = Step.__call__
+
+    def noted(self: Step, batch: dict[str, Any]) -> torch.Tensor:
+        seed, rate = torch.initial_seed(), self.optimizer.param_groups[0]["lr"]
+        value = original(self, batch)
+        seen.append((tuple(batch["ids"].tolist()), seed, rate, float(value)))
+        return value
+
+    monkeypatch.setattr(Step, "__call__", noted)
+    # 80 pairs: three steps an epoch, and 8 pairs left over.
+    config = replace(config, encoders="frozen", batch_size=24, epochs=3, decay_every=2)
+    orders, seeds = [], []
+    for seed in (0, 1):
+        seen.clear()
+        metrics = train.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
+        steps = seen[train.REHEARSED :]
+        assert [len(ids) for ids, *_ in steps] == [24] * 9
+        assert [rate for _, _, rate, _ in steps] == pytest.approx([1e-3] * 6 + [1e-4] * 3)
+        epochs = [steps[k : k + 3] for k in (0, 3, 6)]
+        assert [record["loss"] for record in metrics["history"]] == pytest.approx(
+            [statistics.mean(value for *_, value in epoch) for epoch in epochs]
+        )
+        orders += [tuple(ids for ids, *_ in epoch) for epoch in epochs]
+        seeds += [of_step for _, of_step, *_ in steps]
+    assert len(set(orders)) == 6
+    assert len(set(seeds)) == 18
+
+
+def test_every_process_draws_other_numbers() -> None:
+    assert (
+        len(
+            {
+                train._seed(seed, epoch, step, p)
+                for seed in (0, 1)
+                for epoch in (1, 2)
+                for step in (1, 2)
+                for p in (0, 1)
+            }
+        )
+        == 16
+    )
+
+
+def test_the_rehearsal_leaves_no_trace(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train.train(replace(config, epochs=1), tmp_path / "rehearsed")
+    monkeypatch.setattr(train._Training, "_estimate", lambda self: None)
+    assert train.train(replace(config, epochs=1), tmp_path / "plain") == expected
+
+
+def test_the_last_good_state_outlives_a_divergence(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    original = LOSSES["nt_xent"].forward
+
+    def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(self, x * (math.nan if calls == rehearsed(3) else 1), y, ids)
+
+    monkeypatch.setattr(LOSSES["nt_xent"], "forward", forward)
+    with pytest.raises(Diverged):
+        train.train(config, tmp_path / "run", checkpoint_minutes=0)
+    tensors, progress = checkpoint.load_tensors(tmp_path / "run" / "checkpoint.safetensors")
+    assert (progress["epoch"], progress["step"]) == (1, 2)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_of_equal_epochs_the_first_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "sum_of_recalls", lambda *_: 1.0)
+    saved: list[Path] = []
+
+    def save(path: Path, tensors: Any) -> None:
+        saved.append(path)
+        checkpoint.save_weights(path, tensors)
+
+    monkeypatch.setattr(train, "save_weights", save)
+    metrics = train.train(config, tmp_path / "run")
+    assert metrics["best_epoch"] == 1
+    assert len(saved) == 1
+    assert metrics["val"] == metrics["history"][0]["val"] != metrics["history"][1]["val"]
+
+
+def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: Config) -> None:
+    full = replace(config, model="full", audio_checkpoint="a", bert="b")
+    changes: dict[str, Any] = {
+        "dataset": "Mine", "clip_seconds": 1.0, "loss": "triplet_max", "encoders": "frozen", "audio_checkpoint": "c",
+        "bert": "c", "batch_size": 8, "learning_rate": 1e-4, "epochs": 3, "decay_every": 2, "decay_factor": 0.5,
+        "gradient_cache_micro_batch": 4, "seed": 1, "precision": "bf16",
+    }  # fmt: skip
+    for name, value in changes.items():
+        assert list(full.differences(replace(full, **{name: value}))) == [name]
+    assert config.differences(full).keys() == {"model", "audio_checkpoint", "bert"}
+    released = replace(config, protocol=PROTOCOLS["released"])
+    assert config.differences(released).keys() == asdict(PROTOCOLS["paper"]).keys()
+    assert not config.differences(replace(config, data="elsewhere", workers=7))
+    assert changes.keys() | {"model", "protocol", "data", "workers"} == {field.name for field in fields(Config)}
+
+
+def test_names_of_clips_are_part_of_the_fingerprint(corpus: Path) -> None:
+    clips = {split: read_split(corpus, "Synthetic", split) for split in SPLITS}
+    first, *rest = clips["val"]
+    renamed = {**clips, "val": [replace(first, path=first.path.with_name("other.wav")), *rest]}
+    assert train._fingerprint(renamed) != train._fingerprint(clips)
+    elsewhere = {split: [replace(c, path=Path("/moved") / c.path.name) for c in of] for split, of in clips.items()}
+    assert train._fingerprint(elsewhere) == train._fingerprint(clips)
+
+
+def test_killed_while_the_folder_was_made(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / ".config.json.part").mkdir(parents=True)
+    (run / "log.txt").touch()
+    train.train(replace(config, epochs=1, encoders="frozen"), run, features=tmp_path / "features")
+    assert not list(run.glob(".*.part"))
+
+
+def test_killed_between_the_metrics_and_the_end(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = replace(config, epochs=1, encoders="frozen"), tmp_path / "run"
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Interrupted):
+            train.train(config, run, features=tmp_path / "features")
+    assert (run / "checkpoint.safetensors").exists()
+    train.train(config, run, features=tmp_path / "features")
+    assert not (run / "checkpoint.safetensors").exists()
+
+
+@pytest.fixture
+def half_done(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path]:
+    """A run of frozen encoders, in its second epoch."""
+    config, run, calls, original = replace(config, encoders="frozen"), tmp_path / "run", 0, LOSSES["nt_xent"].forward
+
+    def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == rehearsed(8):
+            raise Interrupted
+        return original(self, x, y, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LOSSES["nt_xent"], "forward", forward)
+        with pytest.raises(Interrupted):
+            train.train(config, run)
+    return config, run
+
+
+def test_a_refused_call_leaves_the_run_as_it_was(half_done: tuple[Config, Path], corpus: Path, tmp_path: Path) -> None:
+    config, run = half_done
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    table = moved / "Synthetic" / "csv_files" / "train.csv"
+    table.write_text(table.read_text().replace("low", "deep").replace("hiss", "zzz"))
+    files = [p for p in run.rglob("*") if p.is_file() and p.name != "log.txt" and "events" not in p.name]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(InputError, match="expected the clips and captions that"):
+        train.train(replace(config, data=str(moved)), run)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file named in the config may hold others by now."""
+
+    def other_model(*arguments: Any) -> Any:
+        torch.manual_seed(1)
+        return dual_encoder.new_model(*arguments)
+
+    monkeypatch.setattr(train, "new_model", other_model)
+    with pytest.raises(InputError, match=r"expected the frozen encoders that .* was begun with, got others in"):
+        train.train(*half_done)
+
+
+def test_one_at_a_time(half_done: tuple[Config, Path]) -> None:
+    config, run = half_done
+    with (
+        FileLock(run / train.LOCK),
+        pytest.raises(InputError, match=r"expected .*run for this run alone, got one that is under way there"),
+    ):
+        train.train(config, run)
+    assert train.train(config, run)["best_epoch"]
