@@ -206,7 +206,7 @@ class _Training:
             # Nothing was wrong so far: the folder is this run's from here on.
             write_json(run / CONFIG, config.as_dict())
             text_encoder.save(run / TEXT_ENCODER, self.model.text_encoder, tokenizer)
-            if self.model.frozen and not (run / FROZEN_WEIGHTS).exists():
+            if self.model.frozen and not (run / CHECKPOINT).exists():
                 save_weights(run / FROZEN_WEIGHTS, self.model.frozen_parameters())
         self.token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(self.clips[split])) for split in SPLITS}
         self.frozen = checksum(self.model.frozen_parameters())
