@@ -20,6 +20,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         beside = folder / path.name
         write(beside)
+        beside.chmod(folder.stat().st_mode & 0o666)  # as any new file; some writers make it their user's alone
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)

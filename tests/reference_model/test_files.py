@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from reference_model.checkpoint import save_weights
 from reference_model.files import write_text, write_whole
 
 
@@ -19,6 +21,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(path, half)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    save_weights(tmp_path / "weights.safetensors", {"x": torch.zeros(1)})  # safetensors would hide it from the group
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
