@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks import options
 from benchmarks.measure import Call, interleaved, synchronise
 from benchmarks.results import Row, write_table
-from reference_model.checkpoint import save_checkpoint, save_weights
+from reference_model.checkpoint import save_checkpoint, save_tensors
 from reference_model.config import Config
 from reference_model.data import Share
 from reference_model.dual_encoder import Heads
@@ -103,7 +103,7 @@ def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[R
 
             def write(heads: Heads = heads, step: Step = step, path: Path = path) -> None:
                 save_checkpoint(path, heads.state_dict(), step.optimizer, {})
-                save_weights(path.with_name("best.safetensors"), heads.state_dict())
+                save_tensors(path.with_name("best.safetensors"), heads.state_dict())
 
             calls["write"] = write
             timings = interleaved(calls, seconds=seconds, rounds=rounds)

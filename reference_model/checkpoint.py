@@ -15,11 +15,6 @@ from reference_model import InputError
 from reference_model.files import write_whole
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """The arrays alone."""
-    save_tensors(path, weights)
-
-
 def load_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Into arrays of the same names and shapes, strictly."""
     tensors, _ = load_tensors(path)
@@ -33,8 +28,13 @@ def save_checkpoint(
     tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-    with _room_for_the_next():
+    try:
         save_tensors(path, tensors, progress)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"expected to write a checkpoint, got: {error}. The last one is as it was: "
+            "once there is room, or permission, the same command goes on from there"
+        ) from error
 
 
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -110,15 +110,3 @@ def _copy(path: Path, saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]
         )
     for name, tensor in weights.items():
         tensor.copy_(saved[name])
-
-
-@contextmanager
-def _room_for_the_next() -> Iterator[None]:
-    """The one before is still there; so the run can go on from it."""
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"expected to write a checkpoint, got: {error}. The last one is as it was: "
-            "once there is room, or permission, the same command goes on from there"
-        ) from error

@@ -33,7 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reference_model import InputError, text_encoder
 from reference_model.audio_files import check_audio
-from reference_model.checkpoint import load_checkpoint, load_record, load_weights, save_checkpoint, save_weights
+from reference_model.checkpoint import load_checkpoint, load_record, load_weights, save_checkpoint, save_tensors
 from reference_model.config import Config
 from reference_model.data import SPLITS, Clip, FromFiles, Pairs, Share, captions_of, checksums, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
@@ -207,7 +207,7 @@ class _Training:
             write_json(run / CONFIG, config.as_dict())
             text_encoder.save(run / TEXT_ENCODER, self.model.text_encoder, tokenizer)
             if self.model.frozen and not (run / CHECKPOINT).exists():
-                save_weights(run / FROZEN_WEIGHTS, self.model.frozen_parameters())
+                save_tensors(run / FROZEN_WEIGHTS, self.model.frozen_parameters())
         self.token_ids = {split: text_encoder.tokenize(tokenizer, captions_of(self.clips[split])) for split in SPLITS}
         self.frozen = checksum(self.model.frozen_parameters())
         self.model.to(accelerator.device)
@@ -373,7 +373,7 @@ class _Training:
         }
         best = max((self._score(r) for r in progress.history), default=-math.inf)
         if self.main and self._score(record) > best:
-            save_weights(self.run / BEST_WEIGHTS, self.model.changing_state())
+            save_tensors(self.run / BEST_WEIGHTS, self.model.changing_state())
         progress.history.append(record)
         progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
         if board is not None:

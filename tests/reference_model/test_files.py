@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference_model.checkpoint import save_weights
+from reference_model.checkpoint import save_tensors
 from reference_model.files import write_text, write_whole
 
 
@@ -25,7 +25,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "new").touch()
-    save_weights(tmp_path / "weights.safetensors", {"x": torch.zeros(1)})  # safetensors would hide it from the group
+    save_tensors(tmp_path / "weights.safetensors", {"x": torch.zeros(1)})  # safetensors would hide it from the group
     assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 

@@ -75,13 +75,13 @@ def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(train, "sum_of_recalls", scripted)
     saved: list[dict[str, torch.Tensor]] = []
-    original = checkpoint.save_weights
+    original = checkpoint.save_tensors
 
     def recorded(path: Path, tensors: Any) -> None:
         original(path, tensors)
         saved.append(load_file(path))
 
-    monkeypatch.setattr(train, "save_weights", recorded)
+    monkeypatch.setattr(train, "save_tensors", recorded)
     metrics = train.train(replace(config, epochs=3), tmp_path / "run")
     assert metrics["best_epoch"] == 2
     assert len(saved) == 2
@@ -399,9 +399,9 @@ def test_of_equal_epochs_the_first_is_kept(config: Config, tmp_path: Path, monke
 
     def save(path: Path, tensors: Any) -> None:
         saved.append(path)
-        checkpoint.save_weights(path, tensors)
+        checkpoint.save_tensors(path, tensors)
 
-    monkeypatch.setattr(train, "save_weights", save)
+    monkeypatch.setattr(train, "save_tensors", save)
     metrics = train.train(config, tmp_path / "run")
     assert metrics["best_epoch"] == 1
     assert len(saved) == 1
