@@ -52,7 +52,8 @@ readme: demo
 	$(in_reference) benchmarks.readme
 
 test: $(REFERENCE)/complete $(NEWEST)/complete
-	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests crossmodal_losses
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests/losses tests/peers crossmodal_losses
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) tests --ignore tests/losses --ignore tests/peers
 	HYPOTHESIS_PROFILE=ci $(in_newest) $(pytest) --doctest-modules tests/losses crossmodal_losses
 
 lint: $(REFERENCE)/complete

@@ -252,7 +252,11 @@ def read_panns(path: str | Path) -> dict[str, Tensor]:
     ) as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"one that asks for {asked[1]}" if asked else "a file that is truncated or of another format"
-        raise InputError(f"expected a PANNs checkpoint of tensors and NumPy arrays at {path}, got {reason}") from error
+        size = Path(path).stat().st_size
+        raise InputError(
+            f"expected a PANNs checkpoint of tensors and NumPy arrays at {path}, got {reason} ({size:,} bytes); "
+            "the published one is on Zenodo, record 3987831"
+        ) from error
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         keys = list(checkpoint)[:4] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise InputError(f"expected a PANNs checkpoint with the entry 'model' at {path}, got {keys}")

@@ -67,7 +67,10 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
     """
     table = Path(root) / dataset / "csv_files" / f"{split}.csv"
     if not table.is_file():
-        raise InputError(f"expected the captions of the {split} split at {table}, got no file")
+        raise InputError(
+            f"expected the captions of the {split} split at {table}, got no file; "
+            f"prepare --dataset {dataset} makes it, and --data names the folder that holds {dataset}/"
+        )
     captions: dict[str, list[str]] = {}
     listed = rows(table)
     _, header = next(listed, (1, []))

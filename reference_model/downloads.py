@@ -8,6 +8,7 @@ A folder is recognised by its tables:
     Clotho by aac-datasets         clotho_csv_files/clotho_captions_{development,validation,evaluation}.csv
                                                                         clotho_audio_files/{development,...}/
     AudioCaps, by whichever tool   {train,val,test}.csv                 one folder, or {train,val,test}/ in it
+    AudioCaps by aac-datasets      csv_files_v1/{train,val,test}.csv    likewise
 
 A table names its clips by ``file_name``, or as AudioCaps does by ``youtube_id`` and ``start_time``; the files of those
 are found by the names that the usual tools give them. The names of clips are used as they stand.
@@ -51,6 +52,8 @@ LAYOUTS = (
     Layout("clotho_captions_{}.csv", ".", CLOTHO),
     Layout("clotho_csv_files/clotho_captions_{}.csv", "clotho_audio_files", CLOTHO),
     Layout("{}.csv", None),
+    Layout("csv_files_v1/{}.csv", None),
+    Layout("csv_files_v2/{}.csv", None),
 )
 
 
@@ -72,12 +75,21 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
         raise InputError(
             f"expected the folder of the clips at {audio}, got {'a file' if audio.exists() else 'nothing'}"
         )
+    _refuse_another_data_set(dataset, folder, layout)
     entries: dict[str, list[Entry]] = {}
     for split, name, table in zip(SPLITS, layout.names, layout.tables(folder), strict=True):
         of_split = [audio / own for own in (name, split) if (audio / own).is_dir()]
         entries[split] = _find(_read(table), (of_split or [audio])[0])
     _refuse_one_file_for_two_clips(entries)
     return entries
+
+
+def _refuse_another_data_set(dataset: str, folder: Path, layout: Layout) -> None:
+    """Clotho under the name of AudioCaps would be cut to its length and set beside its results."""
+    _, header = next(rows(layout.tables(folder)[0]), (1, [""]))
+    found = "Clotho" if layout.names == CLOTHO else "AudioCaps" if "youtube_id" in header else dataset
+    if dataset in ("AudioCaps", "Clotho") and found != dataset:
+        raise InputError(f"expected tables of {dataset} in {folder}, got those of {found}; say --dataset {found}")
 
 
 def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
@@ -98,7 +110,8 @@ def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
         if fitting:
             return fitting[0]
     looked_for = [f"  {layout.table.format('{' + ','.join(layout.names) + '}')}" for layout in LAYOUTS]
-    found = sorted(path.name + "/" * path.is_dir() for path in raw.iterdir())
+    places = (raw, *inside)
+    found = sorted(str(p.relative_to(raw)) + "/" * p.is_dir() for place in places for p in place.iterdir())
     shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
     raise InputError(
         "\n".join(
@@ -118,7 +131,7 @@ def _folder_of_clips(folder: Path) -> Path:
     beside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if any(path.name in SPLITS or path.suffix.lower() in EXTENSIONS for path in beside):
         return folder
-    folders = sorted(path for path in beside if path.is_dir())
+    folders = sorted(path for path in beside if path.is_dir() and not path.name.startswith("csv_files"))
     if len(folders) != 1:
         raise InputError(
             f"expected one folder of clips beside the tables in {folder}, or a folder given by --audio, "

@@ -122,7 +122,9 @@ def _kept(folder: Path, number: int, encode: Callable[[slice], Tensor], accelera
     paths = [folder / f"{part.start:06d}.safetensors" for part in parts]
     mine = list(zip(parts, paths, strict=True))[accelerator.process_index :: accelerator.num_processes]
     mine = [(part, path) for part, path in mine if not path.exists()]
-    for part, path in tqdm(mine, f"features kept in {folder.name}", leave=False, unit="part", disable=not mine):
+    for part, path in tqdm(
+        mine, f"features in {folder.parent.name}/{folder.name}", leave=False, unit="part", disable=not mine
+    ):
         with FileLock(path.with_suffix(".lock")):  # another run may be at it
             if not path.exists():
                 save_tensors(path, {"features": encode(part)})

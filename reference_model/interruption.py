@@ -9,7 +9,7 @@ from typing import Any
 
 CONTINUE = 75  # the exit status of a command that was stopped and can be run again: EX_TEMPFAIL of sysexits.h
 
-_asked = False  # as signals are, of the whole process
+_asked = _noting = False  # as signals are, of the whole process
 
 
 class Stopped(Exception):
@@ -20,11 +20,14 @@ class Stopped(Exception):
 def signals_noted() -> Iterator[None]:
     """Inside, a signal is noted; a second one, of either kind, does what it would do without us.
 
-    Where Python delivers no signals, in threads other than the main one, nothing is changed.
+    Where Python delivers no signals, in threads other than the main one, nothing is changed; nor inside another.
     """
-    global _asked
+    global _asked, _noting
+    if _noting:
+        yield
+        return
     before: dict[int, Any] = {}
-    _asked = False
+    _asked, _noting = False, True
 
     def note(number: int, frame: FrameType | None) -> None:
         global _asked
@@ -37,6 +40,7 @@ def signals_noted() -> Iterator[None]:
     try:
         yield
     finally:
+        _asked = _noting = False
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -87,6 +87,19 @@ def summary(dataset: str, rows: Sequence[Row]) -> str:
     )
 
 
+def in_several_splits(rows: Sequence[Row]) -> list[str]:
+    """Clips of the same samples in different splits, a line for each sound."""
+    same: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.status == "ok":
+            same.setdefault(row.sha256, []).append(row)
+    return [
+        " = ".join(f"{row.split} {row.file_name!r}" for row in clips)
+        for clips in same.values()
+        if len({row.split for row in clips}) > 1
+    ]
+
+
 def write_manifest(path: Path, rows: Sequence[Row]) -> None:
     """Whole or not at all."""
 

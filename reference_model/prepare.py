@@ -22,6 +22,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from reference_model.audio_files import decode, fault
 from reference_model.data import SPLITS
 from reference_model.downloads import Entry, read_download
 from reference_model.files import write_whole
-from reference_model.manifest import MANIFEST, Row, read_manifest, summary, write_manifest
+from reference_model.interruption import stop_if_asked
+from reference_model.manifest import MANIFEST, PAPER, Row, read_manifest, summary, write_manifest
 
 QUIETEST = 2**-15  # one step of 16 bits
 
@@ -74,6 +76,9 @@ def prepare(
             the usable ones and the manifest are there all the same, and every other is named with the reason.
         OSError: the disk is full, or a folder cannot be read or written.
     """
+    known = next((name for name in PAPER if name.lower() == dataset.lower()), dataset)
+    if known != dataset:
+        raise InputError(f"expected --dataset {known}, got {dataset}")
     folder = root / dataset
     for original in (raw, audio):
         if original is not None and folder.resolve() in (original.resolve(), *original.resolve().parents):
@@ -90,7 +95,10 @@ def prepare(
     progress = tqdm(
         _rows(tasks, os.cpu_count() or 1 if workers is None else workers), "preparing", len(tasks), unit="clip"
     )
-    prepared = Prepared(folder, [_remember(row, earlier) for row in progress])
+    prepared = Prepared(folder, [])
+    for row in progress:
+        prepared.rows.append(_remember(row, earlier))
+        stop_if_asked()
     write_manifest(folder / MANIFEST, prepared.rows)
     _refuse_unusable(prepared, allow_missing)
     (folder / "csv_files").mkdir(exist_ok=True)
@@ -138,7 +146,10 @@ def _claim(folder: Path) -> dict[tuple[str, str], Row]:
     if not manifest.is_file():
         if folder.is_dir() and any(path.name != ".manifest.csv.part" for path in folder.iterdir()):
             raise InputError(f"expected {folder} to be new, empty or prepared, got a folder without manifest.csv")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"expected to write {folder}, got: {error}; --data names another place") from error
         write_manifest(manifest, [])
     rows = read_manifest(manifest)
     return {(row.split, row.file_name): row for row in rows}
@@ -162,8 +173,14 @@ def _rows(tasks: list[_Task], workers: int) -> Iterator[Row]:
         return
     # Processes that are forked from one that has used torch hang in its threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    try:
         yield from pool.map(_prepare_clip, tasks, chunksize=8)
+    except BrokenProcessPool:
+        stop_if_asked()  # a signal to all processes may meet one that has not begun
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
@@ -274,7 +291,7 @@ def _refuse_unusable(prepared: Prepared, allow_missing: bool) -> None:
     if not empty and (allow_missing or not bad):
         return
     remedy = (
-        f"no clip of {' and of '.join(empty)} can be used"
+        f"no clip of {' and of '.join(empty)} can be used; is the archive unpacked, or does --audio name the folder?"
         if empty
         else "--allow-missing leaves them out; every result then says how many clips it is among"
     )
@@ -285,7 +302,7 @@ def _refuse_unusable(prepared: Prepared, allow_missing: bool) -> None:
                 f"expected every clip to be usable, got {len(bad)} of {len(prepared.rows)} that are not:",
                 prepared.summary(),
                 *lines,
-                f"no tables were written to {prepared.folder / 'csv_files'}: {remedy}",
+                f"no tables were written to {prepared.folder / 'csv_files'}, {MANIFEST} has all of this: {remedy}",
             ]
         )
     )

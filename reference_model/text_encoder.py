@@ -31,6 +31,10 @@ class TextEncoder(nn.Module):
 def pretrained(name: str, *, dropout: float = 0.1) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
     """BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
     try:
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise ValueError("a folder without config.json")
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ValueError("nothing there")
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "bert":
             raise ValueError(f"a model of type {kind}")

@@ -11,6 +11,7 @@ the negatives, are those of one process; the first process measures and writes.
 import copy
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -40,7 +41,7 @@ from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCO
 from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
 from reference_model.features import Features, FromFeatures, checksum, features_of, kept_features
 from reference_model.files import write_json
-from reference_model.interruption import Stopped, asked_to_stop, signals_noted
+from reference_model.interruption import Stopped, asked_to_stop, signals_noted, stop_if_asked
 from reference_model.manifest import PAPER
 from reference_model.report import plot_curves
 from reference_model.retrieval import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
@@ -83,8 +84,13 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
         (run / CHECKPOINT).unlink(missing_ok=True)  # it was killed just before that
         return stored_metrics(run)
     if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG, LOCK, f".{CONFIG}.part"}):
-        raise InputError(f"expected {run} to be new or a run's folder, got something without {CONFIG}")
-    run.mkdir(parents=True, exist_ok=True)
+        raise InputError(
+            f"expected {run} to be new or a run's folder, got something without {CONFIG}; choose another --out"
+        )
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"expected to write a run in {run}, got: {error}; --out names another folder") from error
     return None
 
 
@@ -185,12 +191,13 @@ class _Training:
 
         # The data. Everything that can be wrong with it is found before anything is trained.
         self.clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
-        check_audio(clip.path for split in SPLITS for clip in self.clips[split])
         if self.main:
             self._compare_with_the_paper()
         number_of_pairs = len(captions_of(self.clips["train"]))
         if number_of_pairs < config.batch_size:
-            raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}")
+            raise InputError(
+                f"expected at least one batch of {config.batch_size} pairs, got {number_of_pairs}; lower --batch-size"
+            )
         if config.batch_size < processes:
             raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
 
@@ -202,6 +209,8 @@ class _Training:
         self.model, tokenizer = new_model(config, captions_of(self.clips["train"]))
         if processes > 1 and accelerator.device.type == "cuda":  # a batch is normalised by the statistics of all of it
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        check_audio(clip.path for split in SPLITS for clip in self.clips[split])
+        stop_if_asked()
         if self.main:
             # Nothing was wrong so far: the folder is this run's from here on.
             write_json(run / CONFIG, config.as_dict())
@@ -259,16 +268,15 @@ class _Training:
         rehearsal = Step(copy.deepcopy(self.trained), self.config, self.accelerator)
         rehearsal.embed.train()
         self.sampler.set_epoch(0)
-        started, steps = time.perf_counter(), 0
-        for steps, batch in enumerate(self.batches.from_step(0), start=1):
+        times = [time.perf_counter()]
+        for batch in itertools.islice(self.batches.from_step(0), REHEARSED):
             rehearsal(batch).item()
-            if steps == 1:  # which warms everything up
-                started = time.perf_counter()
-            elif steps == REHEARSED:
-                break
-        step = (time.perf_counter() - started) / max(steps - 1, 1)
+            times.append(time.perf_counter())
+        if len(times) > 2:
+            del times[0]  # the first step warms everything up
+        step = (times[-1] - times[0]) / (len(times) - 1)
         started = time.perf_counter()
-        if not self.model.constant and steps:
+        if not self.model.constant:
             with torch.no_grad(), self.accelerator.autocast():
                 rehearsal.embed.eval()
                 rehearsal.embed(**batch["audio"])
@@ -454,7 +462,8 @@ class _Training:
         }
         write_json(self.run / METRICS, metrics)
         (self.run / CHECKPOINT).unlink()
-        log.info("%s, test at epoch %d: %s", self.run.name, best["epoch"], summary(test))
+        clips = len(self.clips["test"])
+        log.info("%s, test of %d clips at epoch %d: %s", self.run.name, clips, best["epoch"], summary(test))
 
     def _diverged(self, what: str) -> Diverged:
         run, history = self.run, self.progress.history

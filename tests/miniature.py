@@ -154,6 +154,15 @@ def aac_datasets_audiocaps(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
     return folder
 
 
+def aac_datasets_audiocaps_since_0_7(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
+    """The same with its tables in a folder of their own."""
+    inside = aac_datasets_audiocaps(folder, clips) / "AUDIOCAPS"
+    (inside / "csv_files_v1").mkdir()
+    for split in SPLITS:
+        (inside / f"{split}.csv").rename(inside / "csv_files_v1" / f"{split}.csv")
+    return folder
+
+
 def audiocaps_by_file_name(folder: Path, clips: Sequence[int] = CLIPS, *, flat: bool = True) -> Path:
     """Tables of ``file_name,caption``, one row a caption, in UTF-8 with its mark, and clips of these names."""
     for split, of_split in audiocaps_clips(clips).items():

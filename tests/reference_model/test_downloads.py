@@ -49,6 +49,9 @@ def test_every_layout_of_audiocaps(tmp_path: Path) -> None:
     tool = miniature.aac_datasets_audiocaps(tmp_path / "both")
     check(read_download(tool, "AudioCaps"), clips)
     check(read_download(tool / "AUDIOCAPS", "Mine"), clips)
+    newer = miniature.aac_datasets_audiocaps_since_0_7(tmp_path / "newer")
+    check(read_download(newer, "AudioCaps"), clips)
+    check(read_download(newer / "AUDIOCAPS", "AudioCaps"), clips)
     miniature.aac_datasets_clotho(tmp_path / "both")
     check(read_download(tool, "AudioCaps"), clips)
     check(read_download(tool, "Clotho"), miniature.clotho_clips())
@@ -148,6 +151,7 @@ def test_unknown_layouts_are_refused_with_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "clotho_captions_development.csv").touch()
     (tmp_path / "development").mkdir()
     (tmp_path / "CLOTHO_v2.1").mkdir()
+    (tmp_path / "CLOTHO_v2.1" / "inside.txt").touch()
     with pytest.raises(InputError) as refusal:
         read_download(tmp_path, "Clotho")
     first, *layouts, found = str(refusal.value).splitlines()
@@ -157,8 +161,19 @@ def test_unknown_layouts_are_refused_with_what_is_there(tmp_path: Path) -> None:
         "  clotho_captions_{development,validation,evaluation}.csv",
         "  clotho_csv_files/clotho_captions_{development,validation,evaluation}.csv",
         "  {train,val,test}.csv",
+        "  csv_files_v1/{train,val,test}.csv",
+        "  csv_files_v2/{train,val,test}.csv",
     ]
-    assert found == "got CLOTHO_v2.1/, clotho_captions_development.csv, development/"
+    assert found == "got CLOTHO_v2.1/, CLOTHO_v2.1/inside.txt, clotho_captions_development.csv, development/"
+
+
+def test_one_data_set_is_not_taken_for_another(tmp_path: Path) -> None:
+    clotho, audiocaps = miniature.clotho(tmp_path / "c"), miniature.audiocaps(tmp_path / "a")
+    with pytest.raises(InputError, match=r"expected tables of AudioCaps in .*, got those of Clotho; say --d"):
+        read_download(clotho, "AudioCaps")
+    with pytest.raises(InputError, match=r"expected tables of Clotho in .*, got those of AudioCaps; say --d"):
+        read_download(audiocaps, "Clotho")
+    check(read_download(clotho, "Mine"), miniature.clotho_clips())
 
 
 def test_two_downloads_are_not_one(tmp_path: Path) -> None:

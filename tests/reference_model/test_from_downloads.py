@@ -82,7 +82,7 @@ def test_from_raw_downloads_to_metrics(
         "train", "--experiment", name, "--seed", 1, "--protocol", protocol, "--model", "tiny", *SMALL
     )
     assert trained.exit_code == 0, trained.output
-    metrics = _metrics(Path("runs") / f"{name}-seed-1")
+    metrics = _metrics(Path("runs") / f"{name}{'-released' if protocol == 'released' else ''}-seed-1")
     assert metrics["config"]["protocol"] == json.loads(json.dumps(vars(PROTOCOLS[protocol])))
     test_clips = 4 if dataset == "Clotho" else 3
     assert metrics["clips"] == {"train": 12, "val": 4, "test": test_clips}

@@ -23,7 +23,8 @@ import torch
 from reference_model import InputError, prepare
 from reference_model.audio_files import decode, load_waveform
 from reference_model.data import read_split
-from reference_model.manifest import COLUMNS, Row, read_manifest
+from reference_model.interruption import Stopped, signals_noted
+from reference_model.manifest import COLUMNS, Row, in_several_splits, read_manifest
 from reference_model.prepare import Prepared
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +203,7 @@ def test_every_clip_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         assert line.startswith(f"  {split}  {name!r}  {status}: ")
         assert line.split(": ")[-1]
     assert lines[-1].startswith(
-        f"no tables were written to {tmp_path / 'Clotho' / 'csv_files'}: --allow-missing leaves"
+        f"no tables were written to {tmp_path / 'Clotho' / 'csv_files'}, manifest.csv has all of this: --allow"
     )
     manifest = read_manifest(tmp_path / "Clotho" / "manifest.csv")
     assert {(row.split, row.file_name): row.status for row in manifest if row.status != "ok"} == spoilt
@@ -219,7 +220,7 @@ def test_every_clip_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 def test_a_split_without_clips_is_always_refused(tmp_path: Path, small: Path) -> None:
     for path in (small / "validation").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"(?s)got 2 of 8 .*csv_files: no clip of val can be used"):
+    with pytest.raises(InputError, match=r"(?s)got 2 of 8 .*csv_files, .*: no clip of val can be used; is"):
         run(small, tmp_path, allow_missing=True)
     assert tables(tmp_path / "Clotho") == []
 
@@ -451,7 +452,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def test_what_cannot_be_written_is_reported(tmp_path: Path, small: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(InputError, match=r"expected to write .*file.*, got: .*; --data names another place"):
         run(small, tmp_path / "file")
 
 
@@ -497,3 +498,33 @@ def test_a_decoder_that_gives_less_than_promised(tmp_path: Path, small: Path, mo
     monkeypatch.setattr(prepare, "decode", shorter)
     with pytest.raises(InputError, match=r"test  'same name.wav'  truncated: \d+ of \d+ samples"):
         run(small, tmp_path)
+
+
+def test_known_names_are_written_as_they_are(tmp_path: Path, small: Path) -> None:
+    with pytest.raises(InputError, match="expected --dataset Clotho, got clotho"):
+        run(small, tmp_path / "root", "clotho")
+
+
+def test_a_sound_in_two_splits_is_told(tmp_path: Path, small: Path) -> None:
+    name = next((small / "development").iterdir()).name
+    other = next((small / "evaluation").iterdir())
+    other.write_bytes((small / "development" / name).read_bytes())
+    rows = run(small, tmp_path / "root").rows
+    assert in_several_splits(rows) == [f"train {name!r} = test {other.name!r}"]
+    assert not in_several_splits([row for row in rows if row.split == "train"])
+
+
+def test_asked_to_stop(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the clip under way; the same command continues."""
+    decoded = decoded_by(monkeypatch)
+
+    def stopped() -> None:
+        with signals_noted():
+            signal.raise_signal(signal.SIGTERM)
+            run(small, tmp_path / "root")
+
+    with pytest.raises(Stopped):
+        stopped()
+    assert len(decoded) == 1
+    run(small, tmp_path / "root")
+    assert len(decoded) == len(set(decoded)) > 3
