@@ -11,19 +11,21 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from crossmodal_losses import NTXent, RingLoss
 
+model = DualEncoder()
+# The first optimizer imports torch's compiler. Within the group, that would keep gloo's threads alive beyond its end.
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 dist.init_process_group("gloo")
-model = DistributedDataParallel(DualEncoder())
+replica = DistributedDataParallel(model)
 loss = RingLoss(NTXent())
 
 pairs = Pairs(512)
 # 128 pairs a batch, whatever the number of processes; shuffle in real life, and call sampler.set_epoch.
 sampler: DistributedSampler[object] = DistributedSampler(pairs, shuffle=False)
 loader = DataLoader(pairs, batch_size=128 // dist.get_world_size(), sampler=sampler, drop_last=True)
-optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for epoch in range(3):
     for a, b in loader:
         optimizer.zero_grad()
-        value = loss(*model(a, b))
+        value = loss(*replica(a, b))
         value.backward()
         optimizer.step()
     if dist.get_rank() == 0:

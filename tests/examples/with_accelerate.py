@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 
 from crossmodal_losses import GatheredLoss, GradientCache, NTXent
 
-accelerator = Accelerator()
 loss = GatheredLoss(NTXent(learn_temperature=True))
 cache = GradientCache(loss, micro_batch_size=16)
 
 model = DualEncoder()
+# The first optimizer imports torch's compiler. After Accelerator() it would keep gloo's threads alive beyond its end.
 optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-2)
+accelerator = Accelerator()
 # 128 pairs a batch, whatever the number of processes.
 loader = DataLoader(Pairs(512), batch_size=128 // accelerator.num_processes, drop_last=True)
 f, g, optimizer, loader = accelerator.prepare(model.f, model.g, optimizer, loader)
