@@ -46,6 +46,7 @@ def signals_noted() -> Iterator[None]:
 
 
 def asked_to_stop() -> bool:
+    """Whether a signal was noted; for code that has to save its state first."""
     return _asked
 
 
