@@ -1,6 +1,5 @@
 """Retrieval metrics of a model on a split (section 3.3)."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,9 @@ from reference_model.data import captions_of, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, Heads, saved_model
 from reference_model.features import Features, features_of
 from reference_model.retrieval import Metrics, retrieval_metrics
+from reference_model.run_folder import CONFIG
 from reference_model.text_encoder import tokenize
 
-CONFIG = "config.json"
-METRICS = "metrics.json"
 DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their similarities
 
 
@@ -64,9 +62,3 @@ def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
     features = features_of(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
     metrics, _ = evaluate(model.heads, features, accelerator)
     return metrics
-
-
-def stored_metrics(run: Path) -> dict[str, object]:
-    """What a finished run has left in ``metrics.json``."""
-    content: dict[str, object] = json.loads((run / METRICS).read_text(encoding="utf-8"))
-    return content

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from reference_model.config import Config
 from reference_model.report import chance_row, table_row, write_table
-from reference_model.train import Diverged, train
+from reference_model.run_folder import Diverged
+from reference_model.train import train
 
 Job = tuple[Config, Path]
 

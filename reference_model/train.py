@@ -16,8 +16,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler
 from torch.utils.tensorboard import SummaryWriter
@@ -38,60 +36,31 @@ from reference_model.checkpoint import load_checkpoint, load_record, load_weight
 from reference_model.config import Config
 from reference_model.data import SPLITS, Clip, FromFiles, Pairs, Share, captions_of, checksums, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
-from reference_model.evaluate import CONFIG, METRICS, accelerator_for, evaluate, stored_metrics
+from reference_model.evaluate import accelerator_for, evaluate
 from reference_model.features import Features, FromFeatures, checksum, features_of, kept_features
 from reference_model.files import write_json
 from reference_model.interruption import Stopped, asked_to_stop, signals_noted, stop_if_asked
 from reference_model.manifest import PAPER
 from reference_model.report import plot_curves
 from reference_model.retrieval import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
+from reference_model.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    DIVERGED,
+    LOG,
+    METRICS,
+    Diverged,
+    alone,
+    open_run,
+    stored_metrics,
+)
 from reference_model.step import Step
 
-CHECKPOINT = "checkpoint.safetensors"
-DIVERGED = "diverged.json"
-LOG = "log.txt"
-LOCK = ".lock"
 SECONDS_BETWEEN_LOOKS = 0.5  # at the losses: fetching each one would make a GPU wait
 REHEARSED = 3  # steps
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)
-
-
-class Diverged(InputError):
-    """The loss, or an embedding, is no longer finite."""
-
-
-def open_run(config: Config, run: Path) -> dict[str, Any] | None:
-    """Make the run's folder, or find it: its metrics if it is finished, None if there is work to do.
-
-    Raises:
-        InputError: the folder holds something else, or a run of another configuration.
-        Diverged: the folder holds this run, and it has diverged.
-    """
-    if (run / CONFIG).exists():
-        stored = Config.read(run / CONFIG)
-        different = [f"{name} {there} there, {here} here" for name, (there, here) in stored.differences(config).items()]
-        if different:
-            raise InputError(
-                f"expected {run} to be new or a run of this configuration, got a run of another "
-                f"({'; '.join(different)}); choose another --out"
-            )
-        if (run / DIVERGED).exists():
-            raise Diverged(json.loads((run / DIVERGED).read_text(encoding="utf-8"))["reason"])
-        if not (run / METRICS).exists():
-            return None
-        (run / CHECKPOINT).unlink(missing_ok=True)  # it was killed just before that
-        return stored_metrics(run)
-    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG, LOCK, f".{CONFIG}.part"}):
-        raise InputError(
-            f"expected {run} to be new or a run's folder, got something without {CONFIG}; choose another --out"
-        )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"expected to write a run in {run}, got: {error}; --out names another folder") from error
-    return None
 
 
 def train(
@@ -121,18 +90,8 @@ def train(
         finished = open_run(config, run)
     if finished is not None:
         return finished
-    with _alone(run) if accelerator.is_main_process else nullcontext():
+    with alone(run) if accelerator.is_main_process else nullcontext():
         return _train(config, run, accelerator, features, checkpoint_minutes, position)
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Two at work in one folder would spoil what the other writes. The lock ends with its process, in any case."""
-    try:
-        with FileLock(run / LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(f"expected {run} for this run alone, got one that is under way there") from error
 
 
 def _train(

@@ -11,7 +11,8 @@ from reference_model import reproduce
 from reference_model.config import Config
 from reference_model.report import chance_row, markdown, table_row
 from reference_model.retrieval import chance
-from reference_model.train import Diverged, train
+from reference_model.run_folder import Diverged
+from reference_model.train import train
 
 
 def metrics(recall: float, *, collapsed: bool = False) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from reference_model.data import SPLITS, read_split
 from reference_model.evaluate import evaluate_run
 from reference_model.protocol import PROTOCOLS
 from reference_model.retrieval import NotFinite
+from reference_model.run_folder import LOCK, Diverged
 from reference_model.step import Step
-from reference_model.train import Diverged
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -504,7 +504,7 @@ def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monke
 def test_one_at_a_time(half_done: tuple[Config, Path]) -> None:
     config, run = half_done
     with (
-        FileLock(run / train.LOCK),
+        FileLock(run / LOCK),
         pytest.raises(InputError, match=r"expected .*run for this run alone, got one that is under way there"),
     ):
         train.train(config, run)
