@@ -8,9 +8,7 @@ import ctypes
 import functools
 import math
 import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -145,20 +143,3 @@ def _peak_resident(make: Callable[..., Call], arguments: Sequence[object]) -> in
     peak = _resident("VmHWM")
     del result
     return peak - before
-
-
-def machine() -> str:
-    """What a figure was measured on, and of which commit."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return (
-        f"{model}, {torch.get_num_threads()} threads, {device}; torch {torch.__version__}, "
-        f"Python {platform.python_version()}; commit {commit.stdout.strip() or 'unknown'}"
-    )

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from benchmarks.measure import machine
+from reference_model.machine import machine
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "reference_model" / "README.md")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks.measure import machine
 from reference_model.files import write_text, write_whole
+from reference_model.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 

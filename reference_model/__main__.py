@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,12 +13,12 @@ import click
 from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.config import CLIP_SECONDS, Config, Encoders, Precision, Size, clip_seconds
-from reference_model.experiments import SETTINGS, experiments
+from reference_model.experiments import SETTINGS, TABLES, chosen, experiments
 from reference_model.interruption import CONTINUE, Stopped, signals_noted
 from reference_model.manifest import PAPER, in_several_splits
-from reference_model.protocol import PROTOCOLS, FrozenMode, SelectOn, WeightedRule, protocol
+from reference_model.protocol import PROTOCOLS, FrozenMode, Protocol, SelectOn, WeightedRule, protocol
+from reference_model.tables import NAMES, markdown
 
-PAPER_LOSSES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -64,13 +65,14 @@ def main() -> None:
     Without data of your own, on a laptop:
         python -m reference_model synthesize --out data
         python -m reference_model reproduce --data data --dataset Synthetic --model tiny \\
-            --encoders fine-tuned --batch-size 32 --learning-rate 5e-4 --epochs 3 --decay-every 2 --jobs 2 \\
-            --out results
+            --tables 1 --encoders fine-tuned --learning-rate 5e-4 --epochs 3 --decay-every 2 --jobs 2
 
     \b
-    With AudioCaps or Clotho on disk, and ResNet38_mAP=0.434.pth from Zenodo, record 3987831:
+    With AudioCaps and Clotho on disk, and ResNet38_mAP=0.434.pth from Zenodo, record 3987831:
         python -m reference_model prepare --dataset Clotho --raw DOWNLOADS
-        python -m reference_model train --experiment clotho-frozen-nt_xent --seed 0
+        python -m reference_model prepare --dataset AudioCaps --raw DOWNLOADS
+        python -m reference_model train --experiment clotho-frozen-nt_xent --seed 0     one run
+        python -m reference_model reproduce --tables 1 2 --seeds 0 1 2                  all of them, and the tables
 
     \b
     Data is expected, for every data set, as
@@ -104,6 +106,27 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
     click.echo(f"{folder} holds {train_clips} + {val_clips} + {test_clips} clips")
     length = "" if seconds == CLIP_SECONDS["Synthetic"] else f" --clip-seconds {seconds}"
     click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
+
+
+@main.command()
+@click.option("--data", type=FOLDER, default="data", help="The folder that holds the data set.")
+@click.option("--dataset", default="Synthetic", help="One that synthesize made; others have no tags.")
+@click.option("--out", type=FOLDER, required=True, help="Where to put both encoders.")
+@click.option("--audio-epochs", type=click.IntRange(1), default=40, help="Of tagging.")
+@click.option("--text-epochs", type=click.IntRange(1), default=20, help="Of filling in words.")
+@click.option("--seed", type=int, default=0, help="Of the weights, the order, and dropout.")
+def pretrain(data: Path, dataset: str, out: Path, audio_epochs: int, text_epochs: int, seed: int) -> None:
+    """Pre-train small encoders on the synthetic corpus, to have something to freeze or to fine-tune.
+
+    As the published ones: the audio encoder learns to tag the events of a clip, BERT to fill in masked words and to
+    tell whether two captions belong together. On the train split alone. Interrupted, the encoder it was at begins anew.
+    """
+    from reference_model.pretrain import AUDIO, TEXT
+    from reference_model.pretrain import pretrain as pretrain_both
+
+    with signals_noted():
+        pretrain_both(data, dataset, out, audio_epochs=audio_epochs, text_epochs=text_epochs, seed=seed)
+    click.echo(f"next: train or reproduce --model tiny --audio-checkpoint {out / AUDIO} --bert {out / TEXT}")
 
 
 @main.command()
@@ -157,29 +180,25 @@ _PROTOCOL: dict[str, tuple[Any, str]] = {
 
 
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a run that train and reproduce share."""
+    """The options that train and reproduce share: what is not said by a row of the tables."""
     options = [
         click.option("--data", default="data", help="The folder that holds a folder for each data set."),
-        click.option("--dataset", help="AudioCaps, Clotho, Synthetic, or another in the same layout."),
-        click.option(
-            "--encoders",
-            type=click.Choice(get_args(Encoders)),
-            help="frozen: only the heads train. fine-tuned: everything trains.",
-        ),
-        click.option("--batch-size", type=int, help="The paper: 32; 24 for Clotho."),
-        click.option("--learning-rate", type=float, help="Of Adam. The paper: 1e-4; 5e-5 for some rows."),
         click.option(
             "--model",
             type=click.Choice(get_args(Size)),
             default="full",
-            help="full: ResNet-38 of PANNs and BERT. tiny: small ones with new weights, for two CPU cores.",
+            help="full: ResNet-38 of PANNs and BERT. tiny: small ones, for two CPU cores.",
         ),
         click.option(
             "--audio-checkpoint",
-            default="ResNet38_mAP=0.434.pth",
-            help="For the full model: the file from Zenodo, record 3987831.",
+            show_default="ResNet38_mAP=0.434.pth, of the tiny model new weights",
+            help="The file from Zenodo, record 3987831; for the tiny model that of pretrain.",
         ),
-        click.option("--bert", default="bert-base-uncased", help="For the full model: BERT by name, or its folder."),
+        click.option(
+            "--bert",
+            show_default="bert-base-uncased, of the tiny model a small one with new weights",
+            help="BERT by name, or its folder.",
+        ),
         click.option("--epochs", type=int, default=50, help="Each sees every caption once."),
         click.option("--decay-every", type=int, default=20, help="Epochs."),
         click.option("--decay-factor", type=float, default=0.1, help="Of the learning rate."),
@@ -208,6 +227,14 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
             help="Mixed precision of the encoders; the losses are always computed in float32.",
         ),
         click.option("--workers", type=int, default=2, help="Processes that read audio."),
+        click.option(
+            "--features", type=FOLDER, show_default=False,
+            help="Where features of frozen encoders are kept for all runs; by default DATA/DATASET/features.",
+        ),
+        click.option(
+            "--checkpoint-minutes", type=click.FloatRange(min=0), default=10.0,
+            help="Save the state so often, besides after every epoch.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -219,17 +246,25 @@ def _said(name: str, setting: str) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
 
 
-def _config(protocol_name: str, **settings: Any) -> Config:
-    """The config of a command's options; those of the protocol that are not given are as it says."""
-    missing = [f"--{name.replace('_', '-')}" for name in SETTINGS if settings[name] is None]
+def _config(**options: Any) -> Config:
+    """The config of train's options."""
+    missing = [f"--{name.replace('_', '-')}" for name in SETTINGS if options[name] is None]
     if missing:
         raise InputError(f"expected {', '.join(missing)}, got none; an experiment says them all")
-    changes = {name: settings.pop(name) for name in _PROTOCOL}
-    if settings["model"] == "tiny":
-        settings |= {"audio_checkpoint": None, "bert": None}
+    settings = _completed(options)
     settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
-    given = {name: value for name, value in changes.items() if value is not None}
-    return Config(protocol=protocol(protocol_name, **given), **settings)
+    return Config(**{**settings, "protocol": Protocol(**settings["protocol"])})
+
+
+def _completed(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of Config from options: what the protocol and the size of the model say of those that are not given."""
+    settings = {name: value for name, value in options.items() if name not in (*_PROTOCOL, "protocol_name")}
+    given = {name: options[name] for name in _PROTOCOL if options[name] is not None}
+    settings["protocol"] = asdict(protocol(options["protocol_name"], **given))
+    if settings["model"] == "full":
+        settings["audio_checkpoint"] = settings["audio_checkpoint"] or "ResNet38_mAP=0.434.pth"
+        settings["bert"] = settings["bert"] or "bert-base-uncased"
+    return settings
 
 
 @main.command()
@@ -240,17 +275,16 @@ def _config(protocol_name: str, **settings: Any) -> Config:
     help="A row of the paper's tables, such as clotho-frozen-triplet_weighted or audiocaps-frozen-nt_xent-batch-128: "
     "its data set, loss, encoders, batch size and learning rate. Options that are given change it.",
 )
-@_settings
+@click.option("--dataset", help="AudioCaps, Clotho, Synthetic, or another in the same layout.")
+@click.option(
+    "--encoders", type=click.Choice(get_args(Encoders)),
+    help="frozen: only the heads train. fine-tuned: everything trains.",
+)  # fmt: skip
 @click.option("--loss", type=click.Choice(sorted(LOSSES)), help="With the paper's settings.")
+@click.option("--batch-size", type=int, help="The paper: 32; 24 for Clotho.")
+@click.option("--learning-rate", type=float, help="Of Adam. The paper: 1e-4; 5e-5 for some rows.")
 @click.option("--seed", type=int, default=0, help="Of the weights, the order of the pairs, and dropout.")
-@click.option(
-    "--features", type=FOLDER, show_default=False,
-    help="Where features of frozen encoders are kept for all runs; by default DATA/DATASET/features.",
-)  # fmt: skip
-@click.option(
-    "--checkpoint-minutes", type=click.FloatRange(min=0), default=10.0,
-    help="Save the state so often, besides after every epoch.",
-)  # fmt: skip
+@_settings
 @click.option(
     "--out",
     type=FOLDER,
@@ -310,28 +344,106 @@ def evaluate(run: Path, split: str, data: str | None) -> None:
 
 
 @main.command(cls=_Several)
-@_settings
-@click.option(
-    "--losses", multiple=True, type=click.Choice(sorted(LOSSES)), default=PAPER_LOSSES,
-    help="One or several: --losses nt_xent triplet_sum.",
-)  # fmt: skip
+@click.option("--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="1, 2, or both: --tables 1 2.")
 @click.option("--seeds", multiple=True, type=int, default=(0, 1, 2), help="One or several: --seeds 0 1 2.")
+@click.option(
+    "--dataset", "datasets", multiple=True,
+    help="Only these of the tables' data sets. Another than the paper's takes the rows of AudioCaps.",
+)  # fmt: skip
+@click.option("--encoders", multiple=True, type=click.Choice(get_args(Encoders)), help="Only these rows.")
+@click.option(
+    "--losses", multiple=True, type=click.Choice(list(NAMES)), help="Only these rows: --losses nt_xent triplet_max."
+)
+@click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
+@_settings
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
-@click.option("--out", type=FOLDER, required=True, help="Where to put the table and the runs.")
-def reproduce(out: Path, losses: tuple[str, ...], seeds: tuple[int, ...], jobs: int, **settings: Any) -> None:
-    """Train losses x seeds and print the paper's table, with mean and standard deviation and a row for chance.
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Show every run, its state, the hours and the disk; train nothing."
+)
+@click.option("--retry-failed", is_flag=True, help="Train those again that ended in an error.")
+@click.option("--out", type=FOLDER, default="results", help="Where to put the runs, the tables and the report.")
+def reproduce(
+    tables: tuple[str, ...],
+    seeds: tuple[int, ...],
+    datasets: tuple[str, ...],
+    encoders: tuple[str, ...],
+    losses: tuple[str, ...],
+    learning_rate: float | None,
+    features: Path | None,
+    checkpoint_minutes: float,
+    jobs: int,
+    plan_only: bool,
+    retry_failed: bool,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Train what the paper's tables need, and make the tables, ours beside the published numbers.
 
-    Finished runs are not repeated, interrupted ones continue. Runs that collapsed (all similarities alike at the end)
-    or diverged (the loss was no longer finite) are marked.
+    \b
+        python -m reference_model reproduce --tables 1 2 --seeds 0 1 2
+        python -m reference_model reproduce --plan          what there is to do, what is done, what failed
+        python -m reference_model reproduce --tables 2      and later the other: what both share is run once
+
+    A row that stands in both tables is run once, and a finished run is not repeated. It can be stopped and started
+    again at any time, and the same command may be at work on several GPUs or machines that see the same --out: each
+    takes the next run that nobody is at. --jobs N trains N runs at a time here, which small models and frozen encoders
+    gain by. A run that ends in an error is recorded, and the others go on.
+
+    --out receives table_1 and table_2 as .md, .tex, .json and .png, claims.md, report.html, and a folder for each run.
     """
-    from reference_model.reproduce import reproduce as run_all
+    from reference_model.grid import Grid, counts, plan
+    from reference_model.report import write_report, write_tables
+    from reference_model.reproduce import estimate, refuse_others
+    from reference_model.reproduce import reproduce as train_all
 
-    config = _config(loss=losses[0], seed=seeds[0], **settings)
-    click.echo("\n" + run_all(config, losses=losses, seeds=seeds, out=out, jobs=jobs))
-    click.echo(f"picture and table: {out}/table.png, {out}/table.md, {out}/table.json")
-    click.echo(f"curves and metrics of every run: {out}/runs/*/curves.png, {out}/runs/*/metrics.json")
-    click.echo(f"live: tensorboard --logdir {out}/runs")
-    click.echo("next: more seeds (--seeds 0 1 2), more epochs, or your own data (python -m reference_model --help)")
+    if "LOCAL_RANK" in os.environ:
+        raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
+    rows = chosen(tables, datasets=datasets, encoders=encoders, losses=losses)
+    if learning_rate is not None:
+        rows = {
+            table: [{**row, "learning_rate": learning_rate} for row in of_table] for table, of_table in rows.items()
+        }
+    grid = Grid.of(rows, seeds, _completed(options)).with_those_of(out)
+    runs = grid.runs(out)
+    refuse_others(runs)
+    click.echo(plan(grid, out))
+    click.echo(estimate(runs, jobs=jobs, out=out))
+    if plan_only:
+        return
+    grid.write(out)
+    train_all(
+        grid, out, jobs=jobs, retry_failed=retry_failed, features=features, checkpoint_minutes=checkpoint_minutes,
+        when_settled=lambda: write_tables(grid, out),
+    )  # fmt: skip
+    made = write_tables(grid, out)
+    write_report(grid, out)
+    for table in made:
+        click.echo("\n" + markdown(table))
+    click.echo(f"{out}/report.html shows it all; {out}/table_*.md, .tex, .json and .png, {out}/claims.md")
+    states = [run.state() for run in runs]
+    click.echo(f"{len(runs)} runs: {counts(states)}")
+    if "running" in states:
+        click.echo("next: `report` when those that others are at are done")
+    if "failed" in states:
+        raise InputError(
+            "expected every run to end well, got some that failed: --plan says why, --retry-failed tries again"
+        )
+
+
+@main.command()
+@click.option("--results", type=FOLDER, default="results", help="The folder that reproduce works in.")
+def report(results: Path) -> None:
+    """Make the tables and report.html of a folder of results again, of the runs that there are so far.
+
+    One page that holds everything: tables and pictures, what the paper reports beside what these runs show, the curves
+    of every run, similarities of pairs, retrieved clips and captions to listen to, settings and versions.
+    """
+    from reference_model.grid import Grid
+    from reference_model.report import write_report, write_tables
+
+    grid = Grid.read(results)
+    write_tables(grid, results)
+    click.echo(f"{write_report(grid, results)} opens in any browser, without a network")
 
 
 if __name__ == "__main__":

@@ -187,8 +187,10 @@ class ResNet38(nn.Module):
         return x.amax(2) + x.mean(2)
 
     @classmethod
-    def from_panns(cls, path: str | Path, *, dropout: float = 0.1, spec_augment: bool = False) -> "ResNet38":
-        """The network of full width with the weights of a PANNs checkpoint, ``ResNet38_mAP=0.434.pth``.
+    def from_panns(
+        cls, path: str | Path, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False
+    ) -> "ResNet38":
+        """The network with the weights of a PANNs checkpoint, ``ResNet38_mAP=0.434.pth`` at width 1.
 
         It is on Zenodo, record 3987831. The file is a pickle; only tensors, containers and NumPy arrays are read
         from it, anything else in it is refused unseen.
@@ -196,7 +198,7 @@ class ResNet38(nn.Module):
         Raises:
             InputError: the file is missing, truncated, holds something else, or asks to run code.
         """
-        encoder = cls(dropout=dropout, spec_augment=spec_augment)
+        encoder = cls(width=width, dropout=dropout, spec_augment=spec_augment)
         weights = read_panns(path)
         try:
             encoder.load_state_dict(weights)

@@ -30,9 +30,9 @@ class Config:
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
     encoders: Encoders  # table 1, column "Fine-tune"
     protocol: Protocol  # where the paper's text and its published code differ
-    model: Size  # full: ResNet-38 of PANNs and BERT; tiny: small ones with new weights, for two CPU cores
-    audio_checkpoint: str | None  # full: ResNet38_mAP=0.434.pth (Zenodo 3987831)
-    bert: str | None  # full: a name, or a local folder
+    model: Size  # full: ResNet-38 of PANNs and BERT; tiny: small ones, for two CPU cores
+    audio_checkpoint: str | None  # ResNet38_mAP=0.434.pth (Zenodo 3987831); None: new weights, for the tiny model alone
+    bert: str | None  # a name, or a local folder; None: as above
     batch_size: int  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
     learning_rate: float  # Adam; section 3.2: 1e-4; table 1: 5e-5 where triplet losses do not converge on Clotho
     epochs: int  # section 3.2: 50
@@ -49,8 +49,8 @@ class Config:
         for name, kind in (("encoders", Encoders), ("model", Size), ("precision", Precision)):
             check_choice(name, getattr(self, name), kind)
         for name in ("audio_checkpoint", "bert"):
-            if (getattr(self, name) is None) != (self.model == "tiny"):
-                raise InputError(f"expected {name} for the full model and for it alone, got {getattr(self, name)}")
+            if getattr(self, name) is None and self.model == "full":
+                raise InputError(f"expected {name} for the full model, got none; only the tiny one can begin anew")
         for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "decay_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")

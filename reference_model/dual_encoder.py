@@ -118,14 +118,18 @@ class DualEncoder(nn.Module):
 
 def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
     """The model as training starts with it, and its tokenizer; ``captions`` make the tiny one's vocabulary."""
+    width = TINY_WIDTH if config.model == "tiny" else 1
     dropout, spec_augment = config.protocol.dropout, config.protocol.spec_augment
-    if config.audio_checkpoint is None or config.bert is None:  # tiny
+    if config.audio_checkpoint is None:
+        audio = ResNet38(width=width, dropout=dropout, spec_augment=spec_augment)
+    else:
+        audio = ResNet38.from_panns(config.audio_checkpoint, width=width, dropout=dropout, spec_augment=spec_augment)
+    if config.bert is None:
         tokenizer = text_encoder.train_tokenizer(captions)
-        audio = ResNet38(width=TINY_WIDTH, dropout=dropout, spec_augment=spec_augment)
-        return _assemble(config, audio, text_encoder.tiny(tokenizer, dropout=dropout)), tokenizer
-    audio = ResNet38.from_panns(config.audio_checkpoint, dropout=dropout, spec_augment=spec_augment)
-    bert, tokenizer = text_encoder.pretrained(config.bert, dropout=dropout)
-    return _assemble(config, audio, bert), tokenizer
+        text = text_encoder.tiny(tokenizer, dropout=dropout)
+    else:
+        text, tokenizer = text_encoder.pretrained(config.bert, dropout=dropout)
+    return _assemble(config, audio, text), tokenizer
 
 
 def saved_model(config: Config, run: Path) -> tuple[DualEncoder, PreTrainedTokenizerFast]:

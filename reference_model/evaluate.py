@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from crossmodal_losses import diagnose
 from reference_model import InputError
@@ -32,12 +33,18 @@ def accelerator_for(config: Config) -> Accelerator:
 
 
 @torch.no_grad()
-def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Metrics, dict[str, float]]:
-    """Retrieval metrics of a split, and the diagnosis of pairs of its first clips, each with its first caption."""
+def embeddings(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Of the clips, ``[N, D]``, and of the captions, ``[M, D]``."""
     heads.eval()
     with accelerator.autocast():
         audio, text = heads(features.audio, features.text)
-    text = text[features.text_of_caption]
+    return audio, text[features.text_of_caption]
+
+
+@torch.no_grad()
+def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Metrics, dict[str, float]]:
+    """Retrieval metrics of a split, and the diagnosis of pairs of its first clips, each with its first caption."""
+    audio, text = embeddings(heads, features, accelerator)
     metrics = retrieval_metrics(audio, text, features.clip_of_caption)
     clips = torch.arange(min(len(audio), DIAGNOSED), device=audio.device)
     first = torch.searchsorted(features.clip_of_caption, clips)

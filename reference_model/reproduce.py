@@ -1,95 +1,252 @@
-"""Losses x seeds: train what is not yet trained, then write the table."""
+"""Train every run of a grid that is not settled yet, in one or several processes, on one or several machines.
 
-import itertools
+Each process takes the next run that nobody is at work on, by the lock of its folder, and trains it; that is all they
+have in common, besides the features of frozen encoders. So a grid may be worked on by the same command on as many
+machines as see its folder, and what a killed process was at goes on in the next that comes by.
+"""
+
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import replace
-from multiprocessing import get_context
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from reference_model import InputError
 from reference_model.config import Config
-from reference_model.report import chance_row, table_row, write_table
-from reference_model.run_folder import Diverged
+from reference_model.data import SPLITS, read_split
+from reference_model.estimate import Cost, costs, duration
+from reference_model.grid import Grid, Run
+from reference_model.interruption import CONTINUE, Stopped, asked_to_stop, follow, signals_noted, stop_if_asked
+from reference_model.run_folder import CONFIG, LEASE, Busy, Diverged, holder
 from reference_model.train import train
 
-Job = tuple[Config, Path]
+SECONDS_BETWEEN_LOOKS = 1.0
+NONE = -1  # the run that a process is at
+FAILED = 3  # exit status of a process whose run failed, which it has recorded
 
-_position = 0  # of this process's progress bar
 
+def refuse_others(runs: Sequence[Run]) -> None:
+    """Before anything is trained: every folder that exists has to be that run's, and the data has to be there.
 
-def reproduce(config: Config, *, losses: Sequence[str], seeds: Sequence[int], out: Path, jobs: int = 1) -> str:
-    """Run every loss with every seed under ``out/runs`` and write ``out/table.{md,json,png}``; returns the Markdown.
-
-    Finished runs are not repeated, interrupted ones continue. A run whose loss is no longer finite is counted in the
-    table as diverged, and the others go on. With several jobs as many runs are trained at a time, each in a process
-    with its share of the CPU's threads: for small models that is faster than one run with all of them.
+    Raises:
+        InputError: it is not.
     """
-    losses, seeds = list(dict.fromkeys(losses)), list(dict.fromkeys(seeds))
-    todo = [
-        (replace(config, loss=loss, seed=seed), out / "runs" / f"{loss}-seed-{seed}")
-        for loss, seed in itertools.product(losses, seeds)
-    ]
-    results = list(_train_all(todo, jobs))
-    rows: list[dict[str, Any]] = []
-    for k, loss in enumerate(losses):
-        of_loss = results[k * len(seeds) : (k + 1) * len(seeds)]
-        finished = [metrics for metrics in of_loss if metrics is not None]
-        rows.append(table_row(loss, finished, diverged=len(of_loss) - len(finished)))
-    any_metrics = next((metrics for metrics in results if metrics is not None), None)
-    if any_metrics is not None:
-        rows.append(chance_row(any_metrics))
-    pool = any_metrics["test"]["text_to_audio"]["pool"] if any_metrics is not None else "no"
-    caption = (
-        f"{config.dataset}, {pool} test clips, {config.encoders} encoders, {config.model} model, "
-        f"batch size {config.batch_size}, {config.epochs} epochs, {_seeds(seeds)}; recalls in %"
+    for run in runs:
+        if (run.folder / CONFIG).exists():
+            different = Config.read(run.folder / CONFIG).differences(run.config)
+            if different:
+                raise InputError(
+                    f"expected {run.folder} to be of these settings, got others in {', '.join(different)}; "
+                    "choose another --out"
+                )
+    for data, dataset in dict.fromkeys((run.config.data, run.config.dataset) for run in runs):
+        for split in SPLITS:
+            read_split(data, dataset, split)
+
+
+def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
+    """Hours and gigabytes of the runs that are not settled, for people."""
+    left = [run.config for run in runs if not run.settled()]
+    if not left:
+        return "nothing is left to train"
+    known = costs(left)
+    features = _once_a_data_set(left, known)
+    seconds = sum(known[config].seconds for config in left) + sum(cost.features_seconds for cost in features)
+    gigabytes = sum(known[config].gigabytes for config in left) + sum(cost.features_gigabytes for cost in features)
+    gigabytes += jobs * max(known[config].while_running for config in left)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free / 1e9
+    warning = "\nwarning: that is more than the disk has" if gigabytes > free else ""
+    return (
+        f"{len(left)} to train: {duration(seconds)} on {device}, one after another, and {gigabytes:.1f} GB "
+        f"of {free:.0f} GB free; the features of frozen encoders included{warning}"
     )
-    return write_table(out, rows, caption=caption)
 
 
-def _train_all(todo: Sequence[Job], jobs: int) -> Iterable[dict[str, Any] | None]:
-    if jobs == 1:
-        return map(_train_one, todo)
+def _once_a_data_set(configs: Sequence[Config], known: dict[Config, Cost]) -> list[Cost]:
+    return list({config.dataset: known[config] for config in configs if known[config].features_seconds}.values())
+
+
+def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callable[[int], None]) -> None:
+    """Train what nobody else is at, one after another, until everything is settled or in hands that are alive.
+
+    Args:
+        runs: in the order of preference.
+        train_one: trains one, or raises Busy.
+        at: told the number of the run that is under way, and NONE after it.
+
+    Raises:
+        Stopped: a signal asked for it.
+        Exception: a run failed by something else than its input, which is recorded; go on in a new process.
+    """
+    watched_since = time.monotonic()
+    while True:
+        open_runs = [(number, run) for number, run in enumerate(runs) if not run.settled()]
+        if not open_runs:
+            return
+        for number, run in open_runs:
+            stop_if_asked()
+            if holder(run.folder) is not None:
+                continue
+            at(number)
+            try:
+                train_one(run)
+            except Busy:  # since just now
+                continue
+            except Diverged:
+                pass  # the run's folder says so
+            except Stopped:
+                raise
+            except Exception as error:
+                run.record_failure(error)
+                tqdm.write(f"failed: {run.name}: {run.reason()}")
+                if not isinstance(error, InputError):
+                    raise  # memory or a device may be in disorder
+            finally:
+                at(NONE)
+            watched_since = time.monotonic()
+            break  # others may have settled some in the meantime: look again
+        else:
+            if time.monotonic() - watched_since > 1.2 * LEASE:  # all have shown signs of life
+                return
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def reproduce(
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int,
+    retry_failed: bool,
+    features: Path | None,
+    checkpoint_minutes: float,
+    when_settled: Callable[[], object],
+) -> None:
+    """Have ``jobs`` processes of this machine work on the grid.
+
+    A process that dies, because memory ran out or by a signal, leaves its run recorded as failed, and another takes its
+    place. With several GPUs each process has one.
+
+    Args:
+        when_settled: called whenever a run, of anybody's, was settled.
+
+    Raises:
+        Stopped: a signal asked for it; the same call continues.
+    """
+    runs = grid.runs(out)
+    if retry_failed:
+        for run in runs:
+            run.failure.unlink(missing_ok=True)
     context = get_context("spawn")
-    os.environ["TQDM_DISABLE"] = "1"  # of the new processes: each shows one bar, and none below it
-    initial = (context.Value("i", 0), context.RLock(), max(1, torch.get_num_threads() // jobs))
-    results: list[dict[str, Any] | None] = [None] * len(todo)
-    waiting = list(enumerate(todo))
-    running: dict[Future[dict[str, Any] | None], int] = {}
-    with ProcessPoolExecutor(jobs, context, _start_worker, initial) as pool:
-        while waiting or running:
-            # No more than can start at once: what the pool has taken cannot be called back when one is interrupted.
-            while waiting and len(running) < jobs:
-                k, job = waiting.pop(0)
-                running[pool.submit(_train_one, job)] = k
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                results[running.pop(done)] = done.result()
-    return results
+    stop, lock = context.Event(), context.RLock()
+    under_way = [context.Value("i", NONE) for _ in range(jobs)]
+    processes: dict[int, SpawnProcess] = {}
 
+    def start(number: int) -> None:
+        with _environment({"TQDM_DISABLE": "1", **_gpu(number)}):  # each shows one bar, and none below it
+            processes[number] = context.Process(
+                target=_worker,
+                args=(grid, out, stop, lock, under_way[number], number, jobs, features, checkpoint_minutes),
+            )
+            processes[number].start()
 
-def _start_worker(started: Any, lock: Any, threads: int) -> None:
-    global _position
-    with started.get_lock():
-        _position = started.value
-        started.value += 1
     tqdm.set_lock(lock)
-    torch.set_num_threads(threads)
-
-
-def _train_one(job: Job) -> dict[str, Any] | None:
-    """The metrics of a run; None if it diverged."""
-    config, run = job
+    settled = sum(run.settled() for run in runs)
+    if settled == len(runs):
+        return
     try:
-        return train(config, run, position=_position)
-    except Diverged:
-        return None
+        with signals_noted(), tqdm(desc="runs", total=len(runs), initial=settled, unit="run", position=0) as bar:
+            for number in range(min(jobs, len(runs) - settled)):
+                start(number)
+            while processes:
+                wait([process.sentinel for process in processes.values()], timeout=SECONDS_BETWEEN_LOOKS)
+                if asked_to_stop():
+                    stop.set()
+                for number in [number for number, process in processes.items() if not process.is_alive()]:
+                    ended = processes.pop(number)
+                    if ended.exitcode == 0 or asked_to_stop():
+                        continue
+                    if ended.exitcode not in (CONTINUE, FAILED):
+                        _record_death(ended, runs, under_way[number].value)
+                    start(number)
+                now = sum(run.settled() for run in runs)
+                if now != settled:
+                    bar.update(now - settled)
+                    settled = now
+                    when_settled()
+            stop_if_asked()
+    finally:
+        for process in processes.values():
+            process.kill()
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+def _record_death(process: SpawnProcess, runs: Sequence[Run], number: int) -> None:
+    what = f"its process ended with status {process.exitcode}"
+    if process.exitcode is not None and process.exitcode < 0:
+        what = f"its process was ended by signal {-process.exitcode}; 9 is what the system sends when memory runs out"
+    if number == NONE:
+        raise InputError(f"expected a process to train, got none: {what}, before it was at any run")
+    if not runs[number].settled():
+        runs[number].record_failure(what)
+
+
+def _worker(
+    grid: Grid,
+    out: Path,
+    stop: Any,
+    lock: Any,
+    under_way: Any,
+    number: int,
+    jobs: int,
+    features: Path | None,
+    checkpoint_minutes: float,
+) -> None:
+    """A process of :func:`reproduce`: ends with 0, with 75 where it was stopped, with FAILED after an error."""
+    parent = parent_process()
+    follow(lambda: stop.is_set() or parent is None or not parent.is_alive())
+    tqdm.set_lock(lock)
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+
+    def train_one(run: Run) -> None:
+        train(run.config, run.folder, features=features, checkpoint_minutes=checkpoint_minutes, position=number + 1)
+
+    def at(run: int) -> None:
+        under_way.value = run
+
+    try:
+        work(grid.runs(out), train_one=train_one, at=at)
+    except Stopped:
+        raise SystemExit(CONTINUE) from None
+    except Exception:
+        raise SystemExit(FAILED) from None
+
+
+def _gpu(number: int) -> dict[str, str]:
+    """The one that a process is to have, of those this one may use."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": visible[number % count]}
+
+
+class _environment:
+    """Variables that processes started inside inherit."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self.variables = variables
+
+    def __enter__(self) -> None:
+        self.before = dict(os.environ)
+        os.environ.update(self.variables)
+
+    def __exit__(self, *error: object) -> None:
+        os.environ.clear()
+        os.environ.update(self.before)

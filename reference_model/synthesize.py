@@ -7,6 +7,7 @@ an interrupted rendering continues where it stopped.
 """
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -248,26 +249,31 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
         raise InputError(f"expected {folder} to be new or of the same settings, got a corpus of others; see {settings}")
     if folder.exists() and not settings.exists():
         raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
-    (folder / "csv_files").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(settings, text)
     for index, (split, number) in enumerate((("train", corpus.train), ("val", corpus.val), ("test", corpus.test))):
         scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), number)
         waveforms = folder / "waveforms" / split
         waveforms.mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows, tags = [], []
         for clip, scene in enumerate(tqdm(scenes, f"rendering {split}", unit="clip")):
             random = np.random.default_rng([corpus.seed, index, clip])
             path = waveforms / f"{clip:05d}.wav"
             rows.append([path.name, *describe_differently(random, scene)])
+            tags.append(
+                [path.name, "; ".join(f"{event.register} {event.level} {event.kind}" for event in scene.events)]
+            )
             if not path.exists():
                 waveform = render(random, scene, corpus.seconds)
                 write_whole(path, lambda beside, w=waveform: soundfile.write(beside, w, SAMPLE_RATE))  # type: ignore[misc]
-        write_whole(folder / "csv_files" / f"{split}.csv", lambda path, rows=rows: _write_table(path, rows))  # type: ignore[misc]
+        _write_table(folder / "tags" / f"{split}.csv", [["file_name", "tags"], *tags])
+        captions = [f"caption_{k}" for k in range(1, CAPTIONS + 1)]
+        _write_table(folder / "csv_files" / f"{split}.csv", [["file_name", *captions], *rows])
     return folder
 
 
 def _write_table(path: Path, rows: list[list[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", *(f"caption_{k}" for k in range(1, CAPTIONS + 1))])
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text.getvalue())

@@ -11,7 +11,6 @@ the negatives, are those of one process; the first process measures and writes.
 import copy
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import logging
 import math
@@ -36,12 +35,14 @@ from reference_model.checkpoint import load_checkpoint, load_record, load_weight
 from reference_model.config import Config
 from reference_model.data import SPLITS, Clip, FromFiles, Pairs, Share, captions_of, checksums, read_split
 from reference_model.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
-from reference_model.evaluate import accelerator_for, evaluate
+from reference_model.estimate import duration, rehearse, seconds_a_clip
+from reference_model.evaluate import accelerator_for, embeddings, evaluate
 from reference_model.features import Features, FromFeatures, checksum, features_of, kept_features
 from reference_model.files import write_json
 from reference_model.interruption import Stopped, asked_to_stop, signals_noted, stop_if_asked
+from reference_model.machine import machine
 from reference_model.manifest import PAPER
-from reference_model.report import plot_curves
+from reference_model.pictures import plot_curves
 from reference_model.retrieval import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.run_folder import (
     CHECKPOINT,
@@ -49,6 +50,8 @@ from reference_model.run_folder import (
     DIVERGED,
     LOG,
     METRICS,
+    TEST_EMBEDDINGS,
+    TIME,
     Diverged,
     alone,
     open_run,
@@ -57,7 +60,6 @@ from reference_model.run_folder import (
 from reference_model.step import Step
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at the losses: fetching each one would make a GPU wait
-REHEARSED = 3  # steps
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)
@@ -130,6 +132,7 @@ class _Progress:
     step: int = 0  # of the epoch, the last one done
     total: float = 0.0  # of the losses of these steps
     history: list[dict[str, Any]] = field(default_factory=list)  # of the epochs done
+    seconds: float = 0.0  # at work, of what is saved
 
 
 class _Training:
@@ -146,6 +149,7 @@ class _Training:
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.checkpoint_seconds, self.position = checkpoint_seconds, position
+        self.since = time.monotonic()
         self.main, processes = accelerator.is_main_process, accelerator.num_processes
 
         # The data. Everything that can be wrong with it is found before anything is trained.
@@ -225,22 +229,10 @@ class _Training:
         """Rehearse a few steps on a copy of the model, and say how long the run will take."""
         scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
         rehearsal = Step(copy.deepcopy(self.trained), self.config, self.accelerator)
-        rehearsal.embed.train()
         self.sampler.set_epoch(0)
-        times = [time.perf_counter()]
-        for batch in itertools.islice(self.batches.from_step(0), REHEARSED):
-            rehearsal(batch).item()
-            times.append(time.perf_counter())
-        if len(times) > 2:
-            del times[0]  # the first step warms everything up
-        step = (times[-1] - times[0]) / (len(times) - 1)
-        started = time.perf_counter()
-        if not self.model.constant:
-            with torch.no_grad(), self.accelerator.autocast():
-                rehearsal.embed.eval()
-                rehearsal.embed(**batch["audio"])
-                _wait_for(self.accelerator.device)
-        clip = (time.perf_counter() - started) / len(batch["ids"])
+        step = rehearse(rehearsal, self.batches.from_step(0))
+        with self.accelerator.autocast():
+            clip = 0.0 if self.model.constant else seconds_a_clip(self.model, self.config.clip_seconds)
         self.accelerator.free_memory()
         if scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
@@ -248,7 +240,7 @@ class _Training:
         log.info(
             "%s: %s for the whole run, %d epochs of %d steps of %.2g s, with %d clips to measure after each; "
             "on %s, %d process%s",
-            self.run, _duration(epochs * (self.steps * step + clips * clip)), epochs, self.steps, step, clips,
+            self.run, duration(epochs * (self.steps * step + clips * clip)), epochs, self.steps, step, clips,
             self.accelerator.device, self.accelerator.num_processes,
             "" if self.accelerator.num_processes == 1 else "es",
         )  # fmt: skip
@@ -367,6 +359,7 @@ class _Training:
         if not self.main:
             return
         scaler = self.accelerator.scaler
+        self._note_time()
         record = {
             **asdict(self.progress),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -376,6 +369,11 @@ class _Training:
             "versions": _versions(),
         }
         save_checkpoint(self.run / CHECKPOINT, self.model.changing_state(), self.step.optimizer, record)
+
+    def _note_time(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.since
+        self.since = now
 
     def _require_the_same_data(self) -> None:
         if load_record(self.run / CHECKPOINT)["data"] != _fingerprint(self.clips):
@@ -405,7 +403,11 @@ class _Training:
     def _finish(self) -> None:
         """Measure the best epoch on the test set and write ``metrics.json``, by which a run is known to be finished."""
         load_weights(self.run / BEST_WEIGHTS, self.model.changing_state())
-        test, _ = evaluate(self.model.heads, self._features("test"), self.accelerator)
+        features = self._features("test")
+        test, _ = evaluate(self.model.heads, features, self.accelerator)
+        audio, text = embeddings(self.model.heads, features, self.accelerator)
+        clips = [{"file_name": clip.path.name, "captions": clip.captions} for clip in self.clips["test"]]
+        save_tensors(self.run / TEST_EMBEDDINGS, {"audio": audio, "text": text}, {"clips": clips})
         history = self.progress.history
         best = max(history, key=self._score)
         metrics = {
@@ -419,10 +421,11 @@ class _Training:
             "versions": _versions(),
             "history": history,
         }
+        self._note_time()
+        write_json(self.run / TIME, {"seconds": round(self.progress.seconds, 1), "machine": machine()})
         write_json(self.run / METRICS, metrics)
         (self.run / CHECKPOINT).unlink()
-        clips = len(self.clips["test"])
-        log.info("%s, test of %d clips at epoch %d: %s", self.run.name, clips, best["epoch"], summary(test))
+        log.info("%s, test of %d clips at epoch %d: %s", self.run.name, len(clips), best["epoch"], summary(test))
 
     def _diverged(self, what: str) -> Diverged:
         run, history = self.run, self.progress.history
@@ -455,19 +458,6 @@ def _fingerprint(clips: dict[str, list[Clip]]) -> str:
 
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "torchaudio", "transformers")}
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _duration(seconds: float) -> str:
-    """For people: about 12.0 minutes, about 3.5 hours."""
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= length:
-            return f"about {seconds / length:.1f} {unit}"
-    return "less than a minute"
 
 
 def summary(metrics: dict[str, dict[str, float]]) -> str:

@@ -18,7 +18,7 @@ from reference_model.audio_encoder import BasicBlock, ResNet38, SpecAugment
 from reference_model.config import Config
 from reference_model.dual_encoder import new_model
 from reference_model.evaluate import evaluate
-from reference_model.experiments import TABLES, experiments
+from reference_model.experiments import PAPER_TABLES, experiments
 from reference_model.protocol import PROTOCOLS, Protocol, protocol
 from reference_model.step import Step
 
@@ -211,7 +211,7 @@ def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_pat
 
 
 def test_every_row_of_the_tables_is_an_experiment() -> None:
-    tables = json.loads(TABLES.read_text())
+    tables = json.loads(PAPER_TABLES.read_text())
     assert len(tables["table_1"]) == 16
     assert len(tables["table_2"]) == 8
     named = experiments()

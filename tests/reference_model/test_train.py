@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES, PairLoss
-from reference_model import InputError, checkpoint, dual_encoder, evaluate, text_encoder, train
+from reference_model import InputError, checkpoint, dual_encoder, estimate, evaluate, text_encoder, train
 from reference_model.audio_encoder import ResNet38
 from reference_model.config import Config, clip_seconds
 from reference_model.data import SPLITS, read_split
@@ -35,7 +35,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def rehearsed(calls: int) -> int:
     """Which call of the loss that many steps are at: the first three are a rehearsal."""
-    return train.REHEARSED + calls
+    return estimate.REHEARSED + calls
 
 
 def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_order_seed_rate_and_loss_of_every_step(
     for seed in (0, 1):
         seen.clear()
         metrics = train.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
-        steps = seen[train.REHEARSED :]
+        steps = seen[estimate.REHEARSED :]
         assert [len(ids) for ids, *_ in steps] == [24] * 9
         assert [rate for _, _, rate, _ in steps] == pytest.approx([1e-3] * 6 + [1e-4] * 3)
         epochs = [steps[k : k + 3] for k in (0, 3, 6)]

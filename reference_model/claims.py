@@ -1,0 +1,239 @@
+"""What section 4 of the paper reports, as statements about the numbers of its tables: on the paper's and on ours.
+
+A statement is counted out, never judged by eye: how many of its comparisons hold. Means are compared as they are;
+whether a difference is more than chance, the standard deviations in the tables tell.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reference_model.experiments import experiments, published
+from reference_model.tables import COLUMNS, NAMES, Table
+
+ROBUST = ("triplet_sum", "nt_xent")
+HARDEST_NEGATIVE = ("triplet_max", "triplet_weighted")
+
+Key = tuple[str, str, str, int]  # data set, encoders, loss, batch size
+Means = dict[tuple[str, str], float]  # direction and metric to the mean in percent
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a statement comes to on some tables."""
+
+    held: int  # comparisons that hold
+    of: int
+    evidence: str
+
+    @property
+    def verdict(self) -> str:
+        return "yes" if self.held == self.of else "no" if self.held == 0 else f"in {self.held} of {self.of}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Recalls of experiments, and which of their runs did not converge."""
+
+    means: Mapping[Key, Means]
+    collapsed: Mapping[Key, int] | None  # or diverged; None where it is not known
+    runs: Mapping[Key, int]
+
+    @classmethod
+    def of_paper(cls) -> "Results":
+        """The published tables, which do not say how many runs converged."""
+        means = {_key(experiments()[name]): _means(cells) for name, cells in published().items()}
+        return cls(means, None, dict.fromkeys(means, 3))
+
+    @classmethod
+    def of(cls, tables: Sequence[Table]) -> "Results":
+        """Tables of :mod:`reference_model.tables`; rows without a finished run are left out."""
+        rows = {_key(row): row for table in tables for row in table["rows"] if row["runs"]["done"]}
+        lost = {key: row["collapsed"] + row["runs"]["diverged"] for key, row in rows.items()}
+        runs = {key: row["runs"]["done"] + row["runs"]["diverged"] for key, row in rows.items()}
+        return cls({key: _means(row["ours"]) for key, row in rows.items()}, lost, runs)
+
+    def blocks(self) -> Iterator[tuple[str, dict[str, Means]]]:
+        """Name, and loss to means, of what differs in the loss alone; with all four losses."""
+        for dataset, encoders, batch_size in dict.fromkeys((key[0], key[1], key[3]) for key in self.means):
+            found = {
+                loss: self.means[dataset, encoders, loss, batch_size]
+                for loss in NAMES
+                if (dataset, encoders, loss, batch_size) in self.means
+            }
+            if len(found) == len(NAMES):
+                yield f"{dataset}, {encoders}, batch size {batch_size}", found
+
+    def pairs(self, other: Callable[[Key], Key]) -> Iterator[tuple[Key, Means, Means]]:
+        """Every experiment that has a counterpart, with the means of both."""
+        for key, means in self.means.items():
+            if other(key) != key and other(key) in self.means:
+                yield key, means, self.means[other(key)]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper."""
+
+    section: str
+    text: str
+    check: Callable[[Results], Finding | None]  # None: the results have nothing to check it on
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return (row["dataset"], row["encoders"], row["loss"], row["batch_size"])
+
+
+def _means(cells: Mapping[str, Mapping[str, Any]]) -> Means:
+    return {(way, metric): cells[way][metric]["mean"] for way, metric in COLUMNS}
+
+
+def _average(means: Means) -> float:
+    return sum(means.values()) / len(means)
+
+
+def fine_tuning_helps(results: Results) -> Finding | None:
+    """Every recall of every loss, fine-tuned against frozen."""
+    gains = [
+        tuned[column] - frozen[column]
+        for _, frozen, tuned in results.pairs(lambda key: (key[0], "fine-tuned", *key[2:]))
+        for column in COLUMNS
+    ]
+    if not gains:
+        return None
+    held = sum(gain > 0 for gain in gains)
+    return Finding(
+        held, len(gains), f"{sum(gains) / len(gains):+.1f} points on average, {min(gains):+.1f} to {max(gains):+.1f}"
+    )
+
+
+def clotho_is_harder(results: Results) -> Finding | None:
+    """Every recall of every loss, Clotho against AudioCaps (whose batch is larger)."""
+    pairs = list(results.pairs(lambda key: ("Clotho", *key[1:3], 24) if key[0] == "AudioCaps" else key))
+    losses = [there[column] - here[column] for _, there, here in pairs for column in COLUMNS]
+    if not losses:
+        return None
+    return Finding(
+        sum(loss > 0 for loss in losses), len(losses), f"{-sum(losses) / len(losses):+.1f} points on average"
+    )
+
+
+def nt_xent_is_best(results: Results) -> Finding | None:
+    """Every recall of every setting: is NT-Xent's at least that of each other loss?"""
+    blocks = dict(results.blocks())
+    if not blocks:
+        return None
+    won = {
+        name: sum(block["nt_xent"][column] >= max(means[column] for means in block.values()) for column in COLUMNS)
+        for name, block in blocks.items()
+    }
+    evidence = "; ".join(f"{name}: {count} of {len(COLUMNS)}" for name, count in won.items())
+    return Finding(sum(won.values()), len(COLUMNS) * len(won), evidence)
+
+
+def triplet_sum_is_behind_when_frozen(results: Results) -> Finding | None:
+    """Of frozen encoders at the usual batch size: is triplet-sum's mean recall the lowest?"""
+    blocks = {name: block for name, block in results.blocks() if ", frozen" in name and "128" not in name}
+    if not blocks:
+        return None
+    last = {name: min(block, key=lambda loss: _average(block[loss])) for name, block in blocks.items()}
+    evidence = "; ".join(f"{name}: lowest is {NAMES[loss]}" for name, loss in last.items())
+    return Finding(sum(loss == "triplet_sum" for loss in last.values()), len(last), evidence)
+
+
+def _changes_with_the_batch(results: Results) -> dict[str, dict[str, float]]:
+    """Data set to loss to the change of its mean recall from the usual batch size to 128."""
+    found: dict[str, dict[str, float]] = {}
+    for key, small, large in results.pairs(lambda key: (*key[:3], 128)):
+        found.setdefault(key[0], {})[key[2]] = _average(large) - _average(small)
+    return {dataset: changes for dataset, changes in found.items() if len(changes) == len(NAMES)}
+
+
+def hardest_negatives_lose_with_the_batch(results: Results) -> Finding | None:
+    """Triplet-max and triplet-weighted at batch size 128: does each fall, and by more than both robust losses?"""
+    changes = _changes_with_the_batch(results)
+    if not changes:
+        return None
+    held = sum(
+        change[loss] < min(0.0, *(change[other] for other in ROBUST))
+        for change in changes.values()
+        for loss in HARDEST_NEGATIVE
+    )
+    return Finding(held, len(changes) * len(HARDEST_NEGATIVE), _said(changes, HARDEST_NEGATIVE))
+
+
+def robust_losses_keep_with_the_batch(results: Results) -> Finding | None:
+    """Triplet-sum and NT-Xent at batch size 128: is the mean recall within two points of the one at 32?"""
+    changes = _changes_with_the_batch(results)
+    if not changes:
+        return None
+    held = sum(abs(change[loss]) <= 2 for change in changes.values() for loss in ROBUST)
+    return Finding(held, len(changes) * len(ROBUST), _said(changes, ROBUST))
+
+
+def _said(changes: Mapping[str, Mapping[str, float]], losses: Sequence[str]) -> str:
+    return "; ".join(
+        f"{dataset}, {NAMES[loss]}: {change[loss]:+.1f} points"
+        for dataset, change in changes.items()
+        for loss in losses
+    )
+
+
+def _lost(losses: Sequence[str]) -> Callable[[Results], tuple[int, int] | None]:
+    def count(results: Results) -> tuple[int, int] | None:
+        if results.collapsed is None:
+            return None
+        keys = [key for key in results.means if key[2] in losses]
+        return (sum(results.collapsed[key] for key in keys), sum(results.runs[key] for key in keys)) if keys else None
+
+    return count
+
+
+def robust_losses_converge(results: Results) -> Finding | None:
+    """No run of triplet-sum or NT-Xent collapsed or diverged."""
+    found = _lost(ROBUST)(results)
+    if found is None:
+        return None
+    return Finding(found[1] - found[0], found[1], f"{found[0]} of {found[1]} runs collapsed or diverged")
+
+
+def hardest_negatives_may_not_converge(results: Results) -> Finding | None:
+    """Some run of triplet-max or triplet-weighted collapsed or diverged."""
+    found = _lost(HARDEST_NEGATIVE)(results)
+    if found is None:
+        return None
+    return Finding(int(found[0] > 0), 1, f"{found[0]} of {found[1]} runs collapsed or diverged")
+
+
+CLAIMS = (
+    Claim("4.1", "Fine-tuning the encoders raises every recall.", fine_tuning_helps),
+    Claim("4.1", "Recalls on Clotho are lower than on AudioCaps.", clotho_is_harder),
+    Claim("4.2", "NT-Xent has the best recalls in most cases.", nt_xent_is_best),
+    Claim("4.2", "Triplet-sum is behind the others when the encoders are frozen.", triplet_sum_is_behind_when_frozen),
+    Claim("4.2", "Triplet-sum and NT-Xent converge in every setting.", robust_losses_converge),
+    Claim("4.2", "Some runs of triplet-max and triplet-weighted do not converge.", hardest_negatives_may_not_converge),
+    Claim(
+        "4.2", "Triplet-max and triplet-weighted are worse at batch size 128.", hardest_negatives_lose_with_the_batch
+    ),
+    Claim("4.2", "Triplet-sum and NT-Xent are the same at batch size 128.", robust_losses_keep_with_the_batch),
+)
+
+
+def check(tables: Sequence[Table]) -> list[dict[str, str]]:
+    """Every statement with what it comes to on the paper's tables and on these."""
+    found = []
+    for claim in CLAIMS:
+        line = {"section": claim.section, "claim": claim.text}
+        for whose, results in (("paper", Results.of_paper()), ("ours", Results.of(tables))):
+            finding = claim.check(results)
+            line[whose] = "-" if finding is None else finding.verdict
+            line[f"{whose}, evidence"] = "" if finding is None else finding.evidence
+        found.append(line)
+    return found
+
+
+def markdown(found: Sequence[Mapping[str, str]]) -> str:
+    """As a table."""
+    lines = ["| Section | What the paper reports | Its tables | These runs | |", "|---|---|---|---|---|"]
+    lines += [f"| {f['section']} | {f['claim']} | {f['paper']} | {f['ours']} | {f['ours, evidence']} |" for f in found]
+    return "\n".join(lines) + "\n"
