@@ -40,11 +40,10 @@ def plot_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
     _write(path, figure)
 
 
-def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]], *, title: str) -> None:
+def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> None:
     """Loss to seed to history, of runs that differ in nothing else: each loss a column, each seed a line."""
     figure = Figure(figsize=(3.2 * len(histories), 4.6), layout="constrained")
     grid = figure.subplots(2, len(histories), squeeze=False, sharex="col", sharey="row")
-    figure.suptitle(title)
     for column, (loss, of_seeds) in enumerate(histories.items()):
         above, below = grid[:, column]
         for (seed, history), style in zip(of_seeds.items(), _styles(len(of_seeds)), strict=True):
@@ -59,8 +58,8 @@ def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[di
         below.legend(fontsize=7)
         for axes in (above, below):
             _over_epochs(axes)
-    grid[0, 0].set_ylabel("training loss, first epoch = 1")
-    grid[1, 0].set_ylabel("mean validation recall, %")
+    grid[0, 0].set_ylabel("training loss\n(first epoch = 1)", fontsize=9)
+    grid[1, 0].set_ylabel("mean validation\nrecall, %", fontsize=9)
     _write(path, figure)
 
 
@@ -107,10 +106,9 @@ def _bars(axes: Axes, block: Sequence[Row], direction: str) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
-def plot_similarities(path: Path, pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], *, title: str) -> None:
+def plot_similarities(path: Path, pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> None:
     """Loss to the similarities of the positives and of the hardest negatives: a panel each, with both histograms."""
     figure = Figure(figsize=(3.2 * len(pairs), 2.8), layout="constrained")
-    figure.suptitle(title)
     edges = np.linspace(-1, 1, 81)
     for axes, (loss, (positive, hardest)) in zip(
         figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True

@@ -121,5 +121,10 @@ def _holder_of(lease: SoftFileLease) -> str:
 
 def stored_metrics(run: Path) -> dict[str, Any]:
     """What a finished run has left in ``metrics.json``."""
-    content: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    return read_json(run / METRICS)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run has left in one of its files."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content

@@ -5,7 +5,8 @@ standard deviation of the same number.
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,96 +186,123 @@ def head(table: Table, row: Row) -> str:
     return f"{row['dataset']}, {row['encoders']}"
 
 
-def _first_columns(table: Table, row: Row) -> list[str]:
-    if table["table"] == "2":
-        return [str(row["batch_size"])]
-    return [row["dataset"], "No" if row["encoders"] == "frozen" else "Yes"]
+@dataclass(frozen=True)
+class Cell:
+    """A number of the table."""
+
+    mean: float | None
+    std: float | None = None
+    bold: bool = False
+    of_paper_std: bool = False  # a difference, in units of the paper's standard deviation
+
+    @property
+    def text(self) -> str:
+        """19.2 ± 0.4, or +0.5 σ; a hyphen for what is not there."""
+        if self.mean is None:
+            return "-"
+        if self.of_paper_std:
+            return f"{self.mean:+.1f} σ"
+        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if self.std is not None else "")
 
 
-def _lines(
-    table: Table, mean: Callable[[dict[str, Any], bool], str], sigma: Callable[[float | None], str]
-) -> Iterable[tuple[list[str], Row, str, list[str], bool]]:
-    """Every line of the table: first columns, row, whose numbers, its six cells, and whether it begins a block."""
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: some texts, six numbers."""
+
+    whose: str  # "ours", "paper", "difference" or "chance"
+    texts: list[str]
+    cells: list[Cell]
+    begins: bool  # a block
+
+
+def header(table: Table) -> list[str]:
+    """Of the texts; the numbers are under COLUMNS."""
+    first = ["Batch size"] if table["table"] == "2" else ["Dataset", "Fine-tune"]
+    return [*first, "Objective", *([""] if _beside(table) else [])]
+
+
+def lines(table: Table) -> list[Line]:
+    """Every row of ours, below it the paper's and the difference where it is in the paper; at the end chance."""
+    found = []
     for block in blocks(table):
         bold = {whose: best(block, whose) for whose in ("ours", "paper")}
         for place, row in enumerate(block):
-            first = _first_columns(table, row)
+            objective = label(row, starred=_starred(table, row))
             for whose in ("ours", "paper"):
-                if row[whose] is None:
-                    continue
-                cells = [
-                    mean(row[whose][way][metric], (row["experiment"], way, metric) in bold[whose])
-                    for way, metric in COLUMNS
-                ]
-                yield first, row, whose, cells, place == 0 and whose == "ours"
+                if row[whose] is not None:
+                    cells = [
+                        Cell(**row[whose][way][metric], bold=(row["experiment"], way, metric) in bold[whose])
+                        for way, metric in COLUMNS
+                    ]
+                    begins = place == 0 and whose == "ours"
+                    texts = _texts(table, row if begins else None, objective if whose == "ours" else "", whose)
+                    found.append(Line(whose, texts, cells, begins))
             if row["difference"] is not None:
-                cells = [sigma(row["difference"][way][metric]) for way, metric in COLUMNS]
-                yield first, row, "difference", cells, False
+                cells = [Cell(row["difference"][way][metric], of_paper_std=True) for way, metric in COLUMNS]
+                found.append(Line("difference", _texts(table, None, "", "difference"), cells, False))
+    for dataset, chance in table["chance"].items():
+        cells = [Cell(chance[way][metric]) for way, metric in COLUMNS]
+        found.append(Line("chance", _texts(table, None, f"Chance, {dataset}", ""), cells, False))
+    return found
+
+
+def _texts(table: Table, row: Row | None, objective: str, whose: str) -> list[str]:
+    """Of a line; the first columns are filled where a block begins."""
+    if table["table"] == "2":
+        first = ["" if row is None else str(row["batch_size"])]
+    else:
+        first = ["", ""] if row is None else [row["dataset"], "No" if row["encoders"] == "frozen" else "Yes"]
+    return [*first, objective, *([whose] if _beside(table) else [])]
+
+
+def _beside(table: Table) -> bool:
+    """Whether the paper has any of the rows."""
+    return any(row["paper"] is not None for row in table["rows"])
 
 
 def markdown(table: Table) -> str:
     """The table in the paper's form."""
-
-    def mean(value: dict[str, Any], bold: bool) -> str:
-        if value["mean"] is None:
-            return "-"
-        text = f"{value['mean']:.1f}" + (f" ± {value['std']:.1f}" if value["std"] is not None else "")
-        return f"**{text}**" if bold else text
-
-    def sigma(value: float | None) -> str:
-        return "-" if value is None else f"{value:+.1f} σ"
-
-    beside = any(row["paper"] is not None for row in table["rows"])
-    first = ["Batch size"] if table["table"] == "2" else ["Dataset", "Fine-tune"]
-    header = [*first, "Objective", *([""] if beside else []), *(f"{TITLES[way]} {metric}" for way, metric in COLUMNS)]
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * (len(header) - len(COLUMNS)) + "---:|" * len(COLUMNS)]
-    for columns, row, whose, cells, begins in _lines(table, mean, sigma):
-        objective = label(row, starred=_starred(table, row)).replace("*", r"\*") if whose == "ours" else ""
-        shown = columns if begins else [""] * len(columns)
-        lines.append(f"| {' | '.join([*shown, objective, *([whose] if beside else []), *cells])} |")
-    for dataset, chance in table["chance"].items():
-        shown = [dataset, ""] if table["table"] == "1" else [""]
-        cells = [f"{chance[way][metric]:.1f}" for way, metric in COLUMNS]
-        lines.append(f"| {' | '.join([*shown, 'Chance', *([''] if beside else []), *cells])} |")
-    return "\n".join([caption(table), "", *lines, "", " ".join(notes(table))]) + "\n"
+    texts = header(table)
+    head_line = [*texts, *(f"{TITLES[way]} {metric}" for way, metric in COLUMNS)]
+    found = [f"| {' | '.join(head_line)} |", "|" + "---|" * len(texts) + "---:|" * len(COLUMNS)]
+    for line in lines(table):
+        cells = [f"**{cell.text}**" if cell.bold else cell.text for cell in line.cells]
+        texts = [text.replace("*", "\\*") for text in line.texts]
+        found.append(f"| {' | '.join([*texts, *cells])} |")
+    return "\n".join([caption(table), "", *found, "", " ".join(notes(table))]) + "\n"
 
 
 def latex(table: Table) -> str:
     """The same as a ``table*`` for a paper; needs the package booktabs."""
-
-    def mean(value: dict[str, Any], bold: bool) -> str:
-        if value["mean"] is None:
-            return "--"
-        number = rf"\mathbf{{{value['mean']:.1f}}}" if bold else f"{value['mean']:.1f}"
-        return f"${number}" + (rf"_{{\pm {value['std']:.1f}}}$" if value["std"] is not None else "$")
-
-    def sigma(value: float | None) -> str:
-        return "--" if value is None else rf"\textit{{${value:+.1f}\sigma$}}"
-
-    beside = any(row["paper"] is not None for row in table["rows"])
-    first = ["Batch size"] if table["table"] == "2" else ["Dataset", "Fine-tune"]
-    texts = [*first, "Objective", *([""] if beside else [])]
-    recalls = [metric.replace("@", "@") for _, metric in COLUMNS]
-    lines = [
-        "% needs \\usepackage{booktabs}",
+    texts = header(table)
+    first = len(texts) + 1  # column of the numbers
+    found = [
+        r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{_escaped(caption(table).replace('**', ''))} {_escaped(' '.join(notes(table)))}}}",
+        rf"\caption{{{_escaped(plain(caption(table)))} {_escaped(plain(' '.join(notes(table))))}}}",
         rf"\begin{{tabular}}{{{'l' * len(texts)}{'c' * len(COLUMNS)}}}",
         r"\toprule",
-        f"{' & ' * len(texts)}"
-        + " & ".join(rf"\multicolumn{{3}}{{c}}{{{TITLES[way]}}}" for way in DIRECTIONS)
-        + r" \\",
-        rf"\cmidrule(lr){{{len(texts) + 1}-{len(texts) + 3}}}\cmidrule(lr){{{len(texts) + 4}-{len(texts) + 6}}}",
-        " & ".join([*texts, *recalls]) + r" \\",
+        " & " * len(texts) + " & ".join(rf"\multicolumn{{3}}{{c}}{{{TITLES[way]}}}" for way in DIRECTIONS) + r" \\",
+        rf"\cmidrule(lr){{{first}-{first + 2}}}\cmidrule(lr){{{first + 3}-{first + 5}}}",
+        " & ".join([*texts, *(metric for _, metric in COLUMNS)]) + r" \\",
     ]
-    for columns, row, whose, cells, begins in _lines(table, mean, sigma):
-        if begins:
-            lines.append(r"\midrule")
-        objective = _escaped(label(row, starred=_starred(table, row))) if whose == "ours" else ""
-        shown = [_escaped(column) for column in columns] if begins else [""] * len(columns)
-        lines.append(" & ".join([*shown, objective, *([whose] if beside else []), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
+    before = None
+    for line in lines(table):
+        if line.begins or (line.whose == "chance" and before != "chance"):
+            found.append(r"\midrule")
+        before = line.whose
+        found.append(" & ".join([*map(_escaped, line.texts), *map(_in_latex, line.cells)]) + r" \\")
+    return "\n".join([*found, r"\bottomrule", r"\end{tabular}", r"\end{table*}"]) + "\n"
+
+
+def _in_latex(cell: Cell) -> str:
+    if cell.mean is None:
+        return "--"
+    if cell.of_paper_std:
+        return rf"\textit{{${cell.mean:+.1f}\sigma$}}"
+    number = rf"\mathbf{{{cell.mean:.1f}}}" if cell.bold else f"{cell.mean:.1f}"
+    return f"${number}$" if cell.std is None else rf"${number}_{{\pm {cell.std:.1f}}}$"
 
 
 _IN_LATEX = {
@@ -284,4 +312,9 @@ _IN_LATEX = {
 
 
 def _escaped(text: str) -> str:
-    return "".join(_IN_LATEX.get(character, character) for character in text.replace("\\*", "*").replace("`", ""))
+    return "".join(_IN_LATEX.get(character, character) for character in text)
+
+
+def plain(text: str) -> str:
+    """Without the marks of Markdown."""
+    return text.replace("**", "").replace("\\*", "*").replace("`", "")
