@@ -1,0 +1,213 @@
+"""PAPER.md: what it points at is there, it leaves out no equation and no section, and its figures are the paper's.
+
+A code span with the name of a Python file in it is ``FILE``, ``FILE: NAME, NAME`` (definitions in it; ``CLASS.MEMBER``
+too) or ``FILE::NAME`` (a test), with FILE from the root of the checkout; alone it may also stand beside the page.
+"""
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reference_model.experiments import TABLES
+from reference_model.manifest import PAPER
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "reference_model" / "PAPER.md"
+LINES = PAGE.read_text(encoding="utf-8").splitlines()
+TEXT = " ".join(line.strip() for line in LINES)  # links and code spans go on in the next line
+SPANS = sorted({span for span in re.findall(r"`([^`]+)`", TEXT) if ".py" in span})
+# Files of references may be named by a definition at the end of the page.
+TARGETS = {match[1]: match[2] for line in LINES if (match := re.fullmatch(r"\[(\w+)\]: (\S+)", line))}
+LINKS = sorted(
+    {
+        (text, target or TARGETS.get(reference, f"no definition of [{reference}]"))
+        for text, target, reference in re.findall(r"\[([^\[\]]+)\](?:\(([^)\s]+)\)|\[(\w+)\])", TEXT)
+    }
+)
+LOSSES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
+RECALLS = [(direction, f"R@{k}") for direction in ("text_to_audio", "audio_to_text") for k in (1, 5, 10)]
+
+
+@functools.cache
+def defined(path: Path) -> frozenset[str]:
+    """What a module defines, and its classes: NAME and CLASS.MEMBER."""
+
+    def names(statements: list[ast.stmt], inside: str = "") -> Iterator[str]:
+        for statement in statements:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                yield inside + statement.name
+            if isinstance(statement, ast.ClassDef):
+                yield from names(statement.body, f"{statement.name}.")
+            for target in getattr(statement, "targets", [getattr(statement, "target", None)]):
+                for name in ast.walk(target) if isinstance(target, ast.expr) else ():
+                    if isinstance(name, ast.Name):
+                        yield inside + name.id
+
+    return frozenset(names(ast.parse(path.read_text(encoding="utf-8")).body))
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """By which a link finds a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_there_is_something_to_look_at() -> None:
+    """Lest a change of the notation leave the tests below without work."""
+    assert sum("::" in span for span in SPANS) > 50
+    assert sum(": " in span for span in SPANS) > 40
+    assert len(LINKS) > 50
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_definitions_and_tests_are_there(span: str) -> None:
+    match = re.fullmatch(r"([\w/]+\.py)(?:::(test_\w+)|: ([\w., ]+))?", span)
+    assert match is not None, f"`{span}` is none of FILE, FILE: NAME and FILE::NAME"
+    file, test, names = match.groups()
+    if not (test or names) and "/" not in file:
+        assert (PAGE.parent / file).is_file(), f"no {file}"
+        return
+    assert (ROOT / file).is_file(), f"no {file}"
+    for name in [test] if test else names.split(", ") if names else []:
+        assert name in defined(ROOT / file), f"no {name} in {file}"
+    if test:
+        assert file.startswith("tests/")
+
+
+@pytest.mark.parametrize("text, target", [link for link in LINKS if not link[1].startswith("https://")])
+def test_links_lead_somewhere(text: str, target: str) -> None:
+    file, _, section = target.partition("#")
+    path = (PAGE.parent / file).resolve() if file else PAGE
+    assert path.is_file(), f"[{text}] leads to {target}"
+    if section:
+        assert section in map(anchor, headings(path)), f"[{text}] leads to {target}"
+    if ".py" in text:
+        named = text.strip("`").partition(":")[0]
+        assert path in ((ROOT / named), (PAGE.parent / named)), f"[{text}] leads to {target}"
+    elif path.suffix == ".py":
+        assert text.strip("`") in defined(path), f"[{text}] leads to {target}"
+
+
+def test_every_section_and_every_equation() -> None:
+    sections = [heading.split(" ")[0] for heading in headings(PAGE) if heading[0].isdigit()]
+    assert sections == ["2.", "2.1.", "2.2.", "2.3.", "3.", "3.1.", "3.2.", "3.3.", "4.", "4.1.", "4.2."]
+    assert [
+        int(k)
+        for k in re.findall(
+            r"^\* \*\*Equation (\d)[.,][^*]*\*\*.*$", "\n".join(LINES).partition("\n## 3.")[0], re.MULTILINE
+        )
+    ] == [*range(1, 8)]
+
+
+def test_every_setting_of_the_protocols() -> None:
+    settings = {name.split(".")[1] for name in defined(ROOT / "reference_model" / "protocol.py") if "Protocol." in name}
+    rows = {match[1] for line in LINES if (match := re.match(r"\| `(\w+)` \|", line))}
+    assert rows == settings - {"__post_init__"}
+
+
+def test_lines_are_short() -> None:
+    assert not [line for line in LINES if len(line) > 120]
+
+
+# The figures: of the data sets, and of tables 1 and 2 as our file has them.
+
+
+def test_figures_of_the_data_sets() -> None:
+    for dataset, captions, batches in (("AudioCaps", 1, (32, 128)), ("Clotho", 5, (24,))):
+        clips = PAPER[dataset]
+        row = next(line for line in LINES if line.startswith(f"| {dataset}"))
+        assert row.split(" | ")[1:4] == [f"{clips[split]:,}" for split in ("train", "val", "test")]
+        pairs = captions * clips["train"]
+        assert f"{pairs:,}" in TEXT
+        for batch in batches:
+            assert re.search(rf"\b{pairs // batch}\b", TEXT)
+
+
+def tables() -> dict[tuple[str, str, str, int], list[int]]:
+    """Data set, encoders, loss and batch size to the six recalls, in tenths of a percent."""
+    stored = json.loads(TABLES.read_text(encoding="utf-8"))
+    return {
+        (row["dataset"], row["encoders"], row["loss"], row["batch_size"]): [
+            round(10 * row[direction][recall]["mean"]) for direction, recall in RECALLS
+        ]
+        for row in (*stored["table_1"], *stored["table_2"])
+    }
+
+
+def row_of(claim: str) -> str:
+    (row,) = [line for line in LINES if line.startswith(f"| {claim}")]
+    return row
+
+
+def test_figures_of_section_4() -> None:
+    table = tables()
+    batch = {"AudioCaps": 32, "Clotho": 24}
+    groups = [(dataset, encoders) for dataset in batch for encoders in ("frozen", "fine-tuned")]
+    columns = {
+        (dataset, encoders): [
+            dict(zip(LOSSES, recalls, strict=True))
+            for recalls in zip(*(table[dataset, encoders, loss, batch[dataset]] for loss in LOSSES), strict=True)
+        ]
+        for dataset, encoders in groups
+    }
+    everywhere = [column for group in groups for column in columns[group]]
+    assert len(everywhere) == 24
+
+    def points(*tenths: int) -> tuple[str, ...]:
+        return tuple(f"{number / 10:.1f}" for number in tenths)
+
+    def span(differences: list[int]) -> str:
+        return "{} to {}".format(*points(min(differences), max(differences)))
+
+    def differences(of: tuple[str, str], minus: tuple[str, str]) -> list[int]:
+        return [a[x] - b[x] for a, b in zip(columns[of], columns[minus], strict=True) for x in LOSSES]
+
+    gains = {d: span(differences((d, "fine-tuned"), (d, "frozen"))) for d in batch}
+    assert f"by {gains['AudioCaps']} on AudioCaps, {gains['Clotho']} on Clotho" in row_of("fine-tuning")
+    apart = [n for e in ("frozen", "fine-tuned") for n in differences(("AudioCaps", e), ("Clotho", e))]
+    assert f"all {len(apart)}: by {span(apart)} |" in row_of("recalls are lower")
+
+    assert not any(column["nt_xent"] == min(column.values()) for column in everywhere)
+    highest = [[x for x in LOSSES if column[x] == max(column.values())] for column in everywhere]
+    shared, alone = sum("nt_xent" in best for best in highest), highest.count(["nt_xent"])
+    assert f"highest in {shared} of 24 columns, alone in {alone}; in 0 of 6" in row_of("NT-Xent is best")
+    assert not any("nt_xent" in best for best in highest[:6])  # AudioCaps, frozen
+
+    def lowest(loss: str, dataset: str) -> int:
+        return sum(column[loss] == min(column.values()) for column in columns[dataset, "frozen"])
+
+    behind = (
+        f"AudioCaps: lowest in {lowest('triplet_sum', 'AudioCaps')} of 6; Clotho: in {lowest('triplet_sum', 'Clotho')}"
+    )
+    assert behind in row_of("triplet-sum is behind")
+    assert f"in {lowest('triplet_weighted', 'Clotho')} of 6 columns" in row_of("triplet-weighted is last")
+    triplets = [[column[x] for x in LOSSES[:3]] for column in columns["Clotho", "fine-tuned"]]
+    (alike,) = points(max(max(values) - min(values) for values in triplets))
+    assert f"within {alike} in" in row_of("the triplet losses are alike")
+    beside = [column["triplet_weighted"] - column["triplet_max"] for column in everywhere]
+    (alike,) = points(max(map(abs, beside[:12])))
+    assert f"within {alike} in" in row_of("triplet-max and -weighted are alike")
+    assert "{} lower to {} higher".format(*points(-min(beside), max(beside))) in row_of("weighting")
+
+    def falls(loss: str) -> list[int]:
+        return [a - b for a, b in zip(*(table["AudioCaps", "frozen", loss, size] for size in (32, 128)), strict=True)]
+
+    worse = f"by {span(falls('triplet_max'))} and {span(falls('triplet_weighted'))} |"
+    assert worse in row_of("at 128 triplet-max and -weighted fall")
+    stays = points(*(max(map(abs, falls(loss))) for loss in ("triplet_sum", "nt_xent")))
+    assert "within {} and {} |".format(*stays) in row_of("at 128 triplet-sum")
+    recalls = [table["AudioCaps", "frozen", x, 128][k] for x in ("triplet_max", "triplet_weighted") for k in (0, 3)]
+    assert f"R@1 {span(recalls)};" in row_of("at 128 triplet-max and -weighted do not")
+
+    for loss in LOSSES[:3]:
+        signs = [(column["nt_xent"] > column[loss]) - (column["nt_xent"] < column[loss]) for column in everywhere]
+        counted = " | ".join(str(signs.count(sign)) for sign in (1, 0, -1))
+        assert f"| {loss.replace('_', '-')} | {counted} |" in LINES
