@@ -426,7 +426,8 @@ def reproduce(
         click.echo("next: `report` when those that others are at are done")
     if "failed" in states:
         raise InputError(
-            "expected every run to end well, got some that failed: --plan says why, --retry-failed tries again"
+            f"expected every run to end well, got {states.count('failed')} that failed: "
+            "--plan says why, --retry-failed tries again"
         )
 
 

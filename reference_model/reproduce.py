@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from reference_model import InputError
+from reference_model import InputError, run_folder
 from reference_model.config import Config
 from reference_model.data import SPLITS, read_split
 from reference_model.estimate import Cost, costs, duration
 from reference_model.grid import Grid, Run
 from reference_model.interruption import CONTINUE, Stopped, asked_to_stop, follow, signals_noted, stop_if_asked
-from reference_model.run_folder import CONFIG, LEASE, Busy, Diverged, holder
+from reference_model.run_folder import CONFIG, Busy, Diverged, holder
 from reference_model.train import train
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -114,7 +114,7 @@ def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callabl
             watched_since = time.monotonic()
             break  # others may have settled some in the meantime: look again
         else:
-            if time.monotonic() - watched_since > 1.2 * LEASE:  # all have shown signs of life
+            if time.monotonic() - watched_since > 1.2 * run_folder.LEASE:  # all have shown signs of life
                 return
             time.sleep(SECONDS_BETWEEN_LOOKS)
 

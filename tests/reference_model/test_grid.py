@@ -1,0 +1,214 @@
+"""Which runs the tables need, and in what state each is."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reference_model import InputError, run_folder
+from reference_model.config import Config
+from reference_model.experiments import chosen, experiments, published
+from reference_model.files import write_json
+from reference_model.grid import Grid, counts, plan
+from reference_model.run_folder import Busy, alone, holder
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Of all runs of a grid."""
+    row = ("dataset", "encoders", "loss", "batch_size", "learning_rate", "seed")
+    return {name: value for name, value in asdict(config).items() if name not in row} | {"clip_seconds": None}
+
+
+HOLD = """
+import socket, sys, time
+if len(sys.argv) > 2:
+    socket.gethostname = lambda: sys.argv[2]
+from pathlib import Path
+from reference_model import run_folder
+run_folder.LEASE = float(sys.argv[3]) if len(sys.argv) > 3 else run_folder.LEASE
+with run_folder.alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process is at work in the folder; on another machine, if one is named, with a lease of that length."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder), *arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def grid(config: Config) -> Grid:
+    return Grid.of(chosen(("1", "2")), (2, 0, 1, 0), settings(config))
+
+
+def test_rows_that_stand_in_both_tables_are_run_once(grid: Grid, tmp_path: Path) -> None:
+    assert {table: len(rows) for table, rows in grid.tables.items()} == {"1": 16, "2": 8}
+    runs = grid.runs(tmp_path)
+    assert len(runs) == (16 + 8 - 4) * 3
+    assert len({run.folder for run in runs}) == len(runs)
+    assert {run.experiment for run in runs} == set(experiments())
+    assert set(grid.tables["1"]) & set(grid.tables["2"]) == set(grid.tables["2"][:4])
+
+
+def test_all_rows_come_before_the_next_seed(grid: Grid, tmp_path: Path) -> None:
+    assert [run.config.seed for run in grid.runs(tmp_path)] == [0] * 20 + [1] * 20 + [2] * 20
+
+
+def test_a_run_is_what_its_row_says(grid: Grid, tmp_path: Path) -> None:
+    runs = {run.name: run for run in grid.runs(tmp_path)}
+    config = runs["clotho-fine-tuned-triplet_max-seed-1"].config
+    assert (config.dataset, config.encoders, config.loss) == ("Clotho", "fine-tuned", "triplet_max")
+    assert (config.batch_size, config.learning_rate, config.seed, config.clip_seconds) == (24, 5e-5, 1, 30.0)
+    config = runs["audiocaps-frozen-nt_xent-batch-128-seed-0"].config
+    assert (config.batch_size, config.learning_rate, config.clip_seconds) == (128, 1e-4, 10.0)
+    assert runs["clotho-frozen-nt_xent-seed-2"].folder == tmp_path / "runs" / "clotho-frozen-nt_xent-seed-2"
+
+
+def test_rows_are_chosen() -> None:
+    rows = chosen(("1",), datasets=("Clotho",), encoders=("frozen",), losses=("nt_xent", "triplet_max"))
+    assert [(row["dataset"], row["encoders"], row["loss"]) for row in rows["1"]] == [
+        ("Clotho", "frozen", "triplet_max"), ("Clotho", "frozen", "nt_xent"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="expected rows of table 2, got none of these data sets"):
+        chosen(("1", "2"), datasets=("Clotho",))
+
+
+def test_another_data_set_takes_the_rows_of_audiocaps() -> None:
+    rows = chosen(("1", "2"), datasets=("Mine",))
+    assert len(rows["1"]) == len(rows["2"]) == 8
+    for table in ("1", "2"):
+        for mine, row in zip(rows[table], chosen((table,), datasets=("AudioCaps",))[table], strict=True):
+            assert mine == {**row, "dataset": "Mine"}
+
+
+def test_published_recalls_belong_to_the_experiments() -> None:
+    assert published().keys() == experiments().keys()
+    assert published()["clotho-frozen-nt_xent"]["audio_to_text"]["R@5"] == {"mean": 27.9, "std": 0.5}
+    assert published()["audiocaps-frozen-nt_xent-batch-128"]["text_to_audio"]["R@1"] == {"mean": 19.5, "std": 0.1}
+
+
+def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
+    first = Grid.of(chosen(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
+    first.write(tmp_path / "out")
+    assert Grid.read(tmp_path / "out") == first
+    second = Grid.of(chosen(("2",)), (0,), settings(replace(config, data="elsewhere", workers=7)))
+    joined = second.with_those_of(tmp_path / "out")
+    assert joined.seeds == [0, 1]
+    assert joined.tables == {**first.tables, **second.tables}
+    assert joined.experiments == {**first.experiments, **second.experiments}
+    assert joined.settings["workers"] == 7
+    joined.write(tmp_path / "out")
+    assert Grid.read(tmp_path / "out") == joined
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"epochs": 7}, "epochs 2 there, 7 here"),
+        ({"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkpoint None"),
+    ],
+)
+def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path, change: Any, words: str) -> None:
+    Grid.of(chosen(("1",)), (0,), settings(config)).write(tmp_path)
+    other = Grid.of(chosen(("1",)), (0,), settings(replace(config, **change)))
+    with pytest.raises(InputError, match=f"expected .* to be of these settings, got .*{words}.*choose another --out"):
+        other.with_those_of(tmp_path)
+
+
+def test_a_row_of_another_learning_rate_is_refused(config: Config, tmp_path: Path) -> None:
+    Grid.of(chosen(("1",)), (0,), settings(config)).write(tmp_path)
+    rows = {"1": [{**row, "learning_rate": 1e-3} for row in chosen(("1",))["1"]]}
+    with pytest.raises(InputError, match=r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"):
+        Grid.of(rows, (0,), settings(config)).with_those_of(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(grid: Grid, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"expected .* to be new or a grid's folder, got no grid\.json there"):
+        grid.with_those_of(tmp_path)
+    with pytest.raises(InputError, match=r"expected results of reproduce in .*, got no readable grid\.json"):
+        Grid.read(tmp_path)
+    (tmp_path / "grid.json").write_text('{"tables": ')
+    with pytest.raises(InputError, match=r"got no readable grid\.json"):
+        Grid.read(tmp_path)
+
+
+def test_the_states_of_a_run(grid: Grid, tmp_path: Path) -> None:
+    run = grid.runs(tmp_path)[0]
+    assert (run.state(), run.settled()) == ("left", False)
+    run.folder.mkdir(parents=True)
+    assert run.state() == "left"
+    write_json(run.folder / "config.json", {})
+    assert (run.state(), run.settled()) == ("interrupted", False)
+    run.record_failure(ValueError("no\nmemory"))
+    assert (run.state(), run.settled(), run.reason()) == ("failed", True, "no memory")
+    with held(run.folder):
+        assert run.state() == "running"
+    assert run.state() == "failed"
+    write_json(run.folder / "diverged.json", {})
+    assert (run.state(), run.settled()) == ("diverged", True)
+    write_json(run.folder / "metrics.json", {})
+    assert (run.state(), run.settled()) == ("done", True)
+
+
+def test_the_plan_shows_all_of_them(grid: Grid, tmp_path: Path) -> None:
+    runs = {run.name: run for run in grid.runs(tmp_path)}
+    for name, file in (
+        ("clotho-frozen-nt_xent-seed-1", "metrics.json"),
+        ("clotho-frozen-nt_xent-seed-2", "config.json"),
+    ):
+        runs[name].folder.mkdir(parents=True)
+        write_json(runs[name].folder / file, {})
+    runs["audiocaps-frozen-nt_xent-seed-0"].record_failure("the disk is full")
+    lines = plan(grid, tmp_path).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert rows["experiment"] == ["table", "seed", "0", "seed", "1", "seed", "2"]
+    assert rows["clotho-frozen-nt_xent"] == ["1", "left", "done", "interrupted"]
+    assert rows["audiocaps-frozen-nt_xent"] == ["1,", "2", "failed", "left", "left"]
+    assert lines[-2] == "failed: audiocaps-frozen-nt_xent-seed-0: the disk is full"
+    assert lines[-1] == "60 runs: 1 done, 1 failed, 1 interrupted, 57 left"
+    assert counts([]) == ""
+
+
+def test_one_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with held(tmp_path) as process:
+        assert holder(tmp_path) == f"process {process.pid} on {os.uname().nodename}"
+        words = f"for this run alone, got one that is under way there: process {process.pid} on"
+        with pytest.raises(Busy, match=words), alone(tmp_path):
+            pass
+    assert holder(tmp_path) is None  # its process is gone
+    with alone(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_another_machine_is_given_up_after_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """Whether its process lives cannot be seen from here; only whether it touches the lock."""
+    monkeypatch.setattr(run_folder, "LEASE", 1.5)
+    with held(tmp_path, "elsewhere", "1.5") as process:
+        if dies:
+            process.kill()
+            process.wait()
+        seen: list[str | None] = []
+        until = time.monotonic() + 4
+        while time.monotonic() < until and (not seen or seen[-1] is not None):
+            seen.append(holder(tmp_path))
+            time.sleep(0.05)
+        assert seen[0] == f"process {process.pid} on elsewhere"
+        assert (seen[-1] is None) == dies
