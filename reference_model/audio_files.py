@@ -3,7 +3,7 @@
 import functools
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,11 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.audio_encoder import SAMPLE_RATE
+
+# What libsndfile reads, by its usual names.
+SUFFIXES = frozenset(
+    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64")
+)
 
 
 class Fault(NamedTuple):
@@ -51,9 +56,30 @@ def fault(path: Path) -> Fault | None:
                 return Fault("truncated", "its last sample cannot be read")
     except soundfile.LibsndfileError as error:
         return Fault("unreadable", f"not readable as audio ({error.error_string})")
+    except UnicodeEncodeError:
+        return Fault("unreadable", "its name is not UTF-8")
     except (OSError, RuntimeError) as error:
         return Fault("unreadable", f"not readable ({error})")
     return None
+
+
+def audio_files_in(folder: Path) -> Iterator[str]:
+    """The audio files in a folder and the folders in it, by their names relative to it; in no particular order.
+
+    Known by their suffixes, in capitals or not. Links are followed, and no folder is entered twice. What begins with a
+    dot is hidden, and left out.
+    """
+    entered: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.relpath(os.path.join(parent, name), folder)
 
 
 def check_audio(files: Iterable[Path]) -> None:

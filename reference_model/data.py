@@ -72,6 +72,16 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
             f"prepare --dataset {dataset} makes it, and --data names the folder that holds {dataset}/"
         )
     captions: dict[str, list[str]] = {}
+    for name, *texts in _captioned(table):
+        captions.setdefault(name, []).extend(texts)
+    if not captions:
+        raise InputError(f"expected at least one clip in {table}, got the header alone")
+    folder = Path(root) / dataset / "waveforms" / split
+    return [Clip(folder / name, tuple(of_clip)) for name, of_clip in captions.items()]
+
+
+def _captioned(table: Path) -> Iterator[list[str]]:
+    """The rows of a table of clips: a file name, and captions."""
     listed = rows(table)
     _, header = next(listed, (1, []))
     if len(header) < 2 or header[0] != "file_name" or not all(c.startswith("caption") for c in header[1:]):
@@ -79,12 +89,29 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
             f"expected the header file_name,caption or file_name,caption_1,... in {table}, "
             f"got {','.join(header) or 'nothing'}"
         )
-    for _, (name, *texts) in listed:
-        captions.setdefault(name, []).extend(texts)
+    for _, row in listed:
+        yield row
+
+
+def read_captions(file: Path) -> list[str]:
+    """The captions in a file: one a line, empty lines left out; or those of a table of clips, if it ends in .csv.
+
+    Raises:
+        InputError: the file is missing, holds no caption, or is no text in UTF-8.
+    """
+    if not file.is_file():
+        raise InputError(f"expected a file of captions at {file}, got {'a folder' if file.is_dir() else 'no file'}")
+    if file.suffix.lower() == ".csv":
+        captions = [caption for _, *texts in _captioned(file) for caption in texts]
+    else:
+        try:
+            with file.open(encoding="utf-8-sig") as lines:
+                captions = [line.strip() for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"expected captions in UTF-8, one a line, in {file}, got {error}") from error
     if not captions:
-        raise InputError(f"expected at least one clip in {table}, got the header alone")
-    folder = Path(root) / dataset / "waveforms" / split
-    return [Clip(folder / name, tuple(of_clip)) for name, of_clip in captions.items()]
+        raise InputError(f"expected at least one caption in {file}, got none")
+    return captions
 
 
 def leave_signals_to_the_first_process(worker: int) -> None:

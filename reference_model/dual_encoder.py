@@ -18,6 +18,8 @@ TINY_WIDTH = 1 / 8
 TEXT_ENCODER = "text_encoder"
 FROZEN_WEIGHTS = "frozen.safetensors"  # the parameters of frozen encoders; best.safetensors holds everything else
 BEST_WEIGHTS = "best.safetensors"
+# In the folder of a saved model, which has TEXT_ENCODER too.
+WEIGHTS = "model.safetensors"  # everything
 
 
 class Heads(nn.Module):
@@ -132,14 +134,17 @@ def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrai
     return _assemble(config, audio, text), tokenizer
 
 
-def saved_model(config: Config, run: Path) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
-    """The model of a run with its best weights, and its tokenizer; nothing but the run's folder is needed."""
-    bert, tokenizer = text_encoder.untrained(run / TEXT_ENCODER)
+def saved_model(config: Config, folder: Path) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
+    """A saved model, or that of a run with its best weights, and its tokenizer; nothing but the folder is needed."""
+    bert, tokenizer = text_encoder.untrained(folder / TEXT_ENCODER)
     audio = ResNet38(width=TINY_WIDTH if config.model == "tiny" else 1)
     model = _assemble(config, audio, bert)
+    if (folder / WEIGHTS).is_file():
+        load_weights(folder / WEIGHTS, model.state_dict())
+        return model, tokenizer
     if model.frozen:
-        load_weights(run / FROZEN_WEIGHTS, model.frozen_parameters())
-    load_weights(run / BEST_WEIGHTS, model.changing_state())
+        load_weights(folder / FROZEN_WEIGHTS, model.frozen_parameters())
+    load_weights(folder / BEST_WEIGHTS, model.changing_state())
     return model, tokenizer
 
 

@@ -13,7 +13,7 @@ from reference_model import InputError
 from reference_model.audio_files import check_audio
 from reference_model.config import Config
 from reference_model.data import captions_of, read_split
-from reference_model.dual_encoder import BEST_WEIGHTS, Heads, saved_model
+from reference_model.dual_encoder import BEST_WEIGHTS, WEIGHTS, Heads, saved_model
 from reference_model.features import Features, features_of
 from reference_model.retrieval import Metrics, retrieval_metrics
 from reference_model.run_folder import CONFIG
@@ -55,10 +55,12 @@ def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tupl
 def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
     """The metrics of a run's best weights so far, computed again; on the data it was trained on, or elsewhere.
 
+    ``run`` may also be the folder of a saved model.
+
     Raises:
         InputError: the folder holds no run with a finished epoch, or the data is not as expected.
     """
-    if not (run / BEST_WEIGHTS).is_file():
+    if not (run / BEST_WEIGHTS).is_file() and not (run / WEIGHTS).is_file():
         raise InputError(f"expected a run with a finished epoch in {run}, got no {BEST_WEIGHTS}")
     config = Config.read(run / CONFIG)
     model, tokenizer = saved_model(config, run)

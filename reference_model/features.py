@@ -72,7 +72,7 @@ def features_of(
     """Computed now, in eval mode, on the accelerator's device."""
     model.eval()
     audio = _encode_clips(model, clips, config, accelerator, "embedding clips")
-    sentences, text_of_caption = _different(token_ids)
+    sentences, text_of_caption = different(token_ids)
     text = _encode_captions(model, sentences, accelerator)
     return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
@@ -96,15 +96,15 @@ def kept_features(
     model.eval()
     settings = [FRONT_END, config.clip_seconds, config.precision, accelerator.device.type]
     audio = _kept(
-        folder / f"audio-{_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}",
+        folder / f"audio-{key(checksum(model.audio_encoder.state_dict()), settings, checksums)}",
         len(clips),
         lambda part: _encode_clips(model, clips[part], config, accelerator, "encoding clips"),
         accelerator,
     )
-    sentences, text_of_caption = _different(token_ids)
+    sentences, text_of_caption = different(token_ids)
     settings = [config.precision, accelerator.device.type]
     text = _kept(
-        folder / f"text-{_key(checksum(model.text_encoder.state_dict()), settings, sentences)}",
+        folder / f"text-{key(checksum(model.text_encoder.state_dict()), settings, sentences)}",
         len(sentences),
         lambda part: _encode_captions(model, sentences[part], accelerator),
         accelerator,
@@ -161,7 +161,7 @@ def _encode_captions(model: DualEncoder, sentences: list[list[int]], accelerator
     return torch.cat(rows)
 
 
-def _different(token_ids: list[list[int]]) -> tuple[list[list[int]], Tensor]:
+def different(token_ids: list[list[int]]) -> tuple[list[list[int]], Tensor]:
     """The different sentences, and for every caption which it is."""
     place = {sentence: k for k, sentence in enumerate(dict.fromkeys(map(tuple, token_ids)))}
     return [list(sentence) for sentence in place], torch.tensor([place[tuple(sentence)] for sentence in token_ids])
@@ -176,7 +176,7 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _key(*parts: object) -> str:
+def key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from reference_model import InputError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -50,3 +54,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """JSON, indented."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_folder_whole(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:
+    """Have ``write`` fill a folder beside the place, then move it there; what was there is replaced.
+
+    Args:
+        names: what such a folder holds; one that holds anything else is not replaced.
+        kind: what such a folder is, to be said where it is something else.
+
+    Raises:
+        InputError: the place is taken by something else, or cannot be written.
+    """
+    folder = folder.absolute()
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # one that was killed had got so far
+        os.replace(old, folder)
+    foreign = sorted({path.name for path in folder.iterdir()} - set(names)) if folder.is_dir() else []
+    if foreign or (folder.exists() and not folder.is_dir()):
+        got = f"a folder with {foreign[0]}" if foreign else "a file"
+        raise InputError(f"expected {folder} to be new, empty or {kind} and nothing else, got {got}")
+    try:
+        with written_whole(folder) as beside:
+            write(beside)
+            for path in beside.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                os.replace(folder, old)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"expected to write {folder}, got: {error}") from error
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)

@@ -113,6 +113,15 @@ def save(folder: Path, encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast)
 
 
 def untrained(folder: Path) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
-    """The encoder with new weights, and its tokenizer, as saved by :func:`save`."""
-    config = BertConfig.from_pretrained(folder)
-    return TextEncoder(BertModel(config, add_pooling_layer=False)), PreTrainedTokenizerFast.from_pretrained(folder)
+    """The encoder with new weights, and its tokenizer, as saved by :func:`save`.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    try:
+        config = BertConfig.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        return TextEncoder(BertModel(config, add_pooling_layer=False)), tokenizer
+    except Exception as error:  # damaged files make both libraries raise errors of all kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"expected BERT's configuration and tokenizer in {folder}, got: {reason}") from error

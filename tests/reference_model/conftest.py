@@ -1,6 +1,7 @@
 """A miniature corpus, and the command line as a user calls it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from reference_model.__main__ import main
 from reference_model.config import Config
 from reference_model.protocol import PROTOCOLS
 from reference_model.synthesize import Corpus, synthesize
+from reference_model.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(corpus: Path) -> Config:
     """A run that takes seconds."""
     return Config(
@@ -50,6 +52,15 @@ def config(corpus: Path) -> Config:
         precision="no",
         workers=0,
     )
+
+
+@pytest.fixture(scope="session")
+def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of one epoch; nothing is to be written there."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    train(replace(config, epochs=1), run)
+    return run
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 
@@ -22,6 +23,9 @@ def test_help_of_every_command_explains_every_option(command: str, command_line:
     if command:
         for option in main.commands[command].params:
             if option.name == "help":
+                continue
+            if isinstance(option, click.Argument):
+                assert f"{option.human_readable_name} is" in result.output, f"{command} does not explain {option.name}"
                 continue
             assert getattr(option, "help", None), f"{command} {option.name} has no help"
 
