@@ -21,7 +21,7 @@ install = $(PYTHON) -m venv $(@D) \
 	&& $(@D)/bin/python -m pip uninstall --quiet --yes crossmodal-losses \
 	&& touch $@
 
-.PHONY: help demo example readme test lint bench clean
+.PHONY: help demo example readme programs test lint bench clean
 
 help:
 	@echo "make demo   the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
@@ -61,7 +61,14 @@ example: $(REFERENCE)/complete
 readme: demo
 	$(in_reference) benchmarks.readme
 
-test: $(REFERENCE)/complete $(NEWEST)/complete
+# What tests of the report need and pip does not bring: a browser, and LaTeX. Without them they are skipped.
+packages = chromium texlive-latex-base texlive-latex-recommended
+programs:
+	@{ command -v chromium && command -v pdflatex; } >/dev/null || { echo "Installing $(packages)"; \
+		apt-get update -qq && apt-get install -qq --no-install-recommends $(packages) >/dev/null; } \
+		|| echo "Not installed: $(packages); tests that need them are skipped"
+
+test: $(REFERENCE)/complete $(NEWEST)/complete programs
 	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests/losses tests/peers crossmodal_losses
 	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) tests --ignore tests/losses --ignore tests/peers
 	HYPOTHESIS_PROFILE=ci $(in_newest) $(pytest) --doctest-modules tests/losses crossmodal_losses

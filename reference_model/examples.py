@@ -29,7 +29,7 @@ SOUND_SECONDS = 10.0  # to hear, at most
 
 
 @dataclass(frozen=True)
-class TestSet:
+class Pool:
     """The embeddings of a test set, ``[N, D]`` and ``[M, D]``, and what they are of."""
 
     audio: Tensor
@@ -39,7 +39,7 @@ class TestSet:
     captions: list[str]
 
     @classmethod
-    def of(cls, run: Path) -> "TestSet":
+    def of(cls, run: Path) -> "Pool":
         """As a finished run has left them."""
         tensors, record = load_tensors(run / TEST_EMBEDDINGS)
         clips = record["clips"]
@@ -52,7 +52,7 @@ class TestSet:
         )
 
 
-def similarities(test: TestSet) -> tuple[NDArray[Any], NDArray[Any]]:
+def similarities(test: Pool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Of captions with their clips, ``[M]``, and of captions and clips with their hardest negatives, ``[M + N]``."""
     positives, of_captions = [], []
     of_clips = torch.full((len(test.audio),), -torch.inf)
@@ -89,7 +89,7 @@ class Example:
     sound: str | None = None
 
 
-def captions_as_queries(test: TestSet, config: Config) -> list[Example]:
+def captions_as_queries(test: Pool, config: Config) -> list[Example]:
     """Text to audio: captions at even distances, none of them chosen."""
     found = []
     for caption in _evenly(len(test.captions)):
@@ -109,7 +109,7 @@ def captions_as_queries(test: TestSet, config: Config) -> list[Example]:
     return found
 
 
-def clips_as_queries(test: TestSet, config: Config) -> list[Example]:
+def clips_as_queries(test: Pool, config: Config) -> list[Example]:
     """Audio to text: clips at even distances, none of them chosen."""
     found = []
     for clip in _evenly(len(test.names)):

@@ -11,7 +11,7 @@ from filelock import FileLock
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reference_model import claims
-from reference_model.examples import TestSet, captions_as_queries, clips_as_queries, similarities
+from reference_model.examples import Pool, captions_as_queries, clips_as_queries, similarities
 from reference_model.files import write_json, write_text
 from reference_model.grid import Grid, Run, counts
 from reference_model.machine import machine
@@ -129,14 +129,14 @@ def _curves(title: str, runs: Sequence[Run]) -> dict[str, str]:
 def _similarities(title: str, runs: Sequence[Run]) -> dict[str, str]:
     pairs = {}
     for loss, of_loss in _of_losses(runs).items():
-        found = [similarities(TestSet.of(run.folder)) for run in of_loss]
+        found = [similarities(Pool.of(run.folder)) for run in of_loss]
         pairs[loss] = (np.concatenate([p for p, _ in found]), np.concatenate([n for _, n in found]))
     return {"title": title, "image": _picture(lambda path: plot_similarities(path, pairs))}
 
 
 def _examples(title: str, runs: Sequence[Run]) -> dict[str, Any]:
     best = max(runs, key=lambda run: sum_of_recalls(stored_metrics(run.folder)["val"]))
-    test = TestSet.of(best.folder)
+    test = Pool.of(best.folder)
     return {
         "title": title,
         "run": best.name,

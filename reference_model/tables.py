@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reference_model.experiments import experiments, published
+from reference_model.experiments import published
 from reference_model.grid import SETTLED, Grid, Run
 from reference_model.manifest import PAPER
 from reference_model.retrieval import DIRECTIONS
@@ -57,8 +57,6 @@ def make_row(name: str, grid: Grid, runs: Sequence[Run]) -> Row:
     done = [stored_metrics(run.folder) for run, state in zip(runs, states, strict=True) if state == "done"]
     ours = aggregate([metrics["test"] for metrics in done])
     paper = published().get(name)
-    if paper is not None and not same_row(name, grid):
-        paper = None
     return {
         "experiment": name,
         **grid.experiments[name],
@@ -68,11 +66,6 @@ def make_row(name: str, grid: Grid, runs: Sequence[Run]) -> Row:
         "paper": paper,
         "difference": None if paper is None else difference(ours, paper),
     }
-
-
-def same_row(name: str, grid: Grid) -> bool:
-    """Whether it is the paper's row, with its learning rate."""
-    return grid.experiments[name] == experiments()[name]
 
 
 def aggregate(results: Sequence[dict[str, dict[str, float]]]) -> Cells:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 
 from reference_model.__main__ import main
+from reference_model.grid import Grid
 
 CommandLine = Callable[..., Result]
 
@@ -41,41 +42,40 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     assert "test, 4 clips: text to audio R@1/5/10" in trained.output
     evaluated = command_line("evaluate", "--run", run)
     assert json.loads(evaluated.stdout) == json.loads((run / "metrics.json").read_text())["test"]
-    table = command_line("reproduce", *settings, "--losses", "triplet_sum", "nt_xent", "--seeds", 3, "--out", out)
+    of_all = [*settings[: settings.index("--batch-size")], "--learning-rate", 0.001, "--workers", 0, "--out", out]
+    table = command_line("reproduce", *of_all, "--tables", 1, "--losses", "triplet_sum", "nt_xent", "--seeds", 3)
     assert table.exit_code == 0, table.output
-    assert "\n| Triplet-sum" in table.output
-    assert f"{out}/table.png" in table.output
-    assert (out / "runs" / "nt_xent-seed-3" / "metrics.json").exists()
+    assert "\n| Synthetic | No | Triplet-sum | " in table.output
+    assert "Learning rate 0.001." in table.output
+    assert f"{out}/report.html shows it all" in table.output
+    assert json.loads((out / "runs/synthetic-frozen-nt_xent-seed-3/metrics.json").read_text())["clips"]["test"] == 4
+    before = (out / "report.html").read_text()
+    again = command_line("report", "--results", out)
+    assert again.exit_code == 0, again.output
+    assert "report.html opens in any browser" in again.output
+    assert (out / "report.html").read_text() == before
+    assert command_line("report", "--results", run).exit_code == 1
 
 
-def test_several_values_at_once_or_one_by_one(monkeypatch: pytest.MonkeyPatch, command_line: CommandLine) -> None:
-    seen: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+def test_several_values_at_once_or_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, corpus: Path, tmp_path: Path
+) -> None:
+    seen: list[Grid] = []
 
-    def record(config: object, *, losses: tuple[str, ...], seeds: tuple[int, ...], **_: object) -> str:
-        seen.append((losses, seeds))
-        return "table"
+    def record(grid: Grid, out: Path, **_: object) -> None:
+        seen.append(grid)
 
     monkeypatch.setattr("reference_model.reproduce.reproduce", record)
-    start = [
-        "reproduce",
-        "--data",
-        "x",
-        "--dataset",
-        "Synthetic",
-        "--model",
-        "tiny",
-        "--out",
-        "y",
-        "--encoders",
-        "frozen",
-        "--batch-size",
-        8,
-        "--learning-rate",
-        1e-3,
-    ]
-    for seeds in (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6]):
-        assert command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", "--jobs", 2).exit_code == 0
-    assert seen == [(("nt_xent", "triplet_sum"), (4, 5, 6))] * 3
+    monkeypatch.setattr("reference_model.reproduce.estimate", lambda *_, **__: "")
+    start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--tables", 1]
+    for k, seeds in enumerate(
+        (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6])
+    ):
+        out = ("--out", tmp_path / str(k), "--jobs", 2)
+        done = command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", *out)
+        assert done.exit_code == 0, done.output
+        assert seen[-1].seeds == [4, 5, 6]
+        assert {row["loss"] for row in seen[-1].experiments.values()} == {"nt_xent", "triplet_sum"}
     refused = command_line(*start, "--seeds")
     assert refused.exit_code == 2
     assert "Option '--seeds' requires an argument" in refused.output

@@ -117,6 +117,40 @@ def test_with_the_published_encoders(
     assert len(list((folder / "features").glob("audio-*"))) == kept + 1
 
 
+def test_from_raw_downloads_to_both_tables_and_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine
+) -> None:
+    """As reference_model/README.md says, with two of the losses, one seed, and clips enough for the largest batch."""
+    downloads = tmp_path / "downloads"
+    miniature.clotho(downloads / "Clotho")
+    miniature.aac_datasets_audiocaps(downloads, (130, 4, 4))
+    monkeypatch.chdir(tmp_path)
+    for dataset, raw in (("Clotho", downloads / "Clotho"), ("AudioCaps", downloads)):
+        done = command_line("prepare", "--dataset", dataset, "--raw", raw, "--workers", 0)
+        assert done.exit_code == 0, done.output
+    made = command_line(
+        "reproduce", "--tables", 1, 2, "--seeds", 0, "--losses", "triplet_max", "nt_xent", "--model", "tiny",
+        "--epochs", 1, "--workers", 0, "--clip-seconds", 1, "--jobs", 2,
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    results = Path("results")
+    runs = {path.parent.name.removesuffix("-seed-0") for path in results.glob("runs/*/metrics.json")}
+    assert len(runs) == 10
+    for table, rows in (("1", 8), ("2", 4)):
+        found = json.loads((results / f"table_{table}.json").read_text())
+        assert len(found["rows"]) == rows
+        assert {row["experiment"] for row in found["rows"]} <= runs
+        assert all(row["paper"] is not None for row in found["rows"])
+        assert found["pools"]["AudioCaps"] == {"clips": 4, "captions": 20, "clips in the paper": 957}
+        text = (results / f"table_{table}.md").read_text()
+        assert text in made.output
+        assert "AudioCaps: 4 test clips (957 in the paper), 20 captions" in text
+        assert "| paper | 19.2 ± 0.4 |" in text
+    assert "Clotho: 4 test clips (1045 in the paper), 20 captions" in (results / "table_1.md").read_text()
+    assert "Triplet-max\\*" in (results / "table_1.md").read_text()  # its learning rate on Clotho
+    assert (results / "report.html").read_text().count("<audio") > 20
+
+
 def _metrics(run: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
     return metrics
