@@ -55,11 +55,11 @@ example: $(REFERENCE)/complete
 	$(in_reference) reference_model reproduce --data example/data --dataset Synthetic --model tiny --tables 1 2 \
 		--audio-checkpoint example/encoders/ResNet38_tiny.pth --bert example/encoders/bert \
 		--epochs 15 --decay-every 6 --seeds 0 1 2 --jobs 2 --workers 0 --out example/results
-	$(in_reference) benchmarks.readme
+	$(in_reference) benchmarks.readme example
 
 # What README.md shows of the demo, made on this machine.
 readme: demo
-	$(in_reference) benchmarks.readme
+	$(in_reference) benchmarks.readme demo
 
 # What tests of the report need and pip does not bring: a browser, and LaTeX. Without them they are skipped.
 packages = chromium texlive-latex-base texlive-latex-recommended

@@ -403,8 +403,9 @@ def reproduce(
         rows = {
             table: [{**row, "learning_rate": learning_rate} for row in of_table] for table, of_table in rows.items()
         }
-    grid = Grid.of(rows, seeds, _completed(options)).with_those_of(out)
-    runs = grid.runs(out)
+    asked = Grid.of(rows, seeds, _completed(options))
+    grid = asked.with_those_of(out)  # which the tables show
+    runs = asked.runs(out)
     refuse_others(runs)
     click.echo(plan(grid, out))
     click.echo(estimate(runs, jobs=jobs, out=out))
@@ -412,9 +413,10 @@ def reproduce(
         return
     grid.write(out)
     train_all(
-        grid, out, jobs=jobs, retry_failed=retry_failed, features=features, checkpoint_minutes=checkpoint_minutes,
-        when_settled=lambda: write_tables(grid, out),
+        asked, out, jobs=jobs, retry_failed=retry_failed, features=features, checkpoint_minutes=checkpoint_minutes,
+        when_settled=lambda: write_tables(Grid.read(out), out),
     )  # fmt: skip
+    grid = Grid.read(out)  # others may have added to it
     made = write_tables(grid, out)
     write_report(grid, out)
     for table in made:
@@ -423,7 +425,7 @@ def reproduce(
     states = [run.state() for run in runs]
     click.echo(f"{len(runs)} runs: {counts(states)}")
     if "running" in states:
-        click.echo("next: `report` when those that others are at are done")
+        click.echo(f"next: python -m reference_model report --results {out}, when those that others are at are done")
     if "failed" in states:
         raise InputError(
             f"expected every run to end well, got {states.count('failed')} that failed: "

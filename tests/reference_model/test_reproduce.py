@@ -35,11 +35,11 @@ GOOD = [f"synthetic-frozen-{loss}-seed-{seed}" for seed in SEEDS for loss in LOS
 BAD = [f"synthetic-frozen-{loss}-batch-128-seed-{seed}" for seed in SEEDS for loss in LOSSES]
 
 
-def arguments(corpus: Path, out: Path, *more: object) -> list[str]:
+def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seeds: Any = SEEDS) -> list[str]:
     """Of the command."""
     found = [
         "reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5,
-        "--encoders", "frozen", "--losses", *LOSSES, "--seeds", *SEEDS, "--epochs", 2, "--workers", 0, "--out", out,
+        "--encoders", "frozen", "--losses", *losses, "--seeds", *seeds, "--epochs", 2, "--workers", 0, "--out", out,
         *more,
     ]  # fmt: skip
     return [str(argument) for argument in found]
@@ -342,3 +342,17 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [reproduce._gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     assert [reproduce._gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["4", "5", "7", "4"]
+
+
+def test_what_is_asked_for_is_trained_and_the_tables_show_all(
+    corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[str]] = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda grid, out, **_: trained.append([r.name for r in grid.runs(out)]))
+    for losses, seeds in ((LOSSES, SEEDS), (("nt_xent",), (1,))):
+        done = command_line(*arguments(corpus, tmp_path / "out", "--tables", 1, losses=losses, seeds=seeds))
+        assert done.exit_code == 0, done.output
+    assert trained == [GOOD, [GOOD[3]]]
+    assert "seed 0       seed 1" in done.output
+    assert "1 to train: " in done.output
+    assert len(json.loads((tmp_path / "out" / "table_1.json").read_text())["rows"]) == len(LOSSES)
