@@ -32,6 +32,10 @@ NONE = -1  # the run that a process is at
 FAILED = 3  # exit status of a process whose run failed, which it has recorded
 
 
+class Disordered(Exception):
+    """Memory or a device may be in disorder: go on in a new process."""
+
+
 def refuse_others(runs: Sequence[Run]) -> None:
     """Before anything is trained: every folder that exists has to be that run's, and the data has to be there.
 
@@ -84,7 +88,7 @@ def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callabl
 
     Raises:
         Stopped: a signal asked for it.
-        Exception: a run failed by something else than its input, which is recorded; go on in a new process.
+        Disordered: a run failed by something else than its input, which is recorded.
     """
     watched_since = time.monotonic()
     while True:
@@ -108,7 +112,7 @@ def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callabl
                 run.record_failure(error)
                 tqdm.write(f"failed: {run.name}: {run.reason()}")
                 if not isinstance(error, InputError):
-                    raise  # memory or a device may be in disorder
+                    raise Disordered from error
             finally:
                 at(NONE)
             watched_since = time.monotonic()
@@ -145,7 +149,7 @@ def reproduce(
         for run in runs:
             run.failure.unlink(missing_ok=True)
     context = get_context("spawn")
-    stop, lock = context.Event(), context.RLock()
+    stop = context.Event()
     under_way = [context.Value("i", NONE) for _ in range(jobs)]
     processes: dict[int, SpawnProcess] = {}
 
@@ -153,11 +157,10 @@ def reproduce(
         with _environment({"TQDM_DISABLE": "1", **_gpu(number)}):  # each shows one bar, and none below it
             processes[number] = context.Process(
                 target=_worker,
-                args=(grid, out, stop, lock, under_way[number], number, jobs, features, checkpoint_minutes),
+                args=(grid, out, stop, under_way[number], number, jobs, features, checkpoint_minutes),
             )
             processes[number].start()
 
-    tqdm.set_lock(lock)
     settled = sum(run.settled() for run in runs)
     if settled == len(runs):
         return
@@ -201,7 +204,6 @@ def _worker(
     grid: Grid,
     out: Path,
     stop: Any,
-    lock: Any,
     under_way: Any,
     number: int,
     jobs: int,
@@ -211,7 +213,6 @@ def _worker(
     """A process of :func:`reproduce`: ends with 0, with 75 where it was stopped, with FAILED after an error."""
     parent = parent_process()
     follow(lambda: stop.is_set() or parent is None or not parent.is_alive())
-    tqdm.set_lock(lock)
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
     def train_one(run: Run) -> None:
@@ -224,7 +225,7 @@ def _worker(
         work(grid.runs(out), train_one=train_one, at=at)
     except Stopped:
         raise SystemExit(CONTINUE) from None
-    except Exception:
+    except Disordered:
         raise SystemExit(FAILED) from None
 
 
