@@ -4,6 +4,7 @@ The standard deviation is that of a sample, with n - 1. A difference to the pape
 standard deviation of the same number.
 """
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,7 +130,11 @@ def caption(table: Table) -> str:
         for states in (("planned",), ("done",), SETTLED)
     )
     there = "" if settled == planned else f"; **{done} of {planned} runs so far**"
-    return f"Table {table['table']}. Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{there}."
+    return f"{_number(table)}Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{there}."
+
+
+def _number(table: Table) -> str:
+    return f"Table {table['table']}. "
 
 
 def notes(table: Table) -> list[str]:
@@ -210,8 +215,14 @@ class Line:
 
 def header(table: Table) -> list[str]:
     """Of the texts; the numbers are under COLUMNS."""
-    first = ["Batch size"] if table["table"] == "2" else ["Dataset", "Fine-tune"]
-    return [*first, "Objective", *([""] if _beside(table) else [])]
+    return [*_about_blocks(table), "Objective", *([""] if _beside(table) else [])]
+
+
+def _about_blocks(table: Table) -> list[str]:
+    """The first columns, which are filled where a block begins."""
+    if table["table"] == "2":
+        return ["Dataset", "Batch size"] if len({row["dataset"] for row in table["rows"]}) > 1 else ["Batch size"]
+    return ["Dataset", "Fine-tune"]
 
 
 def lines(table: Table) -> list[Line]:
@@ -240,11 +251,12 @@ def lines(table: Table) -> list[Line]:
 
 
 def _texts(table: Table, row: Row | None, objective: str, whose: str) -> list[str]:
-    """Of a line; the first columns are filled where a block begins."""
-    if table["table"] == "2":
-        first = ["" if row is None else str(row["batch_size"])]
-    else:
-        first = ["", ""] if row is None else [row["dataset"], "No" if row["encoders"] == "frozen" else "Yes"]
+    """Of a line; ``row`` is that of the block which it begins."""
+    first = [""] * len(_about_blocks(table))
+    if row is not None:
+        fine_tuned = "No" if row["encoders"] == "frozen" else "Yes"
+        about = {"Dataset": row["dataset"], "Fine-tune": fine_tuned, "Batch size": str(row["batch_size"])}
+        first = [about[name] for name in _about_blocks(table)]
     return [*first, objective, *([whose] if _beside(table) else [])]
 
 
@@ -273,7 +285,7 @@ def latex(table: Table) -> str:
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{_escaped(plain(caption(table)))} {_escaped(plain(' '.join(notes(table))))}}}",
+        rf"\caption{{{_escaped(plain(' '.join([caption(table).removeprefix(_number(table)), *notes(table)])))}}}",
         rf"\begin{{tabular}}{{{'l' * len(texts)}{'c' * len(COLUMNS)}}}",
         r"\toprule",
         " & " * len(texts) + " & ".join(rf"\multicolumn{{3}}{{c}}{{{TITLES[way]}}}" for way in DIRECTIONS) + r" \\",
@@ -305,7 +317,8 @@ _IN_LATEX = {
 
 
 def _escaped(text: str) -> str:
-    return "".join(_IN_LATEX.get(character, character) for character in text)
+    escaped = "".join(_IN_LATEX.get(character, character) for character in text)
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens side by side would become a dash
 
 
 def plain(text: str) -> str:
