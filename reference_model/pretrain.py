@@ -27,9 +27,10 @@ from reference_model.data import Clip, Waveforms, captions_of, clip_of_caption, 
 from reference_model.dual_encoder import TINY_WIDTH
 from reference_model.files import write_json, write_whole, written_whole
 from reference_model.interruption import stop_if_asked
+from reference_model.run_folder import read_json
 
 AUDIO, TEXT, RECORD = "ResNet38_tiny.pth", "bert", "pretraining.json"
-BATCH = 32
+BATCH = 32  # or as many as there are
 LEARNING_RATE = 1e-3  # the highest of one cycle
 MASKED = 0.15  # of the words
 
@@ -38,12 +39,20 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     """Make ``out/ResNet38_tiny.pth`` and ``out/bert`` of the train split; what is there already stays.
 
     Raises:
-        InputError: the data set is missing or has no tags; only the synthetic one has.
+        InputError: the data set is missing or has no tags; only the synthetic one has. Or the folder holds encoders of
+            other settings.
     """
     clips = read_split(data, dataset, "train")
     tags = read_tags(data, dataset, "train")
     check_audio(clip.path for clip in clips)
+    settings = {"dataset": dataset, "audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
+    if (out / RECORD).exists() and read_json(out / RECORD) != settings:
+        raise InputError(
+            f"expected {out} to be new or of these settings, got encoders of others; see {out / RECORD}, "
+            "and choose another --out"
+        )
+    write_json(out / RECORD, settings)
     seconds = clip_seconds(dataset, None)
     if not (out / AUDIO).exists():
         torch.manual_seed(seed)
@@ -57,9 +66,6 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
         with written_whole(out / TEXT) as folder:
             bert.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    write_json(
-        out / RECORD, {"dataset": dataset, "audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
-    )
 
 
 def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]]:
@@ -100,7 +106,7 @@ class _Tagged(Dataset[tuple[Tensor, Tensor]]):
 def _tag(clips: list[Clip], tags: dict[str, list[str]], seconds: float, epochs: int) -> dict[str, Tensor]:
     tagged = _Tagged(clips, tags, seconds)
     model = _Tagger(ResNet38(width=TINY_WIDTH), len(tagged.known))
-    loader = DataLoader(tagged, BATCH, shuffle=True, drop_last=True)
+    loader = DataLoader(tagged, min(BATCH, len(tagged)), shuffle=True, drop_last=True)
     _learn(
         model, loader, epochs, "tagging", lambda batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
     )
@@ -108,7 +114,7 @@ def _tag(clips: list[Clip], tags: dict[str, list[str]], seconds: float, epochs: 
 
 
 class _CaptionPairs(Dataset[dict[str, Any]]):
-    """Two captions of one clip (label 0) or of two (label 1), in turns that chance decides."""
+    """Every caption, followed by one of the same clip (label 0) or by any (label 1), as a coin falls."""
 
     def __init__(self, clips: list[Clip], tokenizer: PreTrainedTokenizerFast) -> None:
         self.sentences = text_encoder.tokenize(tokenizer, captions_of(clips))
@@ -134,13 +140,8 @@ class _CaptionPairs(Dataset[dict[str, Any]]):
 def _fill_in(clips: list[Clip], tokenizer: PreTrainedTokenizerFast, epochs: int) -> Any:
     model = BertForPreTraining(text_encoder.tiny(tokenizer).bert.config)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
-    loader = DataLoader(
-        _CaptionPairs(clips, tokenizer),
-        BATCH,
-        shuffle=True,
-        drop_last=True,
-        collate_fn=collate,
-    )
+    pairs = _CaptionPairs(clips, tokenizer)
+    loader = DataLoader(pairs, min(BATCH, len(pairs)), shuffle=True, drop_last=True, collate_fn=collate)
     _learn(model, loader, epochs, "filling in words", lambda batch: model(**batch).loss)
     return model.bert
 
