@@ -176,6 +176,8 @@ def test_triplet_sum() -> None:
         ((19, 18, 19.5, 20), "in 1 of 2"),  # triplet-weighted falls by less than triplet-sum
         ((17, 18, 18, 20), "no"),  # and so do both
         ((21, 19, 21, 22), "in 1 of 2"),
+        ((21, 20, 19, 21), "in 1 of 2"),  # triplet-max is as it was
+        ((20, 18, 16, 17), "in 1 of 2"),  # and falls by less than NT-Xent
         ((23, 21, 22, 25), "no"),  # less of a gain is no loss
     ],
 )

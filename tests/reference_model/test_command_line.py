@@ -81,6 +81,13 @@ def test_several_values_at_once_or_one_by_one(
     assert "Option '--seeds' requires an argument" in refused.output
 
 
+def test_by_default_both_tables_with_three_seeds() -> None:
+    """Section 3.3: all experiments are repeated three times."""
+    defaults = {option.name: option.default for option in main.commands["reproduce"].params}
+    assert defaults["seeds"] == (0, 1, 2)
+    assert defaults["tables"] == ("1", "2")
+
+
 def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_line: CommandLine) -> None:
     train = ["train", "--data", corpus, "--dataset", "Synthetic", "--clip-seconds", 0.5, "--experiment",
              "clotho-frozen-nt_xent", "--out", tmp_path / "run"]  # fmt: skip

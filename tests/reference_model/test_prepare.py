@@ -24,7 +24,7 @@ from reference_model import InputError, prepare
 from reference_model.audio_files import decode, load_waveform
 from reference_model.data import read_split
 from reference_model.interruption import Stopped, signals_noted
-from reference_model.manifest import COLUMNS, Row, in_several_splits, read_manifest
+from reference_model.manifest import COLUMNS, PAPER, Row, in_several_splits, read_manifest
 from reference_model.prepare import Prepared
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +162,14 @@ def test_the_manifest_says_what_is_in_the_files(tmp_path: Path, small: Path) -> 
             assert (row.source_sample_rate, row.source_channels, row.reason) == (miniature.RATE, 1, "")
         else:
             assert row == Row("train", " leading space.wav", "missing", reason="no file of this clip")
+
+
+def test_the_papers_numbers_of_clips() -> None:
+    """Section 3.1."""
+    assert {dataset: list(of.items()) for dataset, of in PAPER.items()} == {
+        "AudioCaps": [("train", 49_274), ("val", 494), ("test", 957)],
+        "Clotho": [("train", 3_839), ("val", 1_045), ("test", 1_045)],
+    }
 
 
 def test_the_summary_stands_beside_the_paper(tmp_path: Path, small: Path) -> None:

@@ -12,7 +12,14 @@ from accelerate import Accelerator
 from click.testing import Result
 from torch import Tensor, nn
 
-from crossmodal_losses import cosine_similarity, nt_xent, triplet_sum, triplet_weighted, triplet_weighted_mined
+from crossmodal_losses import (
+    cosine_similarity,
+    nt_xent,
+    triplet_max,
+    triplet_sum,
+    triplet_weighted,
+    triplet_weighted_mined,
+)
 from reference_model import InputError, train
 from reference_model.audio_encoder import BasicBlock, ResNet38, SpecAugment
 from reference_model.config import Config
@@ -24,6 +31,23 @@ from reference_model.step import Step
 
 CommandLine = Callable[..., Result]
 CAPTIONS = ["A low hum", "A high hiss, then a click", "Rain"]
+
+
+def test_what_the_protocols_say() -> None:
+    """Left what the paper's text says or leaves to the encoders, right what its published code does."""
+    expected: dict[str, tuple[Any, Any]] = {
+        "frozen_mode": ("eval", "train"),
+        "spec_augment": (False, True),
+        "dropout": (0.1, 0.2),
+        "clip_norm": (0, 2),
+        "nt_xent_factor": (1, 0.5),
+        "weighted_rule": ("equation-6", "mined"),
+        "mask_same_clip": (False, True),
+        "select_on": ("both-directions", "text-to-audio"),
+    }
+    assert list(PROTOCOLS) == ["paper", "released"]
+    for which, name in enumerate(PROTOCOLS):
+        assert asdict(PROTOCOLS[name]) == {setting: values[which] for setting, values in expected.items()}
 
 
 def test_the_two_protocols_differ_in_every_setting() -> None:
@@ -130,6 +154,7 @@ def stepped(config: Config, ids: Tensor) -> tuple[Tensor, Step]:
 IDS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4])
 LOSSES_OF_S: dict[str, Callable[[Tensor], Tensor]] = {
     "triplet_sum": triplet_sum,
+    "triplet_max": triplet_max,
     "triplet_weighted": triplet_weighted,
     "nt_xent": nt_xent,
 }
@@ -144,11 +169,38 @@ def test_the_loss_is_as_the_protocol_says(config: Config, loss: str) -> None:
     released, _ = stepped(replace(config, loss=loss, protocol=PROTOCOLS["released"]), IDS)
     expected = {
         "triplet_sum": triplet_sum(S, ids=IDS),
+        "triplet_max": triplet_max(S, ids=IDS),
         "triplet_weighted": triplet_weighted_mined(S, ids=IDS),
         "nt_xent": nt_xent(S) / 2,
     }[loss]
     torch.testing.assert_close(released, expected.detach())
     assert not torch.isclose(paper, released)
+
+
+def test_the_update_is_adams_with_its_usual_settings(config: Config) -> None:
+    """Section 3.2 says Adam, and nothing about its settings: betas 0.9 and 0.999, eps 1e-8, no weight decay."""
+    batch = {"audio": {}, "text": {}, "ids": torch.arange(4)}
+    step, given = Step(module := Given(4), replace(config, learning_rate=1e-2), Accelerator(cpu=True)), Given(4)
+    assert type(step.optimizer) is torch.optim.Adam
+    (group,) = step.optimizer.param_groups
+    settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")}
+    assert settings == {
+        "lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False
+    }  # fmt: skip
+    # By hand, three steps long.
+    weights = [given.x.detach().clone(), given.y.detach().clone()]
+    mean, square = [torch.zeros(4, 16) for _ in weights], [torch.zeros(4, 16) for _ in weights]
+    for t in (1, 2, 3):
+        step(batch)
+        for weight in weights:
+            weight.requires_grad_()
+        gradients = torch.autograd.grad(nt_xent(cosine_similarity(*weights)), weights)
+        for k, gradient in enumerate(gradients):
+            mean[k] = 0.9 * mean[k] + 0.1 * gradient
+            square[k] = 0.999 * square[k] + 0.001 * gradient**2
+            update = mean[k] / (1 - 0.9**t) / ((square[k] / (1 - 0.999**t)).sqrt() + 1e-8)
+            weights[k] = (weights[k] - 1e-2 * update).detach()
+    torch.testing.assert_close([module.x.detach(), module.y.detach()], weights, rtol=1e-4, atol=1e-5)
 
 
 def test_large_gradients_are_clipped_before_the_update(config: Config) -> None:
@@ -223,7 +275,54 @@ def test_every_row_of_the_tables_is_an_experiment() -> None:
     assert {name for name, settings in named.items() if settings["learning_rate"] == 5e-5} == {
         "clotho-frozen-triplet_weighted", "clotho-fine-tuned-triplet_max", "clotho-fine-tuned-triplet_weighted",
     }  # fmt: skip
+    assert {settings["learning_rate"] for settings in named.values()} == {1e-4, 5e-5}
     assert {settings["batch_size"] for name, settings in named.items() if "clotho" in name} == {24}
+    of_audiocaps = {name: settings["batch_size"] for name, settings in named.items() if "audiocaps" in name}
+    assert of_audiocaps == {name: 128 if name.endswith("-batch-128") else 32 for name in of_audiocaps}
+    assert list(of_audiocaps.values()).count(128) == 4
+
+
+LOSSES_OF_THE_TABLES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
+# Sums over the six recalls of each row, means and standard deviations, added up from the published tables.
+SUMS: dict[tuple[str, str, int], list[tuple[float, float]]] = {
+    ("AudioCaps", "frozen", 32): [(267.0, 3.8), (285.2, 4.1), (289.3, 3.0), (281.6, 2.5)],
+    ("AudioCaps", "fine-tuned", 32): [(368.7, 5.6), (374.1, 4.1), (375.1, 6.8), (381.5, 3.5)],
+    ("Clotho", "frozen", 24): [(135.2, 2.6), (136.5, 3.9), (126.3, 1.6), (146.3, 2.5)],
+    ("Clotho", "fine-tuned", 24): [(204.4, 4.6), (201.5, 6.5), (206.9, 2.0), (204.8, 3.1)],
+    ("AudioCaps", "frozen", 128): [(263.5, 4.8), (221.6, 3.5), (181.1, 7.6), (280.9, 4.3)],
+}
+# And over the rows of a table, column by column.
+COLUMNS: dict[str, list[tuple[float, float]]] = {
+    "table_1": [(294.7, 5.9), (716.6, 7.2), (929.5, 6.5), (336.3, 12.6), (751.7, 14.7), (955.6, 13.3)],
+    "table_2": [(134.6, 3.0), (369.8, 3.7), (494.4, 3.6), (151.6, 7.0), (396.6, 9.0), (523.2, 7.3)],
+}
+
+
+def recalls(row: dict[str, Any]) -> list[tuple[float, float]]:
+    """Means and standard deviations, in the order of the columns."""
+    cells = [row[way][f"R@{k}"] for way in ("text_to_audio", "audio_to_text") for k in (1, 5, 10)]
+    return [(cell["mean"], cell["std"]) for cell in cells]
+
+
+def added(cells: list[tuple[float, float]]) -> tuple[float, float]:
+    return round(sum(mean for mean, _ in cells), 1), round(sum(std for _, std in cells), 1)
+
+
+def test_the_published_numbers_add_up() -> None:
+    tables = json.loads(PAPER_TABLES.read_text())
+    of_table_1, of_table_2 = list(SUMS)[:4], [("AudioCaps", "frozen", 32), ("AudioCaps", "frozen", 128)]
+    for table, blocks in (("table_1", of_table_1), ("table_2", of_table_2)):
+        rows = tables[table]
+        expected = [(*block, loss) for block in blocks for loss in LOSSES_OF_THE_TABLES]
+        assert [(row["dataset"], row["encoders"], row["batch_size"], row["loss"]) for row in rows] == expected
+        assert [added(recalls(row)) for row in rows] == [sums for block in blocks for sums in SUMS[block]]
+        assert [added(list(column)) for column in zip(*map(recalls, rows), strict=True)] == COLUMNS[table]
+
+
+def test_half_of_table_2_repeats_table_1() -> None:
+    tables = json.loads(PAPER_TABLES.read_text())
+    assert tables["table_2"][:4] == tables["table_1"][:4]
+    assert {row["learning_rate"] for row in tables["table_2"]} == {1e-4}
 
 
 def test_an_experiment_says_everything(

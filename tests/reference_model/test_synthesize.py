@@ -9,8 +9,11 @@ import soundfile
 
 from reference_model import InputError
 from reference_model.data import read_split
+from reference_model.pretrain import read_tags
 from reference_model.synthesize import (
     EVENTS,
+    LEVELS,
+    REGISTERS,
     SOUNDS,
     Corpus,
     Event,
@@ -71,6 +74,26 @@ def test_layout(tmp_path: Path) -> None:
             assert len(set(clip.captions)) == 5
             info = soundfile.info(clip.path)
             assert (info.samplerate, info.channels, info.frames) == (32_000, 1, 16_000)
+
+
+def test_tags_and_captions_are_of_the_same_scene(tmp_path: Path) -> None:
+    synthesize(Corpus(train=40, val=2, test=2, seconds=0.5), tmp_path)
+    for split, number in (("train", 40), ("val", 2), ("test", 2)):
+        clips, tags = read_split(tmp_path, "Synthetic", split), read_tags(tmp_path, "Synthetic", split)
+        assert list(tags) == [clip.path.name for clip in clips]
+        assert len(tags) == number
+        for clip in clips:
+            events = [Event(kind, register, level) for register, level, kind in map(str.split, tags[clip.path.name])]
+            assert 1 <= len(events) <= 2
+            assert set(events) <= set(EVENTS)
+            for caption in map(str.lower, clip.captions):
+                words = set(caption.replace(",", "").split())
+                kinds = {kind for kind, (_, names) in SOUNDS.items() if any(name in caption for name in names)}
+                assert kinds == {event.kind for event in events}
+                registers = {register for register, named in REGISTERS.items() if words & set(named)}
+                assert registers == {event.register for event in events}
+                levels = {level for level, named in LEVELS.items() if words & set(named)}
+                assert levels <= {event.level for event in events}
 
 
 def test_scenes_of_a_split_are_different() -> None:

@@ -20,7 +20,24 @@ def test_a_trained_tokenizer_reads_like_bert() -> None:
     assert ids[1] == ids[2] == ids[0]  # case and punctuation do not count
     assert tokenizer.unk_token_id in ids[3]
     assert tokenizer.pad_token_id == 0  # what pad_tokens fills with
-    assert len(text_encoder.tokenize(tokenizer, ["dog " * 500])[0]) == text_encoder.LONGEST
+    assert text_encoder.LONGEST == 64
+    assert len(text_encoder.tokenize(tokenizer, ["dog " * 500])[0]) == 64
+
+
+@pytest.mark.parametrize("mark", [",", ".", "!", "?", ";", ":", '"'])
+@pytest.mark.parametrize("between", ["{}", " {}", "{} ", " {} ", "{} {}", "{}{}"])
+def test_every_mark_becomes_a_space(mark: str, between: str) -> None:
+    tokenizer = text_encoder.train_tokenizer(CAPTIONS)
+    caption = f"A dog{between.replace('{}', mark)}BARKS{mark}"
+    plain, marked = text_encoder.tokenize(tokenizer, ["a dog barks", caption])
+    assert marked == plain
+
+
+def test_other_marks_stay() -> None:
+    tokenizer = text_encoder.train_tokenizer([*CAPTIONS, "a dog's bark - (twice)"])
+    (ids,) = text_encoder.tokenize(tokenizer, ["a dog's bark - (twice)"])
+    tokens = ["[CLS]", "a", "dog", "'", "s", "bark", "-", "(", "twice", ")", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
 
 
 def test_the_first_token_stands_for_the_sentence_and_padding_for_nothing() -> None:

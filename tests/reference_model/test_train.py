@@ -285,6 +285,11 @@ def test_bad_settings_are_refused(config: Config) -> None:
         clip_seconds("Mine", None)
 
 
+def test_lengths_of_clips() -> None:
+    """Section 3.1: clips of AudioCaps have 10 seconds, those of Clotho 30 at most."""
+    assert {name: clip_seconds(name, None) for name in ("AudioCaps", "Clotho")} == {"AudioCaps": 10, "Clotho": 30}
+
+
 def test_bad_data_is_refused_before_training(config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected the captions of the train split"):
         train.train(replace(config, data=str(tmp_path)), tmp_path / "b")
