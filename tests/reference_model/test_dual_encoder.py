@@ -23,12 +23,12 @@ def batch(model: DualEncoder, tokens: list[list[int]], samples: int) -> dict[str
 def test_a_head_is_two_linear_layers_with_a_relu_between_them_and_a_norm_of_one() -> None:
     """Worked by hand: hidden values 3 and -4, of which the negative one becomes 0."""
     heads = Heads(2, 1, hidden_size=2, embedding_size=2)
-    with torch.no_grad():
-        for head, first, bias in ((heads.audio, [[1.0, 1.0], [-2.0, 1.0]], 0.0), (heads.text, [[2.0], [-5.0]], 1.0)):
-            head[0].weight.copy_(torch.tensor(first))
-            head[0].bias.fill_(bias)
-            head[2].weight.copy_(torch.tensor([[1.0, 5.0], [0.0, 7.0]]))
-            head[2].bias.copy_(torch.tensor([0.0, 4.0]))
+    second = {"2.weight": [[1.0, 5.0], [0.0, 7.0]], "2.bias": [0.0, 4.0]}
+    weights = {
+        "audio": {"0.weight": [[1.0, 1.0], [-2.0, 1.0]], "0.bias": [0.0, 0.0], **second},
+        "text": {"0.weight": [[2.0], [-5.0]], "0.bias": [1.0, 1.0], **second},
+    }
+    heads.load_state_dict({f"{m}.{n}": torch.tensor(value) for m, of in weights.items() for n, value in of.items()})
     audio, text = heads(torch.tensor([[7 / 3, 2 / 3]]), torch.tensor([[1.0]]))
     # Audio: 7/3 + 2/3 = 3 and -14/3 + 2/3 = -4; then 3 + 0 and 0 + 4, of length 5. Text: 2 + 1 = 3 and -5 + 1 = -4.
     torch.testing.assert_close(audio, torch.tensor([[0.6, 0.8]]))

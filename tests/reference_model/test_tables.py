@@ -429,7 +429,7 @@ def errors(container: BarContainer) -> list[tuple[float, float]]:
     """Ends of the error bars."""
     assert container.errorbar is not None
     (segments,) = container.errorbar.lines[2]
-    return [(low, high) for (_, low), (_, high) in segments.get_segments()]  # type: ignore[attr-defined]
+    return [(low, high) for (_, low), (_, high) in segments.get_segments()]
 
 
 def test_bars_are_the_numbers_of_the_table(tmp_path: Path, drawn: list[Figure]) -> None:
