@@ -11,6 +11,7 @@ from click.testing import Result
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError, pretrain, text_encoder
 from reference_model.audio_encoder import ResNet38
@@ -160,6 +161,28 @@ def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
     assert len(begun) == 4
     whole = make(corpus, tmp_path / "whole")
     assert all(same(ours, theirs) for ours, theirs in zip(weights_of(out), weights_of(whole), strict=True))
+
+
+@pytest.mark.parametrize(
+    "written_by, half", [((torch, "save"), AUDIO), ((PreTrainedTokenizerFast, "save_pretrained"), TEXT)]
+)
+def test_an_encoder_is_there_whole_or_not_at_all(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_by: tuple[Any, str], half: str
+) -> None:
+    """Of BERT's folder the tokenizer is written last."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*written_by, full)
+        with pytest.raises(OSError, match="no space left"):
+            make(corpus, tmp_path)
+    assert half not in {path.name for path in tmp_path.iterdir()}
+    assert not list(tmp_path.glob(".*"))
+    make(corpus, tmp_path)
+    text_encoder.pretrained(str(tmp_path / TEXT))
+    ResNet38.from_panns(tmp_path / AUDIO, width=TINY_WIDTH)
 
 
 def test_encoders_of_other_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
