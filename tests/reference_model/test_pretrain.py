@@ -202,6 +202,18 @@ def test_a_data_set_without_tags_is_refused(corpus: Path, tmp_path: Path, comman
     assert not (tmp_path / "out").exists()
 
 
+def test_a_clip_that_is_missing_is_refused_before_anything_is_learned(
+    corpus: Path, tmp_path: Path, begun: list[str]
+) -> None:
+    data = shutil.copytree(corpus, tmp_path / "data")
+    missing = data / "Synthetic" / "waveforms" / "train" / "00007.wav"
+    missing.unlink()
+    with pytest.raises(InputError, match=r"got 1 bad of 16 files:\n.*00007\.wav: missing"):
+        make(data, tmp_path / "out")
+    assert begun == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_begins_with_them(
     corpus: Path, learned: tuple[Path, Losses], tmp_path: Path, command_line: CommandLine
 ) -> None:
@@ -238,8 +250,10 @@ def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, monkeypatch: 
     captured = Loader(monkeypatch)
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
     assert tags.keys() == {clip.path.name for clip in clips}
-    pretrain._tag(clips, tags, 0.5, 3)
+    weights = pretrain._tag(clips, tags, 0.5, 3)
     assert captured.given["epochs"] == 3
+    learned = captured.given["model"].state_dict()
+    assert same(weights, {name.removeprefix("encoder."): value for name, value in learned.items()})
     dataset = captured.given["loader"].dataset
     assert len(dataset) == 16
     for index, clip in enumerate(clips):
@@ -306,7 +320,9 @@ def test_words_are_masked_as_in_bert(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
     tokenizer = text_encoder.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
-    pretrain._fill_in(clips, tokenizer, 2)
+    bert = pretrain._fill_in(clips, tokenizer, 2)
+    assert bert is captured.given["model"].bert
+    assert captured.given["epochs"] == 2
     batches = [batch for _ in range(10) for batch in captured.given["loader"]]
     assert len(batches) == 10 * (300 // 32)
     special = torch.tensor([tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
