@@ -73,6 +73,7 @@ def plot_table(path: Path, table: Table) -> None:
             _bars(axes, block, direction)
             axes.set_title(f"{head(table, block[0])}: {TITLES[direction]}", fontsize=9)
         line[0].set_ylabel("recall, %")
+        line[0].set_ylim(bottom=0)  # of both, once the bars of both are there
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     _write(path, figure)
@@ -102,7 +103,6 @@ def _bars(axes: Axes, block: Sequence[Row], direction: str) -> None:
                 label=NAMES[row["loss"]] if ours else f"{NAMES[row['loss']]}, paper",
             )
     axes.set_xticks(range(len(RANKS)), [f"R@{k}" for k in RANKS])
-    axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
 
 
