@@ -44,6 +44,9 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     """
     clips = read_split(data, dataset, "train")
     tags = read_tags(data, dataset, "train")
+    untagged = [clip.path.name for clip in clips if clip.path.name not in tags]
+    if untagged:
+        raise InputError(f"expected the events of every clip, got none of {len(untagged)}, such as {untagged[0]}")
     check_audio(clip.path for clip in clips)
     settings = {"dataset": dataset, "audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)

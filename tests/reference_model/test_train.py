@@ -265,8 +265,8 @@ def test_every_loss_trains(config: Config, tmp_path: Path) -> None:
 def test_bad_settings_are_refused(config: Config) -> None:
     for change, words in (
         ({"loss": "arcface"}, "expected loss to be one of triplet_sum, .* got arcface"),
-        ({"model": "full"}, "expected audio_checkpoint for the full model and for it alone, got None"),
-        ({"bert": "bert-base-uncased"}, "expected bert for the full model and for it alone, got bert-base-uncased"),
+        ({"model": "full"}, "expected audio_checkpoint for the full model, got none; only the tiny one can begin anew"),
+        ({"model": "full", "audio_checkpoint": "a.pth"}, "expected bert for the full model, got none"),
         ({"model": "Tiny"}, "expected model to be one of full, tiny, got Tiny"),
         ({"encoders": "thawed"}, "expected encoders to be one of frozen, fine-tuned, got thawed"),
         ({"precision": "fp8"}, "expected precision to be one of no, bf16, fp16, got fp8"),
