@@ -407,13 +407,16 @@ def reproduce(
     grid = asked.with_those_of(out)  # which the tables show
     runs = asked.runs(out)
     refuse_others(runs)
+    if retry_failed and not plan_only:
+        for run in runs:
+            run.failure.unlink(missing_ok=True)
     click.echo(plan(grid, out))
     click.echo(estimate(runs, jobs=jobs, out=out))
     if plan_only:
         return
     grid.write(out)
     train_all(
-        asked, out, jobs=jobs, retry_failed=retry_failed, features=features, checkpoint_minutes=checkpoint_minutes,
+        asked, out, jobs=jobs, features=features, checkpoint_minutes=checkpoint_minutes,
         when_settled=lambda: write_tables(Grid.read(out), out),
     )  # fmt: skip
     grid = Grid.read(out)  # others may have added to it

@@ -16,12 +16,12 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock
 
-from reference_model import InputError
+from reference_model import InputError, run_folder
 from reference_model.config import Config, clip_seconds
 from reference_model.experiments import SETTINGS, Settings, name_of
 from reference_model.files import write_json
 from reference_model.protocol import Protocol
-from reference_model.run_folder import CONFIG, DIVERGED, METRICS, holder
+from reference_model.run_folder import CONFIG, DIVERGED, METRICS, holder, quiet_for
 
 GRID = "grid.json"
 State = Literal["done", "diverged", "failed", "running", "interrupted", "left"]
@@ -49,7 +49,7 @@ class Run:
             return "done"
         if (self.folder / DIVERGED).exists():
             return "diverged"
-        if holder(self.folder) is not None:
+        if holder(self.folder) is not None and quiet_for(self.folder) < 2 * run_folder.LEASE:
             return "running"
         if self.failure.exists():
             return "failed"
@@ -165,9 +165,14 @@ class Grid:
             InputError: there is none.
         """
         try:
-            return cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
+            grid = cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"expected results of reproduce in {out}, got no readable {GRID}: {error}") from error
+        expected = {field.name for field in dataclasses.fields(Config)} - {*SETTINGS, "seed"}
+        if grid.settings.keys() != expected:
+            differ = ", ".join(sorted(grid.settings.keys() ^ expected))
+            raise InputError(f"expected the settings of this version in {out / GRID}, got these that differ: {differ}")
+        return grid
 
 
 def plan(grid: Grid, out: Path) -> str:

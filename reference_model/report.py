@@ -37,7 +37,7 @@ PAGE = "report.html"
 
 def write_tables(grid: Grid, out: Path) -> list[Table]:
     """``table_1.{md,tex,json,png}``, likewise of the others, and ``claims.{md,json}``; of the runs there are so far."""
-    with FileLock(out / ".tables.lock"):  # other machines write them too
+    with _alone(out):
         tables = [make_table(grid, number, out) for number in grid.tables]
         for table in tables:
             name = f"table_{table['table']}"
@@ -78,8 +78,14 @@ def write_report(grid: Grid, out: Path) -> Path:
         settings=settings,
         versions=_versions(done),
     )  # fmt: skip
-    write_text(out / PAGE, page)
+    with _alone(out):
+        write_text(out / PAGE, page)
     return out / PAGE
+
+
+def _alone(out: Path) -> FileLock:
+    """Other machines write the same files."""
+    return FileLock(out / ".tables.lock")
 
 
 def _table(table: Table) -> dict[str, Any]:

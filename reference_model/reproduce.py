@@ -7,8 +7,13 @@ machines as see its folder, and what a killed process was at goes on in the next
 
 import os
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -28,6 +33,8 @@ from reference_model.run_folder import CONFIG, Busy, Diverged, holder
 from reference_model.train import train
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_STOP = 60.0  # until the step under way is done, and saved
+IDLE_DEATHS = 3  # of processes that were at no run, until we give up
 NONE = -1  # the run that a process is at
 FAILED = 3  # exit status of a process whose run failed, which it has recorded
 
@@ -60,17 +67,18 @@ def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
     left = [run.config for run in runs if not run.settled()]
     if not left:
         return "nothing is left to train"
-    known = costs(left)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # which takes what it needs of a GPU with it
+        known = pool.submit(costs, left).result()
     features = _once_a_data_set(left, known)
     seconds = sum(known[config].seconds for config in left) + sum(cost.features_seconds for cost in features)
     gigabytes = sum(known[config].gigabytes for config in left) + sum(cost.features_gigabytes for cost in features)
-    gigabytes += jobs * max(known[config].while_running for config in left)
+    gigabytes += min(jobs, len(left)) * max(known[config].while_running for config in left)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
     free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free / 1e9
     warning = "\nwarning: that is more than the disk has" if gigabytes > free else ""
     return (
         f"{len(left)} to train: {duration(seconds)} on {device}, one after another, and {gigabytes:.1f} GB "
-        f"of {free:.0f} GB free; the features of frozen encoders included{warning}"
+        f"of {free:.0f} GB free; with all features of frozen encoders, of which some may be there{warning}"
     )
 
 
@@ -118,7 +126,7 @@ def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callabl
             watched_since = time.monotonic()
             break  # others may have settled some in the meantime: look again
         else:
-            if time.monotonic() - watched_since > 1.2 * run_folder.LEASE:  # all have shown signs of life
+            if time.monotonic() - watched_since > 1.5 * run_folder.LEASE:  # a dead one would have been taken over
                 return
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -128,7 +136,6 @@ def reproduce(
     out: Path,
     *,
     jobs: int,
-    retry_failed: bool,
     features: Path | None,
     checkpoint_minutes: float,
     when_settled: Callable[[], object],
@@ -145,12 +152,12 @@ def reproduce(
         Stopped: a signal asked for it; the same call continues.
     """
     runs = grid.runs(out)
-    if retry_failed:
-        for run in runs:
-            run.failure.unlink(missing_ok=True)
     context = get_context("spawn")
-    stop = context.Event()
-    under_way = [context.Value("i", NONE) for _ in range(jobs)]
+    settled = sum(run.settled() for run in runs)
+    jobs = min(jobs, len(runs) - settled)
+    # Without locks, which a process that is killed would take with it.
+    stop, idle_deaths = context.Value("b", 0, lock=False), 0
+    under_way = [context.Value("i", NONE, lock=False) for _ in range(jobs)]
     processes: dict[int, SpawnProcess] = {}
 
     def start(number: int) -> None:
@@ -161,23 +168,23 @@ def reproduce(
             )
             processes[number].start()
 
-    settled = sum(run.settled() for run in runs)
-    if settled == len(runs):
-        return
     try:
         with signals_noted(), tqdm(desc="runs", total=len(runs), initial=settled, unit="run", position=0) as bar:
-            for number in range(min(jobs, len(runs) - settled)):
+            for number in range(jobs):
                 start(number)
             while processes:
                 wait([process.sentinel for process in processes.values()], timeout=SECONDS_BETWEEN_LOOKS)
                 if asked_to_stop():
-                    stop.set()
+                    stop.value = 1
                 for number in [number for number, process in processes.items() if not process.is_alive()]:
                     ended = processes.pop(number)
                     if ended.exitcode == 0 or asked_to_stop():
                         continue
                     if ended.exitcode not in (CONTINUE, FAILED):
-                        _record_death(ended, runs, under_way[number].value)
+                        at = under_way[number].value
+                        idle_deaths += at == NONE
+                        _record_death(ended.exitcode, runs[at] if at != NONE else None, idle_deaths)
+                        under_way[number].value = NONE
                     start(number)
                 now = sum(run.settled() for run in runs)
                 if now != settled:
@@ -185,19 +192,22 @@ def reproduce(
                     settled = now
                     when_settled()
             stop_if_asked()
-    finally:
+    finally:  # where something went wrong here, the others save what they are at
+        stop.value = 1
         for process in processes.values():
+            process.join(SECONDS_TO_STOP)
             process.kill()
 
 
-def _record_death(process: SpawnProcess, runs: Sequence[Run], number: int) -> None:
-    what = f"its process ended with status {process.exitcode}"
-    if process.exitcode is not None and process.exitcode < 0:
-        what = f"its process was ended by signal {-process.exitcode}; 9 is what the system sends when memory runs out"
-    if number == NONE:
-        raise InputError(f"expected a process to train, got none: {what}, before it was at any run")
-    if not runs[number].settled():
-        runs[number].record_failure(what)
+def _record_death(status: int | None, run: Run | None, idle_deaths: int) -> None:
+    what = f"its process ended with status {status}"
+    if status is not None and status < 0:
+        memory = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
+        what = f"its process was ended by {signal.Signals(-status).name}{memory}"
+    if run is not None and not run.settled():
+        run.record_failure(what)
+    elif run is None and idle_deaths >= IDLE_DEATHS:
+        raise InputError(f"expected processes that train, got {idle_deaths} that ended before; of the last one, {what}")
 
 
 def _worker(
@@ -211,8 +221,10 @@ def _worker(
     checkpoint_minutes: float,
 ) -> None:
     """A process of :func:`reproduce`: ends with 0, with 75 where it was stopped, with FAILED after an error."""
+    if not sys.warnoptions:  # as in the command
+        warnings.simplefilter("ignore")
     parent = parent_process()
-    follow(lambda: stop.is_set() or parent is None or not parent.is_alive())
+    follow(lambda: bool(stop.value) or parent is None or not parent.is_alive())
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
     def train_one(run: Run) -> None:
@@ -227,6 +239,9 @@ def _worker(
         raise SystemExit(CONTINUE) from None
     except Disordered:
         raise SystemExit(FAILED) from None
+    except OSError as error:  # the failure could not be recorded
+        tqdm.write(str(error))
+        raise SystemExit(1) from None
 
 
 def _gpu(number: int) -> dict[str, str]:
@@ -238,16 +253,18 @@ def _gpu(number: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[number % count]}
 
 
-class _environment:
-    """Variables that processes started inside inherit."""
-
-    def __init__(self, variables: dict[str, str]) -> None:
-        self.variables = variables
-
-    def __enter__(self) -> None:
-        self.before = dict(os.environ)
-        os.environ.update(self.variables)
-
-    def __exit__(self, *error: object) -> None:
-        os.environ.clear()
-        os.environ.update(self.before)
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Variables that processes started inside inherit; and signals reach them when they can do something with them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

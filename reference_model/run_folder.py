@@ -2,12 +2,14 @@
 
 import functools
 import json
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import LeaseCompromise, SoftFileLease, Timeout
+from filelock import FileLock, LeaseCompromise, SoftFileLease, Timeout
 
 from reference_model import InputError
 from reference_model.config import Config
@@ -49,7 +51,9 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
             return None
         (run / CHECKPOINT).unlink(missing_ok=True)  # it was killed just before that
         return stored_metrics(run)
-    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOG, LOCK, f".{CONFIG}.part"}):
+    if run.exists() and (
+        not run.is_dir() or any(path.name != LOG and not path.name.startswith(".") for path in run.iterdir())
+    ):
         raise InputError(
             f"expected {run} to be new or a run's folder, got something without {CONFIG}; choose another --out"
         )
@@ -70,7 +74,7 @@ def alone(run: Path) -> Iterator[None]:
 
     The lock is a file that names its holder and is touched by it every LEASE / 3 seconds. One whose process is gone is
     taken over at once on the same machine, and by others when it has not been touched for LEASE seconds. A holder that
-    could not touch it for so long, because it was suspended, and finds it taken, stops.
+    could not touch it for so long, because it was suspended, and finds it taken, stops; see :func:`taken_over`.
 
     Raises:
         Busy: another has it.
@@ -79,42 +83,78 @@ def alone(run: Path) -> Iterator[None]:
     try:
         lease.acquire(timeout=0)
     except Timeout as error:
-        raise Busy(
-            f"expected {run} for this run alone, got one that is under way there: {_holder_of(lease)}"
-        ) from error
+        raise Busy(f"expected {run} for this run alone, got one that is under way there: {_named(lease)}") from error
     try:
         yield
     finally:
         lease.release()
+        _taken_over.discard(run)
+
+
+def taken_over(run: Path) -> bool:
+    """Whether the lock that this process holds was given to another; nothing may be written there any more."""
+    return run in _taken_over
 
 
 def holder(run: Path) -> str | None:
-    """Which process of which machine is at work in the folder; None if there is none that is known to be gone."""
-    if not (run / LOCK).exists():
-        return None
-    lease = _watched(run)
+    """Which process of which machine is at work in the folder, as far as can be seen; None: it is free."""
+    return _watch(run).holder() if (run / LOCK).exists() else None
+
+
+def quiet_for(run: Path) -> float:
+    """Seconds since the lock was touched, by the clock of this machine, for people to read."""
     try:
-        with lease.acquire(timeout=0):
+        return time.time() - (run / LOCK).stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+class _Watch:
+    """Looks at the lock of a folder, from one to the next of which one sees whether its holder lives."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.lease = run, _lease(run)
+        self.sign: tuple[int, int] | None = None  # of life
+        self.since = 0.0
+
+    def holder(self) -> str | None:
+        try:
+            with self.lease.acquire(timeout=0):
+                return None
+        except Timeout:
+            pass
+        sign = self._sign()
+        if sign != self.sign:
+            self.sign, self.since = sign, time.monotonic()
+        elif time.monotonic() - self.since > 1.2 * LEASE:
+            # By then the lease should have been ours. NFS and its like lack what filelock takes it over by.
+            with FileLock(self.run / ".takeover.lock"):
+                if self._sign() == sign:  # no other was faster
+                    self.lease.break_lock()
             return None
-    except Timeout:
-        return _holder_of(lease)
+        return _named(self.lease)
+
+    def _sign(self) -> tuple[int, int] | None:
+        try:
+            status = (self.run / LOCK).stat()
+        except OSError:
+            return None
+        return (status.st_ino, status.st_mtime_ns)
 
 
-@functools.cache
-def _watched(run: Path) -> SoftFileLease:
-    """The same at every look, for it is by repeated looks that one sees no sign of life."""
-    return _lease(run)
+_watch = functools.cache(_Watch)
+_taken_over: set[Path] = set()
 
 
 def _lease(run: Path) -> SoftFileLease:
-    return SoftFileLease(run / LOCK, lease_duration=LEASE, on_compromise=_lost)
+    def lost(_: LeaseCompromise) -> None:
+        _taken_over.add(run)
+        ask_to_stop()
+
+    return SoftFileLease(run / LOCK, lease_duration=LEASE, on_compromise=lost)
 
 
-def _lost(compromise: LeaseCompromise) -> None:
-    ask_to_stop()
-
-
-def _holder_of(lease: SoftFileLease) -> str:
+def _named(lease: SoftFileLease) -> str:
     owner = lease.owner
     return "another process" if owner is None else f"process {owner.pid} on {owner.hostname}"
 

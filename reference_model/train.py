@@ -52,10 +52,12 @@ from reference_model.run_folder import (
     METRICS,
     TEST_EMBEDDINGS,
     TIME,
+    Busy,
     Diverged,
     alone,
     open_run,
     stored_metrics,
+    taken_over,
 )
 from reference_model.step import Step
 
@@ -93,6 +95,9 @@ def train(
     if finished is not None:
         return finished
     with alone(run) if accelerator.is_main_process else nullcontext():
+        finished = open_run(config, run)  # by now another may have finished it
+        if finished is not None:
+            return finished
         return _train(config, run, accelerator, features, checkpoint_minutes, position)
 
 
@@ -358,6 +363,8 @@ class _Training:
         """Everything that the next step depends on."""
         if not self.main:
             return
+        if taken_over(self.run):
+            raise Busy(f"expected {self.run} for this run alone, got it taken over while this process was suspended")
         scaler = self.accelerator.scaler
         self._note_time()
         record = {

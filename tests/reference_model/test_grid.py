@@ -1,5 +1,6 @@
 """Which runs the tables need, and in what state each is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from reference_model import InputError, run_folder
@@ -17,6 +19,7 @@ from reference_model.config import Config
 from reference_model.experiments import chosen, experiments, published
 from reference_model.files import write_json
 from reference_model.grid import Grid, counts, plan
+from reference_model.protocol import PROTOCOLS
 from reference_model.run_folder import Busy, alone, holder
 
 
@@ -118,6 +121,11 @@ def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
     "change, words",
     [
         ({"epochs": 7}, "epochs 2 there, 7 here"),
+        ({"precision": "bf16"}, "precision no there, bf16 here"),
+        (
+            {"protocol": PROTOCOLS["released"]},
+            "frozen_mode eval there, train here; spec_augment False there",
+        ),
         ({"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkpoint None"),
     ],
 )
@@ -141,6 +149,12 @@ def test_a_folder_of_something_else_is_refused(grid: Grid, tmp_path: Path) -> No
         grid.with_those_of(tmp_path)
     with pytest.raises(InputError, match=r"expected results of reproduce in .*, got no readable grid\.json"):
         Grid.read(tmp_path)
+    grid.write(tmp_path / "other")
+    stored = json.loads((tmp_path / "other" / "grid.json").read_text())
+    stored["settings"]["colour"] = stored["settings"].pop("epochs")
+    (tmp_path / "other" / "grid.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"expected the settings of this version in .*, got .* differ: colour, epochs"):
+        Grid.read(tmp_path / "other")
     (tmp_path / "grid.json").write_text('{"tables": ')
     with pytest.raises(InputError, match=r"got no readable grid\.json"):
         Grid.read(tmp_path)
@@ -195,13 +209,19 @@ def test_one_at_a_time_in_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize("dies", [False, True])
 def test_another_machine_is_given_up_after_the_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool, exchange: bool
 ) -> None:
-    """Whether its process lives cannot be seen from here; only whether it touches the lock."""
-    monkeypatch.setattr(run_folder, "LEASE", 1.5)
-    with held(tmp_path, "elsewhere", "1.5") as process:
+    """Whether its process lives cannot be seen from here; only whether it touches the lock.
+
+    Some file systems of several machines cannot exchange two names, by which filelock takes a lock over.
+    """
+    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    if not exchange:
+        monkeypatch.setattr(filelock._soft, "exchange_names", lambda *_: False)
+    with held(tmp_path, "elsewhere", "1.0") as process:
         if dies:
             process.kill()
             process.wait()
@@ -212,3 +232,22 @@ def test_another_machine_is_given_up_after_the_lease(
             time.sleep(0.05)
         assert seen[0] == f"process {process.pid} on elsewhere"
         assert (seen[-1] is None) == dies
+        if dies:
+            with alone(tmp_path):
+                pass
+
+
+def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first look already, by the age of its lock."""
+    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    run = grid.runs(tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    write_json(run.folder / "config.json", {})
+    with held(run.folder, "elsewhere", "1.0") as process:
+        assert run.state() == "running"
+        process.kill()
+    os.utime(run.folder / ".lock", (time.time() - 10, time.time() - 10))
+    run_folder._watch.cache_clear()
+    assert run.state() == "interrupted"

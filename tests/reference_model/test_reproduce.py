@@ -188,6 +188,26 @@ def test_stopped_and_continued(whole: Path, corpus: Path, tmp_path: Path) -> Non
     assert recalls(out) == recalls(whole)
 
 
+def test_ctrl_c_and_the_end_of_the_command_stop_everything(corpus: Path, tmp_path: Path) -> None:
+    """SIGINT to the whole group, even while processes only start; then SIGKILL to the command alone."""
+    out = tmp_path / "out"
+    stopped = started(*arguments(corpus, out, "--jobs", 2))
+    while stopped.poll() is None and not (out / "grid.json").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(stopped.pid, signal.SIGINT)
+    _, errors = stopped.communicate(timeout=100)
+    assert stopped.returncode == CONTINUE, errors
+    assert "Traceback" not in errors
+    killed = started(*arguments(corpus, out))
+    while killed.poll() is None and not list(out.glob("runs/*/.lock")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()  # returns when the last process that writes to these pipes has ended
+    assert not list(out.glob("runs/*/.lock"))
+    assert len(list(out.glob("runs/*/metrics.json"))) < len(GOOD)
+
+
 def test_a_process_that_dies_is_replaced(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """As when memory runs out; its run is recorded as failed, and done when asked for again."""
     out = tmp_path / "out"
@@ -201,9 +221,10 @@ def test_a_process_that_dies_is_replaced(whole: Path, corpus: Path, tmp_path: Pa
     _, errors = command.communicate(timeout=280)
     assert "got 5 that failed" in errors
     name = configs[0].parent.name
-    assert "ended by signal 9" in json.loads((out / "failed" / f"{name}.json").read_text())["reason"]
+    assert "ended by SIGKILL" in json.loads((out / "failed" / f"{name}.json").read_text())["reason"]
     retried = started(*arguments(corpus, out, "--retry-failed"))
-    _, errors = retried.communicate(timeout=280)
+    output, errors = retried.communicate(timeout=280)
+    assert "5 to train: " in output
     assert "got 4 that failed" in errors
     assert recalls(out) == recalls(whole)
 
@@ -356,3 +377,22 @@ def test_what_is_asked_for_is_trained_and_the_tables_show_all(
     assert "seed 0       seed 1" in done.output
     assert "1 to train: " in done.output
     assert len(json.loads((tmp_path / "out" / "table_1.json").read_text())["rows"]) == len(LOSSES)
+
+
+def test_processes_that_die_at_once_are_given_up(runs: list[Run]) -> None:
+    for deaths in (1, 2):
+        reproduce._record_death(-9, None, deaths)
+    with pytest.raises(InputError, match="expected processes that train, got 3 that ended before; of the last one"):
+        reproduce._record_death(-9, None, 3)
+    reproduce._record_death(-15, runs[0], 0)
+    assert runs[0].reason() == "its process was ended by SIGTERM"
+
+
+def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a suspension that lasted longer than the lease."""
+    run = runs[0]
+    monkeypatch.setattr(run_folder, "_taken_over", {run.folder})
+    with pytest.raises(Busy, match="for this run alone, got it taken over while this process was suspended"):
+        train(run.config, run.folder)
+    assert not (run.folder / "checkpoint.safetensors").exists()
+    assert run.state() == "interrupted"

@@ -13,19 +13,19 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
-from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES, PairLoss
 from reference_model import InputError, checkpoint, dual_encoder, estimate, evaluate, text_encoder, train
 from reference_model.audio_encoder import ResNet38
+from reference_model.checkpoint import load_tensors
 from reference_model.config import Config, clip_seconds
 from reference_model.data import SPLITS, read_split
 from reference_model.evaluate import evaluate_run
 from reference_model.protocol import PROTOCOLS
-from reference_model.retrieval import NotFinite
-from reference_model.run_folder import LOCK, Diverged
+from reference_model.retrieval import NotFinite, retrieval_metrics
+from reference_model.run_folder import Diverged, alone
 from reference_model.step import Step
 
 
@@ -56,8 +56,15 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     left = {path.name for path in run.iterdir()}
     assert left == {
         "metrics.json", "config.json", "log.txt", "curves.png", "best.safetensors", "tensorboard", "text_encoder",
-        ".lock",
+        "test_embeddings.safetensors", "time.json",
     }  # fmt: skip
+    time = json.loads((run / "time.json").read_text())
+    assert 0 < time["seconds"] < 600
+    assert "torch 2." in time["machine"]
+    embedded, record = load_tensors(run / "test_embeddings.safetensors")
+    assert [len(clip["captions"]) for clip in record["clips"]] == [5] * 6
+    of_caption = torch.arange(6).repeat_interleave(5)
+    assert retrieval_metrics(embedded["audio"], embedded["text"], of_caption) == metrics["test"]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "first, epoch 2: loss" in (run / "log.txt").read_text()
     # The best weights give the metrics again, from the run's folder alone.
@@ -77,9 +84,10 @@ def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pyt
     saved: list[dict[str, torch.Tensor]] = []
     original = checkpoint.save_tensors
 
-    def recorded(path: Path, tensors: Any) -> None:
-        original(path, tensors)
-        saved.append(load_file(path))
+    def recorded(path: Path, tensors: Any, *record: Any) -> None:
+        original(path, tensors, *record)
+        if path.name == "best.safetensors":
+            saved.append(load_file(path))
 
     monkeypatch.setattr(train, "save_tensors", recorded)
     metrics = train.train(replace(config, epochs=3), tmp_path / "run")
@@ -402,14 +410,14 @@ def test_of_equal_epochs_the_first_is_kept(config: Config, tmp_path: Path, monke
     monkeypatch.setattr(train, "sum_of_recalls", lambda *_: 1.0)
     saved: list[Path] = []
 
-    def save(path: Path, tensors: Any) -> None:
+    def save(path: Path, tensors: Any, *record: Any) -> None:
         saved.append(path)
-        checkpoint.save_tensors(path, tensors)
+        checkpoint.save_tensors(path, tensors, *record)
 
     monkeypatch.setattr(train, "save_tensors", save)
     metrics = train.train(config, tmp_path / "run")
     assert metrics["best_epoch"] == 1
-    assert len(saved) == 1
+    assert [path.name for path in saved] == ["best.safetensors", "test_embeddings.safetensors"]
     assert metrics["val"] == metrics["history"][0]["val"] != metrics["history"][1]["val"]
 
 
@@ -509,7 +517,7 @@ def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monke
 def test_one_at_a_time(half_done: tuple[Config, Path]) -> None:
     config, run = half_done
     with (
-        FileLock(run / LOCK),
+        alone(run),
         pytest.raises(InputError, match=r"expected .*run for this run alone, got one that is under way there"),
     ):
         train.train(config, run)
