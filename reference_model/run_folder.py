@@ -81,13 +81,15 @@ def alone(run: Path) -> Iterator[None]:
     """
     lease = _lease(run)
     try:
-        lease.acquire(timeout=0)
+        with _guard(run):
+            lease.acquire(timeout=0)
     except Timeout as error:
         raise Busy(f"expected {run} for this run alone, got one that is under way there: {_named(lease)}") from error
     try:
         yield
     finally:
-        lease.release()
+        with _guard(run):
+            lease.release()
         _taken_over.discard(run)
 
 
@@ -118,21 +120,21 @@ class _Watch:
         self.since = 0.0
 
     def holder(self) -> str | None:
-        try:
-            with self.lease.acquire(timeout=0):
+        with _guard(self.run):
+            try:
+                with self.lease.acquire(timeout=0):
+                    return None
+            except Timeout:
+                pass
+            sign = self._sign()
+            if sign != self.sign:
+                self.sign, self.since = sign, time.monotonic()
+            # Killed before it could write its name. Or quiet for so long that the lease should have been ours by now,
+            # but NFS and its like lack what filelock takes it over by.
+            if self.lease.owner is None or time.monotonic() - self.since > 1.2 * LEASE:
+                self.lease.break_lock()
                 return None
-        except Timeout:
-            pass
-        sign = self._sign()
-        if sign != self.sign:
-            self.sign, self.since = sign, time.monotonic()
-        elif time.monotonic() - self.since > 1.2 * LEASE:
-            # By then the lease should have been ours. NFS and its like lack what filelock takes it over by.
-            with FileLock(self.run / ".takeover.lock"):
-                if self._sign() == sign:  # no other was faster
-                    self.lease.break_lock()
-            return None
-        return _named(self.lease)
+            return _named(self.lease)
 
     def _sign(self) -> tuple[int, int] | None:
         try:
@@ -140,6 +142,14 @@ class _Watch:
         except OSError:
             return None
         return (status.st_ino, status.st_mtime_ns)
+
+
+def _guard(run: Path) -> FileLock:
+    """For the moments in which the lock is taken, looked at or given back: one at a time, or they trip over each other.
+
+    The system gives it back when a process ends, however it ends.
+    """
+    return FileLock(run / f"{LOCK}.guard")
 
 
 _watch = functools.cache(_Watch)

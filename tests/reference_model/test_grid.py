@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pytest
+from grids import settings
 
 from reference_model import InputError, run_folder
 from reference_model.config import Config
@@ -21,13 +22,6 @@ from reference_model.files import write_json
 from reference_model.grid import Grid, counts, plan
 from reference_model.protocol import PROTOCOLS
 from reference_model.run_folder import Busy, alone, holder
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """Of all runs of a grid."""
-    row = ("dataset", "encoders", "loss", "batch_size", "learning_rate", "seed")
-    return {name: value for name, value in asdict(config).items() if name not in row} | {"clip_seconds": None}
-
 
 HOLD = """
 import socket, sys, time
@@ -54,7 +48,7 @@ def held(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.fixture
 def grid(config: Config) -> Grid:
-    return Grid.of(chosen(("1", "2")), (2, 0, 1, 0), settings(config))
+    return Grid.of(chosen(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
 
 
 def test_rows_that_stand_in_both_tables_are_run_once(grid: Grid, tmp_path: Path) -> None:
@@ -251,3 +245,48 @@ def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
     os.utime(run.folder / ".lock", (time.time() - 10, time.time() - 10))
     run_folder._watch.cache_clear()
     assert run.state() == "interrupted"
+
+
+def test_a_lock_without_a_name_is_nobodys(tmp_path: Path) -> None:
+    """Its process was killed between making the file and writing into it."""
+    (tmp_path / ".lock").touch()
+    assert holder(tmp_path) is None
+    with alone(tmp_path):
+        pass
+
+
+HURRY = """
+import os, sys, time
+from pathlib import Path
+from reference_model.run_folder import Busy, alone, holder
+run = Path(sys.argv[1])
+def mine():
+    try:
+        return f"pid={os.getpid()}" in (run / ".lock").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+for _ in range(300):
+    if holder(run) is None:
+        try:
+            with alone(run):
+                pass
+        except Busy:
+            continue
+        if mine():
+            time.sleep(0.5)
+            sys.exit(1 if mine() else 0)
+"""
+
+
+def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
+    """Each takes the lock and gives it back at once, and looks at it all the time; one after the other is killed."""
+    processes = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path)]) for _ in range(4)]
+    for process in processes[:2]:
+        while process.poll() is None and not (tmp_path / ".lock.guard").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    assert [process.wait(timeout=100) for process in processes[2:]] == [0, 0]
+    for process in processes[:2]:
+        process.wait()
+    assert holder(tmp_path) is None

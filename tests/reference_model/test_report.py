@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from grids import settings
 from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -35,9 +36,7 @@ def results(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[G
     """Two losses are trained with two seeds, one of which collapsed; one loss failed, one is still to come."""
     out = tmp_path_factory.mktemp("results")
     rows = chosen(("1", "2"), datasets=("Synthetic",), encoders=("frozen",))
-    row = ("dataset", "encoders", "loss", "batch_size", "learning_rate", "seed")
-    settings = {name: value for name, value in asdict(replace(config, epochs=2)).items() if name not in row}
-    grid = Grid.of(rows, (0, 1), settings)
+    grid = Grid.of(rows, (0, 1), settings(replace(config, epochs=2)))
     grid.write(out)
     for run in grid.runs(out):
         if run.config.batch_size == 32 and run.config.loss in ("triplet_max", "nt_xent"):

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from grids import settings
 
 from reference_model import InputError, reproduce, run_folder
 from reference_model.config import Config
@@ -69,12 +70,6 @@ def recalls(out: Path) -> dict[str, Any]:
         for table in ("1", "2")
         for row in json.loads((out / f"table_{table}.json").read_text())["rows"]
     }
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """Of all runs of a grid."""
-    row = ("dataset", "encoders", "loss", "batch_size", "learning_rate", "seed")
-    return {name: value for name, value in asdict(config).items() if name not in row}
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     left = {path.name for path in run.iterdir()}
     assert left == {
         "metrics.json", "config.json", "log.txt", "curves.png", "best.safetensors", "tensorboard", "text_encoder",
-        "test_embeddings.safetensors", "time.json",
+        "test_embeddings.safetensors", "time.json", ".lock.guard",
     }  # fmt: skip
     time = json.loads((run / "time.json").read_text())
     assert 0 < time["seconds"] < 600
