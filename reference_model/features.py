@@ -177,6 +177,7 @@ def checksum(weights: Mapping[str, Tensor]) -> str:
 
 
 def key(*parts: object) -> str:
+    """A name for what depends on these, and on nothing else."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
