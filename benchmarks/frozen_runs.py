@@ -2,7 +2,7 @@
 
 Table 1: AudioCaps and Clotho x four losses x three seeds. Table 2: AudioCaps at batch 128 x four losses x three seeds.
 Features of their real sizes are drawn at random; the step, the measuring and the writing are those of
-``reference_model.train``. ``python -m benchmarks.frozen_runs`` writes frozen_runs.csv and .md.
+``reference_model.training.trainer``. ``python -m benchmarks.frozen_runs`` writes frozen_runs.csv and .md.
 """
 
 import itertools
@@ -21,16 +21,16 @@ from tqdm import tqdm
 from benchmarks import options
 from benchmarks.measure import Call, interleaved, synchronise
 from benchmarks.results import Row, write_table
-from reference_model.checkpoint import save_checkpoint, save_tensors
 from reference_model.config import Config
-from reference_model.data import Share
-from reference_model.dual_encoder import Heads
-from reference_model.evaluate import evaluate
-from reference_model.experiments import experiments
-from reference_model.features import Features, FromFeatures
-from reference_model.manifest import PAPER
+from reference_model.data.dataset import Share
+from reference_model.data.manifest import PAPER
+from reference_model.evaluation.evaluate import evaluate
+from reference_model.models.dual_encoder import Heads
+from reference_model.models.features import Features, FromFeatures
+from reference_model.paper import experiments
 from reference_model.protocol import PROTOCOLS
-from reference_model.step import Step
+from reference_model.runtime.tensors import save_checkpoint, save_tensors
+from reference_model.training.step import Step
 
 EPOCHS, SEEDS = 50, 3
 AUDIO, TEXT = 2048, 768  # features

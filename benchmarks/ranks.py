@@ -31,7 +31,7 @@ from benchmarks.processes import join_group, launch
 from benchmarks.results import Row, write_plot, write_table
 from benchmarks.traffic import Traffic
 from crossmodal_losses import LOSSES, GatheredLoss, RingLoss
-from crossmodal_losses.losses.pair_loss import largest_tile
+from crossmodal_losses.losses.base import largest_tile
 
 # How far value and gradients may be from those of one process, relative to their norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from benchmarks import options
 from benchmarks.measure import Call, interleaved
 from benchmarks.results import Row, write_table
-from reference_model.audio_files import load_waveform
-from reference_model.prepare import prepare
+from reference_model.data.audio import load_waveform
+from reference_model.data.prepare import prepare
 
 RATE = 44_100
 CLIPS = 4  # of each split, read in turn

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from reference_model.machine import machine
+from reference_model.runtime.environment import machine
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "reference_model" / "README.md")

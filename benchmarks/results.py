@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from reference_model.files import write_text, write_whole
-from reference_model.machine import machine
+from reference_model.runtime.environment import machine
+from reference_model.runtime.files import write_text, write_whole
 
 RESULTS = Path(__file__).parent / "results"
 

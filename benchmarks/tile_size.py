@@ -1,4 +1,4 @@
-"""Which tile size is fastest, and up to which B is it faster to keep all of S? Hence the rule in pair_loss.py.
+"""Which tile size is fastest, and up to which B is it faster to keep all of S? Hence the rule in base.py.
 
 ``python -m benchmarks.tile_size`` writes tile_size.csv, .md and .png. What ``tile_size=None`` takes is marked.
 """
@@ -16,8 +16,8 @@ from benchmarks.batch import Loss, embeddings, gradients
 from benchmarks.measure import Call, interleaved
 from benchmarks.results import Row, write_plot, write_table
 from crossmodal_losses import LOSSES, PairLoss
-from crossmodal_losses.closed_form import ClosedForm
-from crossmodal_losses.losses.pair_loss import TILE, largest_dense
+from crossmodal_losses.engine.dense import ClosedForm
+from crossmodal_losses.losses.base import TILE, largest_dense
 
 DENSE = "all of S"
 

@@ -4,8 +4,8 @@ from crossmodal_losses.diagnostics import Diagnosis, diagnose
 from crossmodal_losses.distributed import GatheredLoss, RingLoss
 from crossmodal_losses.gradient_cache import GradientCache
 from crossmodal_losses.losses import LOSSES
+from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.nt_xent import NTXent, nt_xent
-from crossmodal_losses.losses.pair_loss import PairLoss
 from crossmodal_losses.losses.triplet_max import TripletMax, triplet_max
 from crossmodal_losses.losses.triplet_sum import TripletSum, triplet_sum
 from crossmodal_losses.losses.triplet_weighted import TripletWeighted, triplet_weighted

@@ -1,7 +1,7 @@
 """A loss whose batch lies on several processes: the value and the gradients of one process with all of it.
 
 Each process computes its share of S once, 1 / W of the work. What is sent, and how, says
-:mod:`crossmodal_losses.ranks`.
+:mod:`crossmodal_losses.engine.communication`.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from crossmodal_losses.checks import check_embeddings, check_ids
-from crossmodal_losses.losses.pair_loss import PairLoss, largest_tile
-from crossmodal_losses.ranks import Gathered, Ranks, Ring
-from crossmodal_losses.sides import full_precision, measured
-from crossmodal_losses.tiled import of_processes
+from crossmodal_losses.engine.communication import Gathered, Ranks, Ring
+from crossmodal_losses.engine.operands import full_precision, measured
+from crossmodal_losses.engine.tiled import of_processes
+from crossmodal_losses.losses.base import PairLoss, largest_tile
 
 
 def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, Any]]:

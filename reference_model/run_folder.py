@@ -13,7 +13,7 @@ from filelock import FileLock, LeaseCompromise, SoftFileLease, Timeout
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.interruption import ask_to_stop
+from reference_model.runtime.signals import ask_to_stop
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"  # while it is under way

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from reference_model.config import Config
-from reference_model.experiments import SETTINGS
+from reference_model.paper import SETTINGS
 
 
 def settings(config: Config) -> dict[str, Any]:

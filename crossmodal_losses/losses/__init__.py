@@ -4,8 +4,8 @@
 reference model iterate over this table: a loss entered here is tested, measured and trained.
 """
 
+from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.nt_xent import NTXent
-from crossmodal_losses.losses.pair_loss import PairLoss
 from crossmodal_losses.losses.triplet_max import TripletMax
 from crossmodal_losses.losses.triplet_sum import TripletSum
 from crossmodal_losses.losses.triplet_weighted import TripletWeighted

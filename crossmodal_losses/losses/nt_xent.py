@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_temperature
-from crossmodal_losses.dense import bidirectional
-from crossmodal_losses.folds import LogSumExp
-from crossmodal_losses.losses.pair_loss import PairLoss
-from crossmodal_losses.rules import Rule
+from crossmodal_losses.engine.objective import LogSumExp
+from crossmodal_losses.engine.reference import bidirectional
+from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.similarity import at_least_float32
 
 # A learned temperature stays in [LOWEST, 1].

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.dense import bidirectional
-from crossmodal_losses.folds import HingeSum
-from crossmodal_losses.losses.pair_loss import PairLoss
-from crossmodal_losses.rules import Rule
+from crossmodal_losses.engine.objective import HingeSum
+from crossmodal_losses.engine.reference import bidirectional
+from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.losses.base import PairLoss
 
 
 class TripletSumRule(Rule):

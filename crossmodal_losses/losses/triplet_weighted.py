@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients
-from crossmodal_losses.dense import bidirectional
-from crossmodal_losses.folds import Hardest
-from crossmodal_losses.losses.pair_loss import PairLoss
-from crossmodal_losses.rules import Rule
+from crossmodal_losses.engine.objective import Hardest
+from crossmodal_losses.engine.reference import bidirectional
+from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.losses.base import PairLoss
 
 # Section 3.2 of the paper, after Wei et al. 2020; constant term first.
 POSITIVE_COEFFICIENTS = (0.5, -0.7, 0.2)

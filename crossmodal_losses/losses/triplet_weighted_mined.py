@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients, check_margin
-from crossmodal_losses.dense import bidirectional
-from crossmodal_losses.folds import Hardest
-from crossmodal_losses.losses.pair_loss import PairLoss
+from crossmodal_losses.engine.objective import Hardest
+from crossmodal_losses.engine.reference import bidirectional
+from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.triplet_weighted import (
     NEGATIVE_COEFFICIENTS,
     POSITIVE_COEFFICIENTS,
     derivative,
     polynomial,
 )
-from crossmodal_losses.rules import Rule
 
 # The published code drops an anchor whose positive is this close to 1.
 PERFECT = 1 - 1e-5

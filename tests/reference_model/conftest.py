@@ -8,11 +8,11 @@ import pytest
 from accelerate.state import AcceleratorState
 from click.testing import CliRunner, Result
 
-from reference_model.__main__ import main
+from reference_model.cli.app import main
 from reference_model.config import Config
+from reference_model.data.synthetic import Corpus, synthesize
 from reference_model.protocol import PROTOCOLS
-from reference_model.synthesize import Corpus, synthesize
-from reference_model.train import train
+from reference_model.training.trainer import train
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import torch
 from click.testing import Result
 from transformers import BertConfig, BertModel
 
-from reference_model import text_encoder
-from reference_model.audio_encoder import ResNet38
+from reference_model.models import bert as text_encoder
+from reference_model.models.resnet38 import ResNet38
 from reference_model.protocol import PROTOCOLS
 
 CommandLine = Callable[..., Result]

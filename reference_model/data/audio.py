@@ -1,0 +1,143 @@
+"""Audio files: what is wrong with one, and its waveform at 32 kHz."""
+
+import functools
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.transforms import Resample
+from tqdm import tqdm
+
+from reference_model import InputError
+from reference_model.models.resnet38 import SAMPLE_RATE
+
+# What libsndfile reads, by its usual names.
+SUFFIXES = frozenset(
+    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64")
+)
+
+
+class Fault(NamedTuple):
+    """Why an audio file cannot be used."""
+
+    status: str  # "missing", "unreadable" or "truncated"
+    reason: str
+
+
+def fault(path: Path) -> Fault | None:
+    """What is wrong with an audio file; its header, its end and its size are looked at, not every sample."""
+    try:
+        if not path.exists():
+            return Fault("missing", "no such file")
+        if not path.is_file():
+            return Fault("unreadable", "no file, but a folder or the like")
+        size = path.stat().st_size
+        if size == 0:
+            return Fault("unreadable", "empty (0 bytes)")
+        with path.open("rb") as file:
+            start = file.read(12)
+        if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+            (promised,) = struct.unpack("<I", start[4:8])
+            # Writers that stream leave 0 or 2^32 - 1, "unknown"; some forget the last byte of padding.
+            if promised not in (0, 2**32 - 1) and promised + 8 > size + 8:
+                return Fault("truncated", f"{size} of {promised + 8} bytes")
+        with soundfile.SoundFile(path) as audio:
+            if audio.frames == 0:
+                return Fault("unreadable", "empty (no samples)")
+            audio.seek(audio.frames - 1)
+            if len(audio.read(1)) != 1:
+                return Fault("truncated", "its last sample cannot be read")
+    except soundfile.LibsndfileError as error:
+        return Fault("unreadable", f"not readable as audio ({error.error_string})")
+    except UnicodeEncodeError:
+        return Fault("unreadable", "its name is not UTF-8")
+    except (OSError, RuntimeError) as error:
+        return Fault("unreadable", f"not readable ({error})")
+    return None
+
+
+def audio_files_in(folder: Path) -> Iterator[str]:
+    """The audio files in a folder and the folders in it, by their names relative to it; in no particular order.
+
+    Known by their suffixes, in capitals or not. Links are followed, and no folder is entered twice. What begins with a
+    dot is hidden, and left out.
+    """
+    entered: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.relpath(os.path.join(parent, name), folder)
+
+
+def check_audio(files: Iterable[Path]) -> None:
+    """Look at every file before anything is trained on any of them.
+
+    Raises:
+        InputError: files are missing, empty, truncated or no audio; names every one of them.
+    """
+    paths = list(files)
+    with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
+        faults = list(tqdm(pool.map(fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
+    bad = [f"  {path}: {': '.join(found)}" for path, found in zip(paths, faults, strict=True) if found]
+    if bad:
+        raise InputError("\n".join([f"expected readable audio, got {len(bad)} bad of {len(paths)} files:", *bad]))
+
+
+@functools.cache
+def _resampler(rate: int) -> Resample:
+    """To 32 kHz by a windowed sinc; these constants are those of librosa's "kaiser_best"."""
+    return Resample(
+        rate,
+        SAMPLE_RATE,
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.769656459379492,
+    )
+
+
+def decode(path: Path, seconds: float | None = None) -> Tensor:
+    """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``: the mean of its channels, resampled.
+
+    Args:
+        seconds: decode so much of its beginning, and a little more for the resampling filter; None: all of it.
+
+    Raises:
+        InputError: the file cannot be decoded, or holds samples that are not finite.
+    """
+    try:
+        with soundfile.SoundFile(path) as audio:
+            rate = audio.samplerate
+            frames = -1 if seconds is None else int((seconds + 0.1) * rate) + 1
+            decoded = audio.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise InputError(f"expected readable audio, got {path}: {error}") from error
+    if not np.isfinite(decoded).all():
+        raise InputError(f"expected finite samples, got NaN or inf in {path}")
+    waveform = torch.from_numpy(decoded).mean(1)
+    return waveform if rate == SAMPLE_RATE else _resampler(rate)(waveform)
+
+
+def load_waveform(path: Path, seconds: float) -> Tensor:
+    """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``, cut or zero-padded at its end.
+
+    Raises:
+        InputError: the file cannot be decoded, or holds samples that are not finite.
+    """
+    samples = round(seconds * SAMPLE_RATE)
+    # What lies beyond the fixed length need not be decoded.
+    waveform = decode(path, seconds)[:samples]
+    return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))

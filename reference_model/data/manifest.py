@@ -1,0 +1,112 @@
+"""The manifest of a prepared data set: every clip of its tables, usable or not and why; length, peak, checksum."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from reference_model import InputError
+from reference_model.models.resnet38 import SAMPLE_RATE
+from reference_model.runtime.files import write_whole
+
+MANIFEST = "manifest.csv"  # in the folder of the data set
+STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
+# Section 3.1 of the paper.
+PAPER = {
+    "AudioCaps": {"train": 49_274, "val": 494, "test": 957},
+    "Clotho": {"train": 3_839, "val": 1_045, "test": 1_045},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip in the manifest; fields of which nothing is known are None or empty."""
+
+    split: str
+    file_name: str  # within waveforms/SPLIT
+    status: str  # one of STATUSES
+    seconds: float | None = None
+    source_sample_rate: int | None = None
+    source_channels: int | None = None
+    peak: float | None = None
+    sha256: str = ""
+    reason: str = ""
+
+
+COLUMNS = [field.name for field in fields(Row)]
+
+
+def read_manifest(path: Path) -> list[Row]:
+    """The rows of a manifest.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        try:
+            header, *rows = csv.reader(lines)
+            if header != COLUMNS:
+                raise ValueError(",".join(header))
+            return [_parse(row) for row in rows]
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"expected a manifest of prepared clips at {path}, got {error}") from error
+
+
+def _parse(cells: list[str]) -> Row:
+    split, file_name, status, seconds, rate, channels, peak, sha256, reason = cells
+    return Row(
+        split,
+        file_name,
+        status,
+        float(seconds) if seconds else None,
+        int(rate) if rate else None,
+        int(channels) if channels else None,
+        float(peak) if peak else None,
+        sha256,
+        reason,
+    )
+
+
+def summary(dataset: str, rows: Sequence[Row]) -> str:
+    """A table of the clips of each split by status, beside the numbers of the paper; and their length."""
+    paper = PAPER.get(dataset)
+    header = ["split", "listed", *STATUSES, *(["paper"] if paper else []), "hours", "GB"]
+    lines = [header]
+    for split in (*dict.fromkeys(row.split for row in rows), "all"):
+        of_split = [row for row in rows if split in (row.split, "all")]
+        counts = Counter(row.status for row in of_split)
+        seconds = sum(row.seconds or 0 for row in of_split if row.status == "ok")
+        published = [f"{sum(paper.values()) if split == 'all' else paper[split]:,}"] if paper else []
+        sizes = [f"{seconds / 3600:.2f}", f"{seconds * SAMPLE_RATE * 4 / 1e9:.2f}"]
+        lines.append([split, *(f"{n:,}" for n in (len(of_split), *(counts[s] for s in STATUSES))), *published, *sizes])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def in_several_splits(rows: Sequence[Row]) -> list[str]:
+    """Clips of the same samples in different splits, a line for each sound."""
+    same: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.status == "ok":
+            same.setdefault(row.sha256, []).append(row)
+    return [
+        " = ".join(f"{row.split} {row.file_name!r}" for row in clips)
+        for clips in same.values()
+        if len({row.split for row in clips}) > 1
+    ]
+
+
+def write_manifest(path: Path, rows: Sequence[Row]) -> None:
+    """Whole or not at all."""
+
+    def write(beside: Path) -> None:
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(astuple(row) for row in rows)
+
+    write_whole(path, write)

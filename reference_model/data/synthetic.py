@@ -1,0 +1,279 @@
+"""A small corpus of rendered sound scenes with captions, as files: the experiment without a download.
+
+A scene is one event, or one "then" another, or one "while" another. An event is a kind of sound in a register, quiet or
+loud. Clips of one scene differ in pitch, timing, level and background noise; its captions differ in wording, order, and
+in whether they mention the loudness. Everything follows from the seed: each clip has a random generator of its own, so
+an interrupted rendering continues where it stopped.
+"""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from reference_model import InputError
+from reference_model.models.resnet38 import HOP, SAMPLE_RATE
+from reference_model.runtime.files import write_text, write_whole
+
+Signal = NDArray[np.float64]
+Random = np.random.Generator
+
+CAPTIONS = 5  # a clip
+REGISTERS = {"low": ("low", "deep"), "mid": ("mid", "medium-pitched"), "high": ("high", "shrill")}
+LEVELS = {"quiet": ("quiet", "faint", "soft"), "loud": ("loud", "strong", "powerful")}
+DECIBELS = {"quiet": -30.0, "loud": -14.0}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A kind of sound (a key of SOUNDS) in a register, quiet or loud."""
+
+    kind: str
+    register: str
+    level: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One event alone, or the second after the first ("then"), or both at once ("while")."""
+
+    events: tuple[Event, ...]
+    joint: str  # "alone", "then" or "while"
+
+
+def _time(samples: int) -> Signal:
+    return np.arange(samples, dtype=np.float64) / SAMPLE_RATE
+
+
+def _oscillate(frequency: Signal) -> Signal:
+    """A sine of this momentary frequency in Hz."""
+    wave: Signal = np.sin(2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
+    return wave
+
+
+def _band(random: Random, samples: int, low: float, high: float) -> Signal:
+    """Noise between two frequencies in Hz, of unit power."""
+    spectrum = np.fft.rfft(random.standard_normal(samples))
+    frequency = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
+    spectrum[(frequency < low) | (frequency > high)] = 0
+    noise: Signal = np.fft.irfft(spectrum, samples)
+    noise /= np.sqrt(np.mean(noise**2)) + 1e-12
+    return noise
+
+
+def _tone(random: Random, samples: int, pitch: float) -> Signal:
+    return _oscillate(np.full(samples, pitch))
+
+
+def _buzz(random: Random, samples: int, pitch: float) -> Signal:
+    return sum((_oscillate(np.full(samples, pitch * k)) / k for k in (1, 3, 5, 7, 9)), np.zeros(samples))
+
+
+def _rising(random: Random, samples: int, pitch: float) -> Signal:
+    return _oscillate(np.geomspace(0.6 * pitch, 1.6 * pitch, samples))
+
+
+def _falling(random: Random, samples: int, pitch: float) -> Signal:
+    return _rising(random, samples, pitch)[::-1]
+
+
+def _warble(random: Random, samples: int, pitch: float) -> Signal:
+    rate = random.uniform(5, 9)
+    return _oscillate(pitch * (1 + 0.2 * np.sin(2 * np.pi * rate * _time(samples))))
+
+
+def _hiss(random: Random, samples: int, pitch: float) -> Signal:
+    return _band(random, samples, 1.5 * pitch, 4 * pitch)
+
+
+def _rumble(random: Random, samples: int, pitch: float) -> Signal:
+    rate = random.uniform(3, 6)
+    swell = 1 + 0.8 * np.sin(2 * np.pi * (rate * _time(samples) + random.uniform()))
+    return swell * _band(random, samples, 0.2 * pitch, 0.45 * pitch)
+
+
+def _clicks(random: Random, samples: int, pitch: float) -> Signal:
+    impulses = np.zeros(samples)
+    period = int(SAMPLE_RATE / random.uniform(6, 12))
+    impulses[random.integers(period) :: period] = 1
+    ring = _oscillate(np.full(800, 1.5 * pitch)) * np.exp(-_time(800) * 400)
+    return np.convolve(impulses, ring)[:samples]
+
+
+# Kind of sound: how it is rendered, given its pitch in Hz, and what captions call it.
+SOUNDS: dict[str, tuple[Callable[[Random, int, float], Signal], tuple[str, ...]]] = {
+    "tone": (_tone, ("tone", "steady beep", "constant note")),
+    "buzz": (_buzz, ("buzz", "buzzing noise", "droning buzzer")),
+    "rising": (_rising, ("rising whistle", "whistle going up", "upward sweep")),
+    "falling": (_falling, ("falling whistle", "whistle going down", "downward sweep")),
+    "warble": (_warble, ("warble", "trilling sound", "wavering note")),
+    "hiss": (_hiss, ("hiss", "hissing noise", "rush of air")),
+    "rumble": (_rumble, ("rumble", "rumbling noise", "throbbing engine")),
+    "clicks": (_clicks, ("clicking noise", "series of clicks", "ticking noise")),
+}
+PITCHES = {"low": 300.0, "mid": 900.0, "high": 2700.0}  # Hz
+
+
+def _render_event(random: Random, event: Event, samples: int) -> Signal:
+    pitch = PITCHES[event.register] * 2 ** random.uniform(-0.25, 0.25)
+    sound = SOUNDS[event.kind][0](random, samples, pitch)
+    fade = min(samples // 8, SAMPLE_RATE // 50)
+    sound[:fade] *= np.linspace(0, 1, fade)
+    sound[-fade:] *= np.linspace(1, 0, fade)
+    decibels = DECIBELS[event.level] + random.uniform(-2, 2)
+    scaled: Signal = sound / (np.sqrt(np.mean(sound**2)) + 1e-12) * 10 ** (decibels / 20)
+    return scaled
+
+
+def render(random: Random, scene: Scene, seconds: float) -> Signal:
+    """The waveform of a scene at 32 kHz mono, ``[samples]``, in [-1, 1]."""
+    total = round(seconds * SAMPLE_RATE)
+    waveform = 10 ** (random.uniform(-70, -50) / 20) * random.standard_normal(total)
+    if scene.joint == "then":
+        middle = round(total * random.uniform(0.42, 0.58))
+        windows = [(0, middle), (middle, total)]
+    else:
+        windows = [(0, total)] * len(scene.events)
+    for event, (start, end) in zip(scene.events, windows, strict=True):
+        length = round((end - start) * random.uniform(0.7, 0.95))
+        length -= length % HOP  # a length with small factors only: Fourier transforms of others are slow
+        onset = start + random.integers(end - start - length + 1)
+        waveform[onset : onset + length] += _render_event(random, event, length)
+    return waveform.clip(-1, 1)
+
+
+def _choose(random: Random, words: tuple[str, ...]) -> str:
+    return words[random.integers(len(words))]
+
+
+def _name(random: Random, event: Event) -> str:
+    adjectives = [_choose(random, REGISTERS[event.register])]
+    if random.uniform() < 0.9:
+        adjectives.insert(random.integers(2), _choose(random, LEVELS[event.level]))
+    return " ".join([*adjectives, _choose(random, SOUNDS[event.kind][1])])
+
+
+def describe(random: Random, scene: Scene) -> str:
+    """One caption."""
+    first, *rest = (_name(random, event) for event in scene.events)
+    second = rest[0] if rest else ""
+    sentences = {
+        "alone": (f"a {first}", f"a {first} can be heard", f"there is a {first}", f"the sound of a {first} alone"),
+        "then": (
+            f"a {first}, then a {second}",
+            f"a {first} is followed by a {second}",
+            f"first a {first}, and after it a {second}",
+            f"a {second} comes after a {first}",
+            f"before a {second} there is a {first}",
+        ),
+        "while": (
+            f"a {first} while a {second} sounds",
+            f"a {first} together with a {second}",
+            f"a {second} over a {first}",
+            f"a {first} and a {second} at the same time",
+        ),
+    }  # fmt: skip
+    sentence = _choose(random, sentences[scene.joint])
+    return sentence[0].upper() + sentence[1:]
+
+
+def describe_differently(random: Random, scene: Scene) -> list[str]:
+    """Five different captions."""
+    captions: dict[str, None] = {}
+    while len(captions) < CAPTIONS:
+        captions[describe(random, scene)] = None
+    return list(captions)
+
+
+EVENTS = [Event(*words) for words in itertools.product(SOUNDS, REGISTERS, LEVELS)]
+
+
+def draw_scene(random: Random) -> Scene:
+    """A fifth of the scenes are one event; in the others the two events are of different kinds."""
+    joint = ("alone", "then", "then", "while", "while")[random.integers(5)]
+    first = EVENTS[random.integers(len(EVENTS))]
+    if joint == "alone":
+        return Scene((first,), joint)
+    others = [event for event in EVENTS if event.kind != first.kind]
+    second = others[random.integers(len(others))]
+    if joint == "while":  # both at once: neither is the first
+        first, second = sorted((first, second), key=EVENTS.index)
+    return Scene((first, second), joint)
+
+
+def draw_scenes(random: Random, number: int) -> list[Scene]:
+    """Different scenes; yet a caption that leaves the loudness out may fit two of them."""
+    scenes: dict[Scene, None] = {}
+    for _ in range(100 * number):
+        if len(scenes) == number:
+            break
+        scenes[draw_scene(random)] = None
+    if len(scenes) < number:
+        raise InputError(f"expected a split of fewer clips than there are different scenes, got {number}")
+    return list(scenes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a corpus is made of; the same settings make the same files."""
+
+    train: int = 600  # clips
+    val: int = 200
+    test: int = 200
+    seconds: float = 1.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.val, self.test) < 2 or self.seconds < 0.5 or self.seed < 0:
+            raise InputError(f"expected at least 2 clips a split, 0.5 seconds, and a seed >= 0, got {asdict(self)}")
+
+
+def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
+    """Render the corpus into ``out/name`` in the layout that :mod:`reference_model.data` reads; what is there stays.
+
+    Raises:
+        InputError: another corpus is there.
+    """
+    folder = out / name
+    settings = folder / "corpus.json"
+    text = json.dumps(asdict(corpus), indent=1) + "\n"
+    if settings.exists() and settings.read_text(encoding="utf-8") != text:
+        raise InputError(f"expected {folder} to be new or of the same settings, got a corpus of others; see {settings}")
+    if folder.exists() and not settings.exists():
+        raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(settings, text)
+    for index, (split, number) in enumerate((("train", corpus.train), ("val", corpus.val), ("test", corpus.test))):
+        scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), number)
+        waveforms = folder / "waveforms" / split
+        waveforms.mkdir(parents=True, exist_ok=True)
+        rows, tags = [], []
+        for clip, scene in enumerate(tqdm(scenes, f"rendering {split}", unit="clip")):
+            random = np.random.default_rng([corpus.seed, index, clip])
+            path = waveforms / f"{clip:05d}.wav"
+            rows.append([path.name, *describe_differently(random, scene)])
+            tags.append(
+                [path.name, "; ".join(f"{event.register} {event.level} {event.kind}" for event in scene.events)]
+            )
+            if not path.exists():
+                waveform = render(random, scene, corpus.seconds)
+                write_whole(path, lambda beside, w=waveform: soundfile.write(beside, w, SAMPLE_RATE))  # type: ignore[misc]
+        _write_table(folder / "tags" / f"{split}.csv", [["file_name", "tags"], *tags])
+        captions = [f"caption_{k}" for k in range(1, CAPTIONS + 1)]
+        _write_table(folder / "csv_files" / f"{split}.csv", [["file_name", *captions], *rows])
+    return folder
+
+
+def _write_table(path: Path, rows: list[list[str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text.getvalue())

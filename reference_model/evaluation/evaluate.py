@@ -1,0 +1,73 @@
+"""Retrieval metrics of a model on a split (section 3.3)."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from crossmodal_losses import diagnose
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.data.audio import check_audio
+from reference_model.data.dataset import captions_of, read_split
+from reference_model.evaluation.metrics import Metrics, retrieval_metrics
+from reference_model.models.bert import tokenize
+from reference_model.models.dual_encoder import BEST_WEIGHTS, WEIGHTS, Heads, saved_model
+from reference_model.models.features import Features, features_of
+from reference_model.run_folder import CONFIG
+
+DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their similarities
+
+
+def accelerator_for(config: Config) -> Accelerator:
+    """The device and its mixed precision; fp16 is refused where nothing scales the loss, for gradients would vanish."""
+    # Without being told, Accelerate overlooks torchrun's processes where there is no GPU, and each would be the first.
+    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
+    if config.precision == "fp16" and accelerator.scaler is None:
+        raise InputError(f"expected --precision no or bf16 on {accelerator.device}, got fp16, which needs a GPU")
+    return accelerator
+
+
+@torch.no_grad()
+def embeddings(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Of the clips, ``[N, D]``, and of the captions, ``[M, D]``."""
+    heads.eval()
+    with accelerator.autocast():
+        audio, text = heads(features.audio, features.text)
+    return audio, text[features.text_of_caption]
+
+
+@torch.no_grad()
+def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Metrics, dict[str, float]]:
+    """Retrieval metrics of a split, and the diagnosis of pairs of its first clips, each with its first caption."""
+    audio, text = embeddings(heads, features, accelerator)
+    metrics = retrieval_metrics(audio, text, features.clip_of_caption)
+    clips = torch.arange(min(len(audio), DIAGNOSED), device=audio.device)
+    first = torch.searchsorted(features.clip_of_caption, clips)
+    diagnosis = asdict(diagnose(audio[: len(first)], text[first]))
+    return metrics, {name: float(value) for name, value in diagnosis.items()}
+
+
+def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
+    """The metrics of a run's best weights so far, computed again; on the data it was trained on, or elsewhere.
+
+    ``run`` may also be the folder of a saved model.
+
+    Raises:
+        InputError: the folder holds no run with a finished epoch, or the data is not as expected.
+    """
+    if not (run / BEST_WEIGHTS).is_file() and not (run / WEIGHTS).is_file():
+        raise InputError(f"expected a run with a finished epoch in {run}, got no {BEST_WEIGHTS}")
+    config = Config.read(run / CONFIG)
+    model, tokenizer = saved_model(config, run)
+    accelerator = accelerator_for(config)
+    clips = read_split(data or config.data, config.dataset, split)
+    check_audio(clip.path for clip in clips)
+    model.to(accelerator.device)
+    features = features_of(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
+    metrics, _ = evaluate(model.heads, features, accelerator)
+    return metrics

@@ -1,0 +1,136 @@
+"""README.md of a saved model: what it is, how it was trained, how good it is, and what it is not for."""
+
+from pathlib import Path
+from typing import Any
+
+from reference_model.config import Config
+from reference_model.evaluation.metrics import DIRECTIONS
+
+FRONT_MATTER = """---
+library_name: crossmodal_losses
+pipeline_tag: feature-extraction
+tags:
+- audio
+- audio-text-retrieval
+- cross-modal-retrieval
+- metric-learning
+---
+"""
+MEASURES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP@10": "mAP@10", "median_rank": "Median rank"}
+PAPER = "[On Metric Learning for Audio-Text Cross-Modal Retrieval](https://arxiv.org/abs/2203.15537) (Mei et al. 2022)"
+
+
+def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: int, embedding_size: int) -> str:
+    """Markdown with the front matter that Hugging Face reads.
+
+    Args:
+        metrics: of the finished run; None: there are none.
+        parameters: their number.
+    """
+    encoders = "ResNet-38 and BERT" if config.model == "full" else "A small ResNet-38 and a small BERT"
+    synthetic = (
+        " Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
+        if config.dataset == "Synthetic"
+        else ""
+    )
+    return "\n".join(
+        [
+            FRONT_MATTER,
+            f"# {config.loss} on {_cell(config.dataset)}: sounds and their descriptions in one space",
+            "",
+            f"{encoders}, {parameters / 1e6:.1f} million parameters, embed audio clips and captions as "
+            f"{embedding_size} numbers each, so that a clip and its description have a high cosine similarity. "
+            f"Trained on {_cell(config.dataset)} with the loss `{config.loss}`, after {PAPER}.{synthetic}",
+            "",
+            "## Use",
+            "",
+            "In a checkout of `crossmodal_losses`, with this folder as `MODEL`:",
+            "",
+            "```python",
+            "from reference_model.search.retriever import Retriever",
+            'retriever = Retriever.from_pretrained("MODEL")',
+            'print(retriever.find_audio("a dog barks twice", "folder/of/recordings"))',
+            "```",
+            "",
+            "`retriever.embed_audio(paths)` and `retriever.embed_text(captions)` give embeddings, "
+            "`retriever.find_captions(clip, file)` searches the other way. On the command line: "
+            '`python -m reference_model search --run MODEL --audio FOLDER "a dog barks twice"`.',
+            "",
+            "## Metrics",
+            "",
+            *_metrics(metrics),
+            "",
+            "## Training",
+            "",
+            "| Setting | Value |",
+            "|---|---|",
+            *(f"| {name} | {_cell(value)} |" for name, value in _settings(config).items()),
+            "",
+            "## Limits",
+            "",
+            f"* A clip is cut or zero-padded to {config.clip_seconds:g} s: what comes later is not heard.",
+            f"* It knows the sounds, the language and the style of the captions of {_cell(config.dataset)}, with "
+            "their gaps and their bias, and cannot tell what is said, nor who says it.",
+            "* A score is a similarity to be compared with other scores of the same query. It is no probability, and "
+            "the best of a bad lot comes first too.",
+            "* Not for identifying or watching people, nor for anything where a missed or mistaken sound does harm, "
+            "such as alarms, medicine or evidence.",
+            "* Under which conditions it may be passed on depends on the weights it started from and on the clips it "
+            "was trained on; see their licences.",
+            "",
+        ]
+    )
+
+
+def _metrics(metrics: dict[str, Any] | None) -> list[str]:
+    """The table, and what is to be said of it."""
+    if metrics is None:
+        return ["The run was not finished when this model was saved: there are none."]
+    lines = []
+    if metrics["collapsed"]:
+        lines += [
+            "> **Warning: this model has collapsed.** At the end of training all similarities of the validation pairs "
+            "were alike, so that its rankings are little better than chance.",
+            "",
+        ]
+    lines += [
+        f"Epoch {metrics['best_epoch']}, the best on the validation set; R@k and mAP@10 in %. Candidates: the clips or "
+        "captions that are ranked for each query.",
+        "",
+        f"| Split | Direction | {' | '.join(MEASURES.values())} | Candidates |",
+        "|---|---|" + "---:|" * (len(MEASURES) + 1),
+    ]
+    for split in ("val", "test"):
+        for direction in DIRECTIONS:
+            measured = metrics[split][direction]
+            cells = [f"{measured[name]:.1f}" for name in MEASURES]
+            lines.append(f"| {split} | {_words(direction)} | {' | '.join(cells)} | {measured['pool']} |")
+    for direction in DIRECTIONS:
+        by_chance = metrics["chance"][direction]
+        cells = [f"{by_chance[name]:.1f}" if name in by_chance else "" for name in MEASURES]
+        pool = metrics["test"][direction]["pool"]
+        lines.append(f"| test, chance | {_words(direction)} | {' | '.join(cells)} | {pool} |")
+    clips = metrics["clips"]
+    lines += ["", f"Clips: {clips['train']} to train on, {clips['val']} to select on, {clips['test']} to test."]
+    return lines
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Those that decide what the model is; of files their names, not where they were."""
+    settings = config.as_dict()
+    settings |= settings.pop("protocol")
+    for where in ("data", "workers"):
+        del settings[where]
+    for name in ("audio_checkpoint", "bert"):
+        if settings[name] is not None and Path(settings[name]).is_absolute():
+            settings[name] = Path(settings[name]).name
+    return settings
+
+
+def _words(direction: str) -> str:
+    return direction.replace("_", " ").capitalize()
+
+
+def _cell(value: object) -> str:
+    """In one line, without what would end a cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")

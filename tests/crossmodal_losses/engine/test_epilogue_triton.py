@@ -1,0 +1,359 @@
+"""The fused kernels do what plain torch does: on the device if there is one, else as triton interprets them.
+
+Without a device the kernels are also compiled, for one that is not there.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity
+from crossmodal_losses.engine import tiled
+from crossmodal_losses.engine.epilogue import Epilogue, Plain
+from crossmodal_losses.engine.objective import Fold, Hardest, HingeSum, LogSumExp
+from crossmodal_losses.engine.operands import Sides, measured
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from crossmodal_losses.engine import epilogue_triton
+from crossmodal_losses.engine.epilogue_triton import Fused, supports
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# A device's fast exp is wrong by 1e-7 times its argument, which is up to 40 where it matters.
+RTOL, ATOL = (2e-5 if DEVICE == "cuda" else 2e-6), 2e-6
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run on a CPU. Whether triton was imported before, which decides on it by itself, does not matter."""
+    if DEVICE == "cuda":
+        return
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for module in (tl, tl.standard, epilogue_triton):
+        for name, function in list(vars(module).items()):
+            if isinstance(function, JITFunction):
+                monkeypatch.setattr(module, name, InterpretedFunction(function.fn))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epilogue_triton, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(epilogue_triton, "BLOCK_COLUMNS", 32)
+
+
+FOLDS = {
+    "hardest": Hardest(),
+    "hinges": HingeSum(0.2),
+    "t = 0.07": LogSumExp(0.07),
+    "t = 0.025": LogSumExp(0.025),
+    "t = 0.005": LogSumExp(0.005),
+    "learned t": LogSumExp(torch.tensor(0.05, device=DEVICE)),
+}
+WEIGHING = sorted(FOLDS.keys() - {"hardest"})
+
+# B, and the rows and columns of a tile in it.
+PLACES = {
+    "1 x 1, all there is": (1, slice(0, 1), slice(0, 1)),
+    "1 x 7": (9, slice(8, 9), slice(1, 8)),
+    "7 x 1": (9, slice(1, 8), slice(8, 9)),
+    "37 x 65": (102, slice(0, 37), slice(37, 102)),
+    "37 x 37 on the diagonal": (40, slice(2, 39), slice(2, 39)),
+    "64 x 64": (130, slice(64, 128), slice(0, 64)),
+    "64 x 64 on the diagonal": (130, slice(64, 128), slice(64, 128)),
+    "129 x 70": (200, slice(70, 199), slice(0, 70)),
+    "129 x 129 on the diagonal": (130, slice(1, 130), slice(1, 130)),
+}
+
+each_place = pytest.mark.parametrize("place", PLACES)
+with_and_without_ids = pytest.mark.parametrize("with_ids", [False, True], ids=["no ids", "ids"])
+
+
+class Batch:
+    """Random embeddings, a row of zeros on either side, some ids equal, or none given."""
+
+    def __init__(self, B: int, with_ids: bool = False) -> None:
+        generator = torch.Generator().manual_seed(B)
+        x, y = torch.randn(2, B, 8, generator=generator)
+        if B > 8:
+            x[5], y[B - 2] = 0, 0
+        ids = torch.randint(B // 3 + 1, (B,), generator=generator)
+        self.ids = ids.to(DEVICE) if with_ids else None
+        self.sides = measured(x.to(DEVICE), y.to(DEVICE), B)
+        self.S = self.sides.x.all() @ self.sides.y.all().T
+        self.upstream = torch.randn(2, B, generator=generator).to(DEVICE)
+        groups = torch.arange(B) if self.ids is None else ids
+        self.upstream *= (groups[:, None] != groups).any(1).to(DEVICE)  # as the engine does
+
+    def epilogue(self, kind: type[Epilogue], fold: Fold, I: slice, J: slice) -> Epilogue:  # noqa: E741
+        inverse = self.sides.inverse
+        positive = self.S.diagonal() * inverse[0] * inverse[1]
+        epilogue = kind(inverse, self.ids, fold, positive, self.sides.x.operand)
+        epilogue.take(self.S[I, J].clone(), I, J)
+        return epilogue
+
+    def state(self, fold: Fold) -> tuple[Tensor, ...]:
+        everything = slice(0, len(self.S))
+        rows, columns = self.epilogue(Plain, fold, everything, everything).states()
+        return tuple(torch.stack(parts) for parts in zip(rows, columns, strict=True))
+
+
+def assert_same_states(value: Epilogue, expected: Epilogue) -> None:
+    for states, expected_states in zip(value.states(), expected.states(), strict=True):
+        assert len(states) == len(expected_states)
+        for part, expected_part in zip(states, expected_states, strict=True):
+            if expected.fold.selects:
+                assert part.dtype == expected_part.dtype
+                assert torch.equal(part, expected_part)
+            else:
+                torch.testing.assert_close(part, expected_part, rtol=RTOL, atol=ATOL)
+
+
+def assert_close_in_scale(value: Tensor, expected: Tensor, rtol: float = RTOL) -> None:
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=ATOL * (1e-3 + float(expected.abs().max())))
+
+
+@each_place
+@with_and_without_ids
+@pytest.mark.parametrize("name", FOLDS)
+def test_states(name: str, with_ids: bool, place: str) -> None:
+    B, I, J = PLACES[place]  # noqa: E741
+    batch, fold = Batch(B, with_ids), FOLDS[name]
+    assert_same_states(batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J))
+
+
+@each_place
+@with_and_without_ids
+@pytest.mark.parametrize("name", WEIGHING)
+def test_weights(name: str, with_ids: bool, place: str) -> None:
+    B, I, J = PLACES[place]  # noqa: E741
+    batch, fold = Batch(B, with_ids), FOLDS[name]
+    state = batch.state(fold)
+    coefficients = fold.coefficients(state, batch.upstream).detach()
+    if fold.one_pass:
+        state = ()
+    fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
+    weights, expected = fused.weigh(state, coefficients), plain.weigh(state, coefficients)
+    assert_close_in_scale(weights, expected)
+    for own, expected_own in zip(fused.own(), plain.own(), strict=True):
+        assert_close_in_scale(own, expected_own)
+    if fold.parameter is not None:
+        scale = float(expected.abs().sum() / fold.parameter)
+        torch.testing.assert_close(fused.slope(), plain.slope().detach(), rtol=RTOL, atol=ATOL * scale)
+    assert fused.any_weight()
+
+    fused.operand = torch.bfloat16
+    rounded = fused.weigh(state, coefficients)
+    assert rounded.dtype == torch.bfloat16
+    assert_close_in_scale(rounded.float(), expected, rtol=2**-7)  # the interpreter cuts off where a device rounds
+
+
+def first_of_largest(S: Tensor) -> list[int]:
+    """Of every row; by hand."""
+    return [row.index(max(row)) for row in S.tolist()]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("values", [1, 2, 5])
+@pytest.mark.parametrize("place", ["37 x 65", "37 x 37 on the diagonal", "129 x 70"])
+def test_of_equal_similarities_the_lowest_index_wins(place: str, values: int) -> None:
+    """In one block or in several."""
+    B, I, J = PLACES[place]  # noqa: E741
+    batch = Batch(B)
+    batch.sides.inverse.fill_(1)
+    batch.S = torch.randint(values, (B, B), generator=torch.Generator().manual_seed(0)).to(DEVICE) / 4 - 0.5
+    fused, plain = (batch.epilogue(kind, Hardest(), I, J) for kind in (Fused, Plain))
+    assert_same_states(fused, plain)
+    S = batch.S.clone().fill_diagonal_(-1)[I, J]
+    (_, of_rows), (_, of_columns) = fused.states()
+    assert (of_rows - J.start).tolist() == first_of_largest(S)
+    assert (of_columns - I.start).tolist() == first_of_largest(S.T)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", FOLDS)
+def test_many_blocks(name: str) -> None:
+    """Rows beside columns that are no multiples of a block, and not of each other."""
+    batch, fold = Batch(120, True), FOLDS[name]
+    I, J = slice(0, 49), slice(49, 120)  # noqa: E741
+    fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
+    assert_same_states(fused, plain)
+    if not fold.selects:
+        state = batch.state(fold)
+        coefficients = fold.coefficients(state, batch.upstream).detach()
+        assert_close_in_scale(fused.weigh(state, coefficients), plain.weigh(state, coefficients))
+        for own, expected in zip(fused.own(), plain.own(), strict=True):
+            assert_close_in_scale(own, expected)
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_without_negatives(name: str) -> None:
+    """All ids equal: the numbers mean nothing, but they are those of plain torch, and the weights are 0."""
+    batch, fold = Batch(70), FOLDS[name]
+    batch.ids = torch.zeros(70, dtype=torch.int64, device=DEVICE)
+    I, J = slice(0, 40), slice(40, 70)  # noqa: E741
+    fused = batch.epilogue(Fused, fold, I, J)
+    assert_same_states(fused, batch.epilogue(Plain, fold, I, J))
+    if not fold.selects:
+        assert not fused.weigh(batch.state(fold), torch.zeros_like(batch.upstream)).any()
+
+
+@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize(
+    "place, entry",
+    [("1 x 7", (0, 6)), ("7 x 1", (6, 0)), ("64 x 64", (0, 0)), ("129 x 70", (128, 69)), ("129 x 70", (30, 65))],
+)
+def test_nan_stays_inside(name: str, place: str, entry: tuple[int, int]) -> None:
+    """A NaN at an edge: an index is one of the tile, a sum is NaN, and others do not see it."""
+    B, I, J = PLACES[place]  # noqa: E741
+    batch, fold = Batch(B), FOLDS[name]
+    batch.S[I, J][entry] = torch.nan
+    of_rows, of_columns = batch.epilogue(Fused, fold, I, J).states()
+    for states, there, candidates in ((of_rows, entry[0], J), (of_columns, entry[1], I)):
+        if fold.selects:
+            assert bool(((states[1] >= candidates.start) & (states[1] < candidates.stop)).all())
+        else:
+            assert states[0].isnan().nonzero().flatten().tolist() == [there]
+
+
+def test_a_block_of_excluded_pairs_at_a_tiny_temperature() -> None:
+    """-1e30 / t is -inf."""
+    batch, fold = Batch(65), LogSumExp(1e-9)  # the last block holds the last pair alone
+    everything = slice(0, 65)
+    with np.errstate(over="ignore", divide="ignore"):
+        fused, plain = (batch.epilogue(kind, fold, everything, everything) for kind in (Fused, Plain))
+        assert_same_states(fused, plain)
+        assert all(bool(state.isfinite().all()) for (state,) in fused.states())
+
+
+def test_coefficients_and_state_may_be_views() -> None:
+    batch, fold = Batch(50), FOLDS["t = 0.005"]
+    I, J = slice(0, 20), slice(20, 50)  # noqa: E741
+    state = tuple(part.T.contiguous().T for part in batch.state(fold))
+    coefficients = batch.upstream[:1].expand(2, -1)
+    fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
+    assert_close_in_scale(fused.weigh(state, coefficients), plain.weigh(state, coefficients))
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses what would wait for a device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_waits_for_nothing(name: str) -> None:
+    batch, fold = Batch(40, True), FOLDS[name]
+    I, J = slice(0, 20), slice(20, 40)  # noqa: E741
+    state = batch.state(fold)
+    with Waiting():  # type: ignore[no-untyped-call]
+        fused = batch.epilogue(Fused, fold, I, J)
+        fused.states()
+        if not fold.selects:
+            fused.weigh(state, batch.upstream)
+            fused.own()
+            assert fused.any_weight()
+
+
+class Another(HingeSum):
+    """No kernel knows what it redefines."""
+
+
+def test_what_is_supported() -> None:
+    assert all(supports(torch.float32, fold) for fold in FOLDS.values())
+    assert not supports(torch.float64, Hardest())
+    assert not supports(torch.float32, Another(0.2))
+    batch = Batch(3)
+    one = slice(0, 1)
+    with pytest.raises(NotImplementedError, match="expected a fold of many pairs"):
+        batch.epilogue(Fused, Hardest(), one, one).weigh((), batch.upstream)
+
+
+ENGINE: dict[str, PairLoss] = {
+    **{name: loss() for name, loss in LOSSES.items()},
+    "nt_xent, t = 0.01": NTXent(temperature=0.01),
+    "nt_xent, learned": NTXent(learn_temperature=True),
+}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@with_and_without_ids
+@pytest.mark.parametrize("name", ENGINE)
+def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole engine, over tiles of several blocks, is the loss of all similarities."""
+
+    def fused(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> Fused:
+        return Fused(sides.inverse, ids, fold, positive, sides.x.operand)
+
+    monkeypatch.setattr(tiled, "epilogue_of", fused)
+    B = 100
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(B, 6, generator=generator)
+    y = x + torch.randn(B, 6, generator=generator)
+    x, y = x.to(DEVICE).requires_grad_(), y.to(DEVICE).requires_grad_()
+    ids = torch.randint(70, (B,), generator=generator).to(DEVICE) if with_ids else None
+    loss = ENGINE[name].to(DEVICE)
+    wanted = (x, y, *loss.parameters())
+
+    dense = loss.of_similarities(cosine_similarity(x, y), ids=ids)
+    expected = torch.autograd.grad(dense, wanted)
+    monkeypatch.setattr(loss, "tile_size", 48)
+    value = loss(x, y, ids)
+    torch.testing.assert_close(value, dense, rtol=RTOL, atol=ATOL)
+    for gradient, expected_gradient in zip(torch.autograd.grad(value, wanted), expected, strict=True):
+        assert_close_in_scale(gradient, expected_gradient, rtol=1e-4)
+
+
+def variants() -> Iterator[tuple[Any, dict[str, Any], dict[str, str]]]:
+    """Every kernel as it is launched: its constants, and its arguments that are no numbers and no float32 tensors."""
+    states, weights = epilogue_triton._states, epilogue_triton._weights
+    for kind in ("hardest", "hinges", "exponentials", "logarithm"):
+        yield states, {"FOLD": kind}, {"group": "*i64"}
+    for kind in ("hinges", "exponentials", "logarithm"):
+        yield weights, {"FOLD": kind, "slopes": None}, {"group": "*i64", "weights": "*bf16"}
+    yield weights, {"FOLD": "logarithm"}, {}
+    # An argument of 1 is a constant, too.
+    yield states, {"FOLD": "hardest", "columns": 1}, {}
+    yield weights, {"FOLD": "hinges", "slopes": None, "columns": 1}, {}
+
+
+def compile_all() -> None:
+    blocks = {"BLOCK_ROWS": epilogue_triton.BLOCK_ROWS, "BLOCK_COLUMNS": epilogue_triton.BLOCK_COLUMNS}
+    numbers = ("B", "first_row", "first_column", "rows", "columns")
+    for kernel, constants, others in variants():
+        constants = {**constants, **blocks}
+        types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(numbers, "i32") | others
+        types |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+        device = GPUTarget("cuda", 90, 32)
+        ptx = triton.compile(source, target=device, options={"num_warps": epilogue_triton.WARPS}).asm["ptx"]
+        assert ("cvt.rn.bf16" in ptx) == ("weights" in others)
+        assert "atom." not in ptx
+
+
+def test_compiles_for_a_device(tmp_path: Any) -> None:
+    """In a process of its own: the interpreter leaves triton changed."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, __file__], env=environment, check=True, timeout=300)
+
+
+if __name__ == "__main__":
+    compile_all()

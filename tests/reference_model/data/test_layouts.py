@@ -1,0 +1,197 @@
+"""Every layout that people have gives the same clips, and their names and captions stay as they are."""
+
+from pathlib import Path
+
+import miniature
+import numpy as np
+import pytest
+import soundfile
+
+from reference_model import InputError
+from reference_model.data.layouts import Entry, read_download
+
+
+def check(found: dict[str, list[Entry]], expected: dict[str, list[miniature.Clip]]) -> None:
+    """Same names, captions and sounds, in the same order."""
+    assert list(found) == ["train", "val", "test"]
+    for split, clips in expected.items():
+        assert [entry.file_name for entry in found[split]] == [clip.file_name for clip in clips]
+        assert [entry.captions for entry in found[split]] == [clip.captions for clip in clips]
+        for entry, clip in zip(found[split], clips, strict=True):
+            assert entry.source is not None, entry.file_name
+            assert np.array_equal(soundfile.read(entry.source, dtype="int16")[0], clip.samples), entry
+
+
+def test_every_layout_of_clotho(tmp_path: Path) -> None:
+    clips = miniature.clotho_clips()
+    published = miniature.clotho(tmp_path / "published")
+    check(read_download(published, "Clotho"), clips)
+    tool = miniature.aac_datasets_clotho(tmp_path / "aac")
+    check(read_download(tool, "Clotho"), clips)
+    check(read_download(tool / "CLOTHO_v2.1", "Mine"), clips)
+    check(read_download(miniature.standard(tmp_path / "ours", clips), "Clotho"), clips)
+    for folder in miniature.CLOTHO_SPLITS:
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        (published / folder).rename(tmp_path / "elsewhere" / folder)
+    assert {entry.source for entry in read_download(published, "Clotho")["val"]} == {None}
+    check(read_download(published, "Clotho", audio=tmp_path / "elsewhere"), clips)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("names", miniature.CLIP_NAMES)
+def test_every_name_of_a_clip_of_audiocaps(tmp_path: Path, names: str, flat: bool) -> None:
+    clips = miniature.audiocaps_clips()
+    check(read_download(miniature.audiocaps(tmp_path, names=names, flat=flat), "AudioCaps"), clips)
+
+
+def test_every_layout_of_audiocaps(tmp_path: Path) -> None:
+    clips = miniature.audiocaps_clips()
+    tool = miniature.aac_datasets_audiocaps(tmp_path / "both")
+    check(read_download(tool, "AudioCaps"), clips)
+    check(read_download(tool / "AUDIOCAPS", "Mine"), clips)
+    newer = miniature.aac_datasets_audiocaps_since_0_7(tmp_path / "newer")
+    check(read_download(newer, "AudioCaps"), clips)
+    check(read_download(newer / "AUDIOCAPS", "AudioCaps"), clips)
+    miniature.aac_datasets_clotho(tmp_path / "both")
+    check(read_download(tool, "AudioCaps"), clips)
+    check(read_download(tool, "Clotho"), miniature.clotho_clips())
+    check(read_download(miniature.audiocaps_by_file_name(tmp_path / "flat"), "AudioCaps"), clips)
+    check(read_download(miniature.audiocaps_by_file_name(tmp_path / "split", flat=False), "AudioCaps"), clips)
+    check(read_download(miniature.standard(tmp_path / "ours", clips), "AudioCaps"), clips)
+    beside = miniature.audiocaps(tmp_path / "beside", clips_in=".")
+    check(read_download(beside, "AudioCaps"), clips)
+    check(read_download(miniature.audiocaps(tmp_path / "among", clips_in=".", flat=True), "AudioCaps"), clips)
+
+
+def test_videos_are_told_apart(tmp_path: Path) -> None:
+    """Ids are prefixes and suffixes of one another's file names; times belong to names, not to ids."""
+    folder = miniature.audiocaps(tmp_path, (1, 1, 1), clips_in="audio")
+    header = "audiocap_id,youtube_id,start_time,caption\n"
+    videos = ["Ybcdefghijk", "bcdefghijkl", "-cdefgh_120", "cdefghi_120"]
+    (folder / "test.csv").write_text(header + "".join(f"{k},{v},30,{v} heard\n" for k, v in enumerate(videos)))
+    names = {
+        "Ybcdefghijk.wav": videos[0],
+        "Ybcdefghijkl.mp3": videos[1],
+        "bcdefghijkl.MP3": None,  # the other name comes first
+        "-cdefgh_120_50.wav": None,  # other times
+        "-cdefgh_120_50000_60000.wav": None,
+        "-cdefgh_120_30000_38500.ogg": videos[2],
+        "cdefghi_120_30.ogg": None,  # .flac comes first
+        "cdefghi_120_30.flac": videos[3],
+    }
+    for name in names:
+        (folder / "audio" / "test" / name).touch()
+    found = {entry.captions[0]: entry.source for entry in read_download(folder, "AudioCaps")["test"]}
+    for name, video in names.items():
+        if video is not None:
+            assert found[f"{video} heard"] == folder / "audio" / "test" / name
+    (folder / "audio" / "test" / "-cdefgh_120_30000_38500.ogg").unlink()
+    found = {entry.captions[0]: entry.source for entry in read_download(folder, "AudioCaps")["test"]}
+    assert found["-cdefgh_120 heard"] is None
+
+
+def test_a_name_in_two_splits_needs_a_folder_for_each(tmp_path: Path) -> None:
+    for split in miniature.SPLITS:
+        (tmp_path / f"{split}.csv").write_text("file_name,caption\nsame.wav,x\n")
+    (tmp_path / "same.wav").touch()
+    with pytest.raises(InputError, match=r"got .*same\.wav for same\.wav of train and for same\.wav of val; a folder"):
+        read_download(tmp_path, "Mine")
+
+
+@pytest.mark.parametrize("name", ["../x.wav", "a/b.wav", "/tmp/x.wav", ".", ".."])
+def test_names_that_are_paths_are_refused(tmp_path: Path, name: str) -> None:
+    folder = miniature.clotho(tmp_path, (1, 1, 1))
+    with (folder / "clotho_captions_validation.csv").open("a") as file:
+        file.write(f"{name},1,2,3,4,5\n")
+    with pytest.raises(InputError, match=r"not a path, in line 3 of .*clotho_captions_validation.csv, got"):
+        read_download(folder, "Clotho")
+
+
+def test_ids_that_are_paths_are_refused(tmp_path: Path) -> None:
+    folder = miniature.audiocaps(tmp_path, (1, 1, 1))
+    with (folder / "train.csv").open("a") as file:
+        file.write("7,../../x,30,Outside\n")
+    with pytest.raises(InputError, match=r"not a path, in line 3 of .*train.csv"):
+        read_download(folder, "AudioCaps")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "expected the header file_name,caption .* in .*val.csv, got nothing"),
+        ("name,caption\na.wav,One\n", "expected the header file_name,caption .* got name,caption"),
+        ("file_name\na.wav\n", "expected the header file_name,caption .* got file_name"),
+        ("youtube_id,caption\na,One\n", "expected the header file_name,caption .* got youtube_id,caption"),
+        ("file_name,caption\n", "expected at least one clip in .*val.csv, got the header alone"),
+        ("file_name,caption\na.wav,One\nb.wav\n", "expected 2 fields with text in line 3 of .*val.csv"),
+        ("file_name,caption\na.wav,One\nb.wav, \n", "expected 2 fields with text in line 3 of .*val.csv"),
+        ("youtube_id,start_time,caption\na,soon,One\n", "expected start_time in seconds in line 2 of .*val.csv"),
+        ("youtube_id,start_time,caption\na,1,One\na,2,Two\n", "expected one start_time .* another in line 3 of .*val"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    folder = miniature.audiocaps(tmp_path, (1, 1, 1))
+    (folder / "val.csv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_download(folder, "AudioCaps")
+
+
+def test_tables_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    folder = miniature.audiocaps(tmp_path, (1, 1, 1))
+    (folder / "val.csv").write_bytes("file_name,caption\na.wav,café\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"expected a CSV file in UTF-8 at .*val\.csv"):
+        read_download(folder, "AudioCaps")
+
+
+def test_unknown_layouts_are_refused_with_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got no folder"):
+        read_download(tmp_path / "nowhere", "Clotho")
+    with pytest.raises(InputError, match="got an empty folder"):
+        read_download(tmp_path, "Clotho")
+    (tmp_path / "clotho_captions_development.csv").touch()
+    (tmp_path / "development").mkdir()
+    (tmp_path / "CLOTHO_v2.1").mkdir()
+    (tmp_path / "CLOTHO_v2.1" / "inside.txt").touch()
+    with pytest.raises(InputError) as refusal:
+        read_download(tmp_path, "Clotho")
+    first, *layouts, found = str(refusal.value).splitlines()
+    assert first == f"expected three tables of one of these layouts in {tmp_path} or in CLOTHO_v2.1 there:"
+    assert layouts == [
+        "  csv_files/{train,val,test}.csv",
+        "  clotho_captions_{development,validation,evaluation}.csv",
+        "  clotho_csv_files/clotho_captions_{development,validation,evaluation}.csv",
+        "  {train,val,test}.csv",
+        "  csv_files_v1/{train,val,test}.csv",
+        "  csv_files_v2/{train,val,test}.csv",
+    ]
+    assert found == "got CLOTHO_v2.1/, CLOTHO_v2.1/inside.txt, clotho_captions_development.csv, development/"
+
+
+def test_one_data_set_is_not_taken_for_another(tmp_path: Path) -> None:
+    clotho, audiocaps = miniature.clotho(tmp_path / "c"), miniature.audiocaps(tmp_path / "a")
+    with pytest.raises(InputError, match=r"expected tables of AudioCaps in .*, got those of Clotho; say --d"):
+        read_download(clotho, "AudioCaps")
+    with pytest.raises(InputError, match=r"expected tables of Clotho in .*, got those of AudioCaps; say --d"):
+        read_download(audiocaps, "Clotho")
+    check(read_download(clotho, "Mine"), miniature.clotho_clips())
+
+
+def test_two_downloads_are_not_one(tmp_path: Path) -> None:
+    miniature.aac_datasets_clotho(tmp_path, (1, 1, 1))
+    (tmp_path / "CLOTHO_v2.1").rename(tmp_path / "CLOTHO_v2")
+    miniature.aac_datasets_clotho(tmp_path, (1, 1, 1))
+    with pytest.raises(InputError, match=r"expected one download of Clotho in .*, got CLOTHO_v2, CLOTHO_v2\.1; name"):
+        read_download(tmp_path, "Clotho")
+
+
+def test_folders_of_clips_are_not_guessed(tmp_path: Path) -> None:
+    folder = miniature.audiocaps(tmp_path, (1, 1, 1), clips_in="one")
+    (folder / "another").mkdir()
+    (folder / ".hidden").mkdir()
+    with pytest.raises(InputError, match=r"expected one folder of clips .* given by --audio, got another, one"):
+        read_download(folder, "AudioCaps")
+    check(read_download(folder, "AudioCaps", audio=folder / "one"), miniature.audiocaps_clips((1, 1, 1)))
+    with pytest.raises(InputError, match=r"expected the folder of the clips at .*nowhere, got nothing"):
+        read_download(folder, "AudioCaps", audio=folder / "nowhere")
+    with pytest.raises(InputError, match=r"expected the folder of the clips at .*train\.csv, got a file"):
+        read_download(folder, "AudioCaps", audio=folder / "train.csv")

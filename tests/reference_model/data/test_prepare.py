@@ -1,0 +1,539 @@
+"""Downloads become what training reads: exactly, completely, and in spite of every interruption."""
+
+import csv
+import hashlib
+import itertools
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import miniature
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from reference_model import InputError
+from reference_model.data import prepare
+from reference_model.data.audio import decode, load_waveform
+from reference_model.data.dataset import read_split
+from reference_model.data.manifest import COLUMNS, PAPER, Row, in_several_splits, read_manifest
+from reference_model.data.prepare import Prepared
+from reference_model.runtime.signals import Stopped, signals_noted
+
+ROOT = Path(__file__).parents[3]
+SMALL = (4, 2, 2)  # clips of each split
+
+
+def run(raw: Path, root: Path, dataset: str = "Clotho", **settings: Any) -> Prepared:
+    return prepare.prepare(raw, dataset, root, **{"workers": 0, **settings})
+
+
+@pytest.fixture(scope="session")
+def clotho(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature download; for reading only."""
+    return miniature.clotho(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A smaller one, to spoil."""
+    return miniature.clotho(tmp_path / "raw", SMALL)
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tables(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("csv_files/*"))
+
+
+def statuses(prepared: Prepared) -> dict[tuple[str, str], str]:
+    return {(row.split, row.file_name): row.status for row in prepared.rows if row.status != "ok"}
+
+
+def decoded_by(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Notes which originals are decoded."""
+    decoded: list[Path] = []
+
+    def noting(path: Path) -> torch.Tensor:
+        if "waveforms" not in path.parts:
+            decoded.append(path)
+        return decode(path)
+
+    monkeypatch.setattr(prepare, "decode", noting)
+    return decoded
+
+
+@pytest.mark.parametrize("layout", [miniature.clotho, miniature.aac_datasets_clotho])
+def test_clotho_becomes_what_training_reads(tmp_path: Path, layout: Any) -> None:
+    """Names, captions and sounds, byte for byte and bit for bit."""
+    run(layout(tmp_path / "raw"), tmp_path)
+    for split, clips in miniature.clotho_clips().items():
+        read = read_split(tmp_path, "Clotho", split)
+        assert [clip.path.name for clip in read] == [clip.file_name for clip in clips]
+        assert [clip.captions for clip in read] == [clip.captions for clip in clips]
+        assert {path.name for path in (tmp_path / "Clotho" / "waveforms" / split).iterdir()} == {
+            clip.file_name for clip in clips
+        }
+        for clip, original in zip(read, clips, strict=True):
+            soundfile.write(tmp_path / "original.wav", original.samples, miniature.RATE)
+            assert torch.equal(load_waveform(clip.path, 1.5), load_waveform(tmp_path / "original.wav", 1.5))
+
+
+@pytest.mark.parametrize(
+    "layout", [miniature.audiocaps, miniature.aac_datasets_audiocaps, miniature.audiocaps_by_file_name]
+)
+def test_every_layout_of_audiocaps_becomes_the_same(tmp_path: Path, layout: Any) -> None:
+    run(layout(tmp_path / "raw", SMALL), tmp_path, "AudioCaps")
+    run(miniature.standard(tmp_path / "standard", miniature.audiocaps_clips(SMALL)), tmp_path / "expected", "AudioCaps")
+    found, expected = everything_in(tmp_path / "AudioCaps"), everything_in(tmp_path / "expected" / "AudioCaps")
+    assert found == expected
+    for split, clips in miniature.audiocaps_clips(SMALL).items():
+        read = read_split(tmp_path, "AudioCaps", split)
+        assert [(clip.path.name, clip.captions) for clip in read] == [(c.file_name, c.captions) for c in clips]
+
+
+def test_prepared_files_are_the_originals_bit_for_bit(tmp_path: Path) -> None:
+    """Any rate, channels and format; also samples beyond 1, which 16 bits could not hold."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    random = np.random.default_rng(0)
+    kinds = [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", None), ("MP3", None)]
+    names: dict[str, tuple[int, int]] = {}
+    for rate, channels, (container, subtype) in itertools.product((8_000, 22_050, 32_000, 44_100), (1, 2, 8), kinds):
+        if channels < 8 or subtype:
+            extension = container if subtype == "PCM_24" else container.lower()
+            name = f"{rate} {channels} {subtype}.{extension}"
+            names[name] = rate, channels
+            loud = random.uniform(-1, 1, (rate * 5 // 7 + 1, channels))
+            soundfile.write(raw / name, loud, rate, subtype, format=container)
+    (raw / "train.csv").write_text("file_name,caption\n" + "".join(f"{name},A {name}\n" for name in names))
+    for split in ("val", "test"):
+        (raw / f"{split}.csv").write_text(f"file_name,caption\n{split}.wav,x\n")
+        soundfile.write(raw / f"{split}.wav", random.uniform(-1, 1, 20_000), 22_050)
+    prepared = run(raw, tmp_path, "Mine")
+    clips = read_split(tmp_path, "Mine", "train")
+    assert len(clips) == len(names)
+    for (name, rate_and_channels), clip, row in zip(names.items(), clips, prepared.rows, strict=False):
+        assert clip.path.name == row.file_name == (name if name[-4:] in (".wav", ".WAV") else f"{name}.wav")
+        assert clip.captions == (f"A {name}",)
+        assert (row.source_sample_rate, row.source_channels) == rate_and_channels
+        assert torch.equal(decode(clip.path), decode(raw / name))
+        assert torch.equal(load_waveform(clip.path, 1), load_waveform(raw / name, 1))
+        # An original is cut before it is resampled, which sums in another order.
+        torch.testing.assert_close(load_waveform(clip.path, 0.3), load_waveform(raw / name, 0.3), rtol=0, atol=2e-6)
+    assert max(row.peak or 0 for row in prepared.rows) > 1
+
+
+def test_parallel_is_serial(tmp_path: Path, clotho: Path) -> None:
+    run(clotho, tmp_path / "one")
+    run(clotho, tmp_path / "two", workers=2)
+    assert everything_in(tmp_path / "one") == everything_in(tmp_path / "two")
+
+
+def test_the_manifest_says_what_is_in_the_files(tmp_path: Path, small: Path) -> None:
+    miniature.spoil(small / "development" / miniature.TRAPS[1], "no file")
+    prepared = run(small, tmp_path, allow_missing=True)
+    folder = tmp_path / "Clotho"
+    assert prepared.folder == folder
+    assert read_manifest(folder / "manifest.csv") == prepared.rows
+    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as lines:
+        assert next(csv.reader(lines)) == COLUMNS
+    assert [(row.split, row.file_name) for row in prepared.rows] == [
+        (split, clip.file_name) for split, clips in miniature.clotho_clips(SMALL).items() for clip in clips
+    ]
+    for row in prepared.rows:
+        if row.status == "ok":
+            path = folder / "waveforms" / row.split / row.file_name
+            samples, rate = soundfile.read(path, dtype="float32")
+            assert (rate, samples.ndim) == (32_000, 1)
+            assert soundfile.info(path).subtype == "FLOAT"
+            assert row.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert row.peak == np.abs(samples).max()
+            assert row.seconds == len(samples) / 32_000
+            assert (row.source_sample_rate, row.source_channels, row.reason) == (miniature.RATE, 1, "")
+        else:
+            assert row == Row("train", " leading space.wav", "missing", reason="no file of this clip")
+
+
+def test_the_papers_numbers_of_clips() -> None:
+    """Section 3.1."""
+    assert {dataset: list(of.items()) for dataset, of in PAPER.items()} == {
+        "AudioCaps": [("train", 49_274), ("val", 494), ("test", 957)],
+        "Clotho": [("train", 3_839), ("val", 1_045), ("test", 1_045)],
+    }
+
+
+def test_the_summary_stands_beside_the_paper(tmp_path: Path, small: Path) -> None:
+    miniature.spoil(small / "validation" / "same name.wav", "no file")
+    prepared = run(small, tmp_path, allow_missing=True)
+    header, *lines = (line.split("  ") for line in prepared.summary().splitlines())
+    columns = [cell.strip() for cell in header if cell]
+    assert columns[:5] == ["split", "listed", "ok", "missing", "unreadable"]
+    assert columns[5:] == ["truncated", "too short", "silent", "paper", "hours", "GB"]
+    counts = [[cell.strip() for cell in line if cell][:-2] for line in lines]
+    assert counts == [
+        ["train", "4", "4", "0", "0", "0", "0", "0", "3,839"],
+        ["val", "2", "1", "1", "0", "0", "0", "0", "1,045"],
+        ["test", "2", "2", "0", "0", "0", "0", "0", "1,045"],
+        ["all", "8", "7", "1", "0", "0", "0", "0", "5,929"],
+    ]
+    long = Prepared(prepared.folder, [Row("test", "x", "ok", 3600 * 36.5), Row("test", "y", "silent", 3600)])
+    assert long.summary().splitlines()[-1].split()[-2:] == ["36.50", "16.82"]  # 36.5 h at 32,000 samples of 4 bytes
+    assert "paper" not in Prepared(tmp_path / "Mine", prepared.rows).summary()
+
+
+def test_every_clip_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """All kinds of damage at once, in two splits; what is merely unusual is no fault."""
+    raw = miniature.clotho(tmp_path / "raw", (len(miniature.FAULTS) + 2, 4, len(miniature.FAULTS) + 1))
+    spoilt = {}
+    for split, folder in (("train", "development"), ("test", "evaluation")):
+        names = [clip.file_name for clip in miniature.clotho_clips((13, 0, 13))[split]]
+        for name, kind in zip(names, miniature.FAULTS, strict=False):
+            spoilt[split, name] = miniature.spoil(raw / folder / name, kind)
+    unusual = np.random.default_rng(0).uniform(-1, 1, (8_000, 8))
+    soundfile.write(raw / "validation" / "same name.wav", unusual, 8_000, "PCM_24")
+    with pytest.raises(InputError) as refusal:
+        run(raw, tmp_path)
+    lines = str(refusal.value).splitlines()
+    assert lines[0] == f"expected every clip to be usable, got {len(spoilt)} of 29 that are not:"
+    assert lines[1].split()[:3] == ["split", "listed", "ok"]
+    named = [line for line in lines if line.startswith("  ")]
+    for ((split, name), status), line in zip(spoilt.items(), named, strict=True):
+        assert line.startswith(f"  {split}  {name!r}  {status}: ")
+        assert line.split(": ")[-1]
+    assert lines[-1].startswith(
+        f"no tables were written to {tmp_path / 'Clotho' / 'csv_files'}, manifest.csv has all of this: --allow"
+    )
+    manifest = read_manifest(tmp_path / "Clotho" / "manifest.csv")
+    assert {(row.split, row.file_name): row.status for row in manifest if row.status != "ok"} == spoilt
+    assert tables(tmp_path / "Clotho") == []
+    assert len(list((tmp_path / "Clotho" / "waveforms").rglob("*.wav"))) == 29 - len(spoilt)
+
+    prepared = run(raw, tmp_path, allow_missing=True)
+    assert statuses(prepared) == spoilt
+    for split, clips in miniature.clotho_clips((13, 4, 12)).items():
+        read = [(clip.path.name, clip.captions) for clip in read_split(tmp_path, "Clotho", split)]
+        assert read == [(c.file_name, c.captions) for c in clips if (split, c.file_name) not in spoilt]
+
+
+def test_a_split_without_clips_is_always_refused(tmp_path: Path, small: Path) -> None:
+    for path in (small / "validation").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"(?s)got 2 of 8 .*csv_files, .*: no clip of val can be used; is"):
+        run(small, tmp_path, allow_missing=True)
+    assert tables(tmp_path / "Clotho") == []
+
+
+@pytest.mark.parametrize("kind", miniature.FAULTS)
+def test_tables_of_before_do_not_outlive_damage(tmp_path: Path, small: Path, kind: str) -> None:
+    """A file that is spoilt after it was prepared, unless it is merely deleted, is prepared no more."""
+    run(small, tmp_path)
+    assert tables(tmp_path / "Clotho") == ["test.csv", "train.csv", "val.csv"]
+    path = small / "development" / "same name.wav"
+    status = miniature.spoil(path, kind)
+    prepared = tmp_path / "Clotho" / "waveforms" / "train" / "same name.wav"
+    if kind == "no file":
+        before = read_manifest(tmp_path / "Clotho" / "manifest.csv")
+        assert run(small, tmp_path).rows == before
+        return
+    with pytest.raises(InputError, match=rf"train  'same name\.wav'  {status}: "):
+        run(small, tmp_path)
+    assert tables(tmp_path / "Clotho") == []
+    assert not prepared.exists()
+
+
+def test_nothing_is_done_twice(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = decoded_by(monkeypatch)
+    run(small, tmp_path)
+    assert len(decoded) == sum(SMALL)
+    made = everything_in(tmp_path / "Clotho")
+    decoded.clear()
+    run(small, tmp_path)
+    assert decoded == []
+    assert everything_in(tmp_path / "Clotho") == made
+
+
+@pytest.mark.parametrize("later, longer", [(1, 0), (0, 1), (-1, 1)])
+def test_replaced_originals_are_prepared_again(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, later: int, longer: int
+) -> None:
+    """Of another time by a nanosecond; or, when an archive gave it the old one's time, of another length."""
+    run(small, tmp_path)
+    path = small / "development" / "same name.wav"
+    before = path.stat()
+    samples = soundfile.info(path).frames + 10_000 * longer
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, (samples, 2)), miniature.RATE)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + later))
+    decoded = decoded_by(monkeypatch)
+    prepared = run(small, tmp_path)
+    assert decoded == [path]
+    assert prepared.rows[0].source_channels == 2
+    assert torch.equal(decode(tmp_path / "Clotho" / "waveforms" / "train" / "same name.wav"), decode(path))
+
+
+def test_damage_to_prepared_files_is_repaired_or_named(tmp_path: Path, small: Path) -> None:
+    run(small, tmp_path)
+    made = everything_in(tmp_path / "Clotho")
+    path, original = (folder / "same name.wav" for folder in (tmp_path / "Clotho/waveforms/test", small / "evaluation"))
+
+    def damage() -> None:
+        path.write_bytes(b"RIFF")
+        os.utime(path, ns=(0, original.stat().st_mtime_ns))
+
+    damage()
+    run(small, tmp_path)
+    assert everything_in(tmp_path / "Clotho") == made
+    damage()
+    original.unlink()
+    with pytest.raises(InputError, match=r"test  'same name\.wav'  unreadable: "):
+        run(small, tmp_path)
+
+
+def test_clips_that_are_listed_no_longer_are_removed(tmp_path: Path, clotho: Path, small: Path) -> None:
+    """A data set prepared from one download is brought up to date with another."""
+    run(clotho, tmp_path)
+    left = tmp_path / "Clotho" / "waveforms" / "val" / ".x.wav.part" / "x.wav"
+    left.parent.mkdir()
+    left.write_bytes(b"what an interruption left")
+    link = left.parent.with_name("link.wav")
+    link.symlink_to(small)
+    run(small, tmp_path)
+    run(small, tmp_path / "new")
+    assert everything_in(tmp_path / "Clotho") == everything_in(tmp_path / "new" / "Clotho")
+    assert not left.parent.exists()
+    assert not link.is_symlink()
+    assert small.is_dir()
+
+
+def test_an_interrupted_preparation_continues(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(small, tmp_path / "expected")
+    decoded = decoded_by(monkeypatch)
+    write = prepare._write_wav
+
+    def interrupted(path: Path, waveform: torch.Tensor, modified: int) -> None:
+        write(path, waveform, modified)
+        if len(decoded) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_write_wav", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(small, tmp_path)
+    assert tables(tmp_path / "Clotho") == []
+    assert len(list((tmp_path / "Clotho" / "waveforms").rglob("*"))) == 3 + 4  # the folders, four clips, nothing half
+    run(small, tmp_path)
+    assert len(decoded) == 5 + 4  # the fifth again, and three more
+    assert everything_in(tmp_path / "Clotho") == everything_in(tmp_path / "expected" / "Clotho")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from reference_model.data import prepare
+
+write, before = prepare._write_wav, []
+
+def killed(path, waveform, modified):
+    if len(before) == 4:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    before.append(path)
+    write(path, waveform, modified)
+
+prepare._write_wav = killed
+prepare.prepare(Path(sys.argv[1]), "Clotho", Path(sys.argv[2]), workers=0)
+"""
+
+
+def test_a_killed_preparation_continues(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, small, tmp_path], cwd=ROOT, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    left = [path.name for path in (tmp_path / "Clotho" / "waveforms").rglob("*.wav")]
+    assert len(left) == 4 + 1
+    half = tmp_path / "Clotho" / "waveforms" / "val" / ".same name.wav.part"
+    assert half.exists()
+    assert tables(tmp_path / "Clotho") == []
+    decoded = decoded_by(monkeypatch)
+    run(small, tmp_path)
+    assert len(decoded) == 4
+    run(small, tmp_path / "expected")
+    assert everything_in(tmp_path / "Clotho") == everything_in(tmp_path / "expected" / "Clotho")
+    assert not half.exists()
+
+
+def test_a_folder_in_which_only_the_manifest_was_begun_is_ours(tmp_path: Path, small: Path) -> None:
+    (tmp_path / "Clotho" / ".manifest.csv.part").mkdir(parents=True)
+    run(small, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "Clotho").iterdir()) == ["csv_files", "manifest.csv", "waveforms"]
+
+
+PARALLEL = """
+import sys
+from pathlib import Path
+from reference_model.data.prepare import prepare
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1]), "Mine", Path(sys.argv[2]), workers=2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes by /proc")
+def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
+    """They would go on writing beside the next run."""
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.random.default_rng(0).uniform(-0.1, 0.1, 20 * 44_100), 44_100)
+    for split in miniature.SPLITS:
+        (tmp_path / "raw" / split).mkdir(parents=True)
+        names = [f"{k}.wav" for k in range(60)]
+        (tmp_path / "raw" / f"{split}.csv").write_text("file_name,caption\n" + "".join(f"{n},x\n" for n in names))
+        for name in names:
+            os.link(long, tmp_path / "raw" / split / name)
+    (tmp_path / "script.py").write_text(PARALLEL)
+    first = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", tmp_path / "raw", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    waveforms = tmp_path / "Mine" / "waveforms"
+    assert within(60, lambda: len(list(waveforms.glob("*/[0-9]*.wav"))) >= 2)
+    others = children(first.pid)
+    assert len(others) >= 2
+    first.kill()
+    first.wait()
+    assert within(20, lambda: not any(running(process) for process in others))
+    assert not (tmp_path / "Mine" / "csv_files" / "train.csv").exists()
+    assert len({path.stat().st_size for path in waveforms.glob("*/[0-9]*.wav")}) == 1  # whole ones
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_reported_and_leaves_nothing_half(tmp_path: Path, small: Path, workers: int) -> None:
+    with files_of_at_most(100_000), pytest.raises(OSError, match="File too large"):  # less than the longest clips
+        run(small, tmp_path, workers=workers)
+    folder = tmp_path / "Clotho"
+    assert not list(folder.rglob("*.part*"))
+    assert tables(folder) == []
+    assert all(soundfile.info(path).frames >= 16_000 for path in folder.rglob("*.wav"))
+    run(small, tmp_path)
+    assert tables(folder) == ["test.csv", "train.csv", "val.csv"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What a full disk does to a file, done by a limit on its size; of processes started within as well."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_cannot_be_written_is_reported(tmp_path: Path, small: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"expected to write .*file.*, got: .*; --data names another place"):
+        run(small, tmp_path / "file")
+
+
+def test_originals_are_never_overwritten(tmp_path: Path) -> None:
+    clips = miniature.clotho_clips(SMALL)
+    raw = miniature.standard(tmp_path / "Clotho", clips)
+    before = everything_in(raw)
+    (tmp_path / "link").symlink_to(raw)
+    for given in (raw, tmp_path / "link", tmp_path / "other" / ".." / "Clotho"):
+        with pytest.raises(InputError, match="expected to write elsewhere than where the originals are"):
+            run(given, tmp_path)
+    with pytest.raises(InputError, match="expected to write elsewhere"):
+        run(miniature.clotho(tmp_path / "raw", SMALL), tmp_path, audio=raw / "waveforms")
+    assert everything_in(raw) == before
+
+
+@pytest.mark.parametrize("content", [None, "file_name,caption\n", ",".join(COLUMNS) + "\ntoo,few\n"])
+def test_folders_of_others_are_left_alone(tmp_path: Path, small: Path, content: str | None) -> None:
+    other = miniature.standard(tmp_path / "Clotho", miniature.clotho_clips(SMALL))
+    if content is not None:
+        (other / "manifest.csv").write_text(content)
+    before = everything_in(other)
+    words = "without manifest.csv" if content is None else "expected a manifest of prepared clips"
+    with pytest.raises(InputError, match=words):
+        run(small, tmp_path)
+    assert everything_in(other) == before
+
+
+def test_names_that_become_the_same_are_refused(tmp_path: Path) -> None:
+    for split in miniature.SPLITS:
+        (tmp_path / f"{split}.csv").write_text(f"file_name,caption\n{split}a,x\n{split}a.wav,y\n")
+    with pytest.raises(InputError, match=r"once \.wav is appended, got traina and traina\.wav in train"):
+        run(tmp_path, tmp_path / "out", "Mine", audio=tmp_path)
+
+
+def test_a_decoder_that_gives_less_than_promised(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage in the middle of a file: some formats then end early, without an error."""
+
+    def shorter(path: Path) -> torch.Tensor:
+        waveform = decode(path)
+        return waveform[:-1] if path.parent.name == "evaluation" else waveform
+
+    monkeypatch.setattr(prepare, "decode", shorter)
+    with pytest.raises(InputError, match=r"test  'same name.wav'  truncated: \d+ of \d+ samples"):
+        run(small, tmp_path)
+
+
+def test_known_names_are_written_as_they_are(tmp_path: Path, small: Path) -> None:
+    with pytest.raises(InputError, match="expected --dataset Clotho, got clotho"):
+        run(small, tmp_path / "root", "clotho")
+
+
+def test_a_sound_in_two_splits_is_told(tmp_path: Path, small: Path) -> None:
+    name = next((small / "development").iterdir()).name
+    other = next((small / "evaluation").iterdir())
+    other.write_bytes((small / "development" / name).read_bytes())
+    rows = run(small, tmp_path / "root").rows
+    assert in_several_splits(rows) == [f"train {name!r} = test {other.name!r}"]
+    assert not in_several_splits([row for row in rows if row.split == "train"])
+
+
+def test_asked_to_stop(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the clip under way; the same command continues."""
+    decoded = decoded_by(monkeypatch)
+
+    def stopped() -> None:
+        with signals_noted():
+            signal.raise_signal(signal.SIGTERM)
+            run(small, tmp_path / "root")
+
+    with pytest.raises(Stopped):
+        stopped()
+    assert len(decoded) == 1
+    run(small, tmp_path / "root")
+    assert len(decoded) == len(set(decoded)) > 3

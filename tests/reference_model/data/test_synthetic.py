@@ -1,0 +1,144 @@
+"""The synthetic corpus: the same for the same seed, in the standard layout, and telling scenes apart."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from reference_model import InputError
+from reference_model.data.dataset import read_split
+from reference_model.data.synthetic import (
+    EVENTS,
+    LEVELS,
+    REGISTERS,
+    SOUNDS,
+    Corpus,
+    Event,
+    Scene,
+    describe,
+    draw_scenes,
+    render,
+    synthesize,
+)
+from reference_model.training.pretrain import read_tags
+
+SMALL = Corpus(train=4, val=2, test=2, seconds=0.5)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
+    first, second, other = (tmp_path / name for name in "abc")
+    synthesize(SMALL, first)
+    synthesize(SMALL, second)
+    synthesize(Corpus(train=4, val=2, test=2, seconds=0.5, seed=1), other)
+    assert contents(first) == contents(second)
+    different = contents(other)
+    assert all(different[name] != digest for name, digest in contents(first).items() if name.endswith(".wav"))
+
+
+def test_an_interrupted_rendering_continues(tmp_path: Path) -> None:
+    folder = synthesize(SMALL, tmp_path)
+    expected = contents(folder)
+    kept = folder / "waveforms/train/00000.wav"
+    before = kept.stat().st_mtime_ns
+    for gone in ("waveforms/train/00003.wav", "waveforms/test/00001.wav", "csv_files/test.csv"):
+        (folder / gone).unlink()
+    synthesize(SMALL, tmp_path)
+    assert contents(folder) == expected
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_what_is_there_already_is_not_overwritten(tmp_path: Path) -> None:
+    synthesize(SMALL, tmp_path)
+    with pytest.raises(InputError, match="to be new or of the same settings, got a corpus of others"):
+        synthesize(Corpus(train=5, val=2, test=2, seconds=0.5), tmp_path)
+    (tmp_path / "foreign" / "Synthetic").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"got a folder without corpus\.json"):
+        synthesize(SMALL, tmp_path / "foreign")
+    with pytest.raises(InputError, match="expected at least 2 clips a split"):
+        Corpus(train=1)
+
+
+def test_layout(tmp_path: Path) -> None:
+    synthesize(SMALL, tmp_path)
+    for split, number in (("train", 4), ("val", 2), ("test", 2)):
+        clips = read_split(tmp_path, "Synthetic", split)
+        assert len(clips) == number
+        for clip in clips:
+            assert len(set(clip.captions)) == 5
+            info = soundfile.info(clip.path)
+            assert (info.samplerate, info.channels, info.frames) == (32_000, 1, 16_000)
+
+
+def test_tags_and_captions_are_of_the_same_scene(tmp_path: Path) -> None:
+    synthesize(Corpus(train=40, val=2, test=2, seconds=0.5), tmp_path)
+    for split, number in (("train", 40), ("val", 2), ("test", 2)):
+        clips, tags = read_split(tmp_path, "Synthetic", split), read_tags(tmp_path, "Synthetic", split)
+        assert list(tags) == [clip.path.name for clip in clips]
+        assert len(tags) == number
+        for clip in clips:
+            events = [Event(kind, register, level) for register, level, kind in map(str.split, tags[clip.path.name])]
+            assert 1 <= len(events) <= 2
+            assert set(events) <= set(EVENTS)
+            for caption in map(str.lower, clip.captions):
+                words = set(caption.replace(",", "").split())
+                kinds = {kind for kind, (_, names) in SOUNDS.items() if any(name in caption for name in names)}
+                assert kinds == {event.kind for event in events}
+                registers = {register for register, named in REGISTERS.items() if words & set(named)}
+                assert registers == {event.register for event in events}
+                levels = {level for level, named in LEVELS.items() if words & set(named)}
+                assert levels <= {event.level for event in events}
+
+
+def test_scenes_of_a_split_are_different() -> None:
+    scenes = draw_scenes(np.random.default_rng(0), 500)
+    assert len(set(scenes)) == 500
+    assert {scene.joint for scene in scenes} == {"alone", "then", "while"}
+    assert {event.kind for scene in scenes for event in scene.events} == set(SOUNDS)
+    with pytest.raises(InputError, match="expected a split of fewer clips than there are different scenes"):
+        draw_scenes(np.random.default_rng(0), 10_000)
+
+
+def test_loud_is_louder_and_high_is_higher() -> None:
+    def power(level: str) -> float:
+        waves = (
+            render(np.random.default_rng(k), Scene((Event(kind, "mid", level),), "alone"), 1.0)
+            for k, kind in enumerate(SOUNDS)
+        )
+        return min(float((w**2).mean()) for w in waves) if level == "loud" else max(float((w**2).mean()) for w in waves)
+
+    assert power("loud") > 4 * power("quiet")
+
+    def centre(kind: str, register: str) -> float:
+        wave = render(np.random.default_rng(0), Scene((Event(kind, register, "loud"),), "alone"), 1.0)
+        spectrum = np.abs(np.fft.rfft(wave)) ** 2
+        return float((spectrum * np.fft.rfftfreq(len(wave), 1 / 32_000)).sum() / spectrum.sum())
+
+    for kind in SOUNDS:
+        assert centre(kind, "low") < centre(kind, "mid") < centre(kind, "high")
+
+
+def test_every_event_renders_without_clipping() -> None:
+    for k, event in enumerate(EVENTS):
+        wave = render(np.random.default_rng(k), Scene((event,), "alone"), 0.5)
+        assert np.isfinite(wave).all()
+        assert (np.abs(wave) >= 1).mean() < 0.02
+
+
+def test_captions_name_what_sounds_in_its_order() -> None:
+    first, second = Event("tone", "low", "loud"), Event("hiss", "high", "quiet")
+    captions = {describe(np.random.default_rng(k), Scene((first, second), "then")) for k in range(200)}
+    assert len(captions) > 100
+    for caption in captions:
+        tone = min(place for name in SOUNDS["tone"][1] if (place := caption.find(name)) >= 0)
+        hiss = min(place for name in SOUNDS["hiss"][1] if (place := caption.find(name)) >= 0)
+        backwards = "comes after" in caption or caption.startswith("Before")
+        assert (tone > hiss) == backwards
+        assert caption[0].isupper()
+        assert any(word in caption.lower() for word in ("low", "deep"))

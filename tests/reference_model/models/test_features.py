@@ -1,0 +1,211 @@
+"""Features of constant encoders: computed once, kept, and as good as the encoders themselves."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.utils.data import BatchSampler, RandomSampler
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.data.dataset import FromFiles, Pairs, Share, captions_of, checksums, read_split
+from reference_model.models import bert as text_encoder
+from reference_model.models import features
+from reference_model.models.dual_encoder import DualEncoder, new_model
+from reference_model.models.features import Features, FromFeatures, kept_features
+from reference_model.runtime.tensors import save_tensors
+from reference_model.training import trainer as train
+from reference_model.training.step import Step
+
+
+@pytest.fixture
+def frozen(config: Config) -> Config:
+    return replace(config, encoders="frozen")
+
+
+def trained(
+    config: Config, folder: Path, epochs: int, *, cached: bool, one_length: bool
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The loss of every step, and the heads at the end."""
+    accelerator = Accelerator(cpu=True)
+    clips = read_split(config.data, config.dataset, "train")
+    captions = captions_of(clips)
+    torch.manual_seed(0)
+    model, tokenizer = new_model(config, captions)
+    token_ids = text_encoder.tokenize(tokenizer, captions)
+    if one_length:
+        token_ids = [sentence[:5] for sentence in token_ids]
+    assert (len(set(map(len, token_ids))) == 1) == one_length
+    order = RandomSampler(range(len(captions)), generator=torch.Generator().manual_seed(3))
+    share = Share(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
+    batches: FromFeatures | FromFiles
+    if cached:
+        kept = kept_features(
+            folder, model, clips, checksums(config.data, config.dataset, "train", clips), token_ids, config, accelerator
+        )
+        batches, step = FromFeatures(kept, share), Step(model.heads, config, accelerator)
+    else:
+        pairs = Pairs(clips, token_ids, config.clip_seconds)
+        batches, step = FromFiles(pairs, share, 0, accelerator.device), Step(model, config, accelerator)
+    model.train()
+    losses = [step(batch) for _ in range(epochs) for batch in batches.from_step(0)]
+    return losses, {name: value.clone() for name, value in model.heads.state_dict().items()}
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "triplet_max"])
+def test_training_on_features_is_training_through_the_encoders_to_the_bit(
+    frozen: Config, tmp_path: Path, loss: str
+) -> None:
+    """With captions of one length. On a CPU the features of a clip do not depend on the batch that it is in."""
+    frozen = replace(frozen, loss=loss)
+    (cached, heads), (through, expected) = (
+        trained(frozen, tmp_path, 3, cached=cached, one_length=True) for cached in (True, False)
+    )
+    assert len(cached) == 15
+    assert all(torch.equal(a, b) for a, b in zip(cached, through, strict=True))
+    assert all(torch.equal(heads[name], expected[name]) for name in heads)
+
+
+def test_padding_of_captions_is_worth_a_rounding(frozen: Config, tmp_path: Path) -> None:
+    """In a batch with a longer one BERT adds the same numbers and zeros, in another order."""
+    (cached, _), (through, _) = (
+        trained(frozen, tmp_path, 2, cached=cached, one_length=False) for cached in (True, False)
+    )
+    torch.testing.assert_close(torch.stack(cached), torch.stack(through), rtol=1e-5, atol=0)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which encoders are used from here on."""
+    used: list[str] = []
+    for name in ("encode_audio", "encode_text"):
+        original = getattr(DualEncoder, name)
+
+        def noted(
+            self: DualEncoder, *arguments: Tensor, _name: str = name, _original: Any = original, **more: Tensor
+        ) -> Any:
+            used.append(_name)
+            return _original(self, *arguments, **more)
+
+        monkeypatch.setattr(DualEncoder, name, noted)
+    return used
+
+
+def test_runs_share_what_is_kept(frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other losses, batch sizes and learning rates take the same features; other encoders, clips or captions do not."""
+    original, without = Path(frozen.data) / "Synthetic", shutil.ignore_patterns("features")
+    data = shutil.copytree(original, tmp_path / "data" / "Synthetic", ignore=without).parent
+    frozen = replace(frozen, data=str(data), epochs=1)
+    first = train.train(frozen, tmp_path / "first")
+    folder = data / "Synthetic" / "features"
+    assert len(list(folder.iterdir())) == 6  # three splits of audio and of text
+    used = counted(monkeypatch)
+    again = train.train(replace(frozen, workers=1), tmp_path / "again")
+    assert {**again, "config": None} == {**first, "config": None}
+    train.train(replace(frozen, loss="triplet_sum", batch_size=8, learning_rate=1e-4), tmp_path / "other")
+    assert not used
+    train.train(replace(frozen, seed=1), tmp_path / "seed")  # other weights of the tiny encoders
+    assert set(used) == {"encode_audio", "encode_text"}
+    used.clear()
+    train.train(replace(frozen, clip_seconds=0.4), tmp_path / "shorter")
+    assert set(used) == {"encode_audio"}
+    used.clear()
+    some, other = sorted((data / "Synthetic" / "waveforms" / "val").iterdir())[:2]
+    shutil.copyfile(some, other)
+    train.train(frozen, tmp_path / "clip")
+    assert used == ["encode_audio"]  # of the val split
+
+
+def test_an_interrupted_computation_goes_on_with_the_next_part(
+    frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "PART", 5)
+    expected = train.train(frozen, tmp_path / "whole", features=tmp_path / "expected")
+
+    class Killed(Exception):
+        pass
+
+    saved: list[Path] = []
+
+    def save(path: Path, *arguments: Any) -> None:
+        if len(saved) == 3:
+            raise Killed
+        saved.append(path)
+        save_tensors(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "save_tensors", save)
+        with pytest.raises(Killed):
+            train.train(frozen, tmp_path / "run", features=tmp_path / "kept")
+    times = {path: path.stat().st_mtime_ns for path in saved}
+    assert train.train(frozen, tmp_path / "run", features=tmp_path / "kept") == expected
+    assert {path: path.stat().st_mtime_ns for path in saved} == times
+
+
+def test_a_damaged_part_is_named(frozen: Config, tmp_path: Path) -> None:
+    train.train(replace(frozen, epochs=1), tmp_path / "run", features=tmp_path / "kept")
+    part = sorted((tmp_path / "kept").glob("audio-*/*.safetensors"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"expected a safetensors file at {part}, got .*"):
+        train.train(frozen, tmp_path / "other", features=tmp_path / "kept")
+
+
+def test_a_folder_that_cannot_be_written_is_named(frozen: Config, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"expected to write features, got: .*/sys/features.*; --features names another"
+    ):
+        train.train(frozen, tmp_path / "run", features=Path("/sys/features"))
+
+
+def test_processes_divide_the_parts_whenever_they_look(
+    frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes every third part, though others have done theirs meanwhile; together they have all."""
+
+    class Third:
+        num_processes = 3
+
+        def __init__(self, process_index: int) -> None:
+            self.process_index = process_index
+
+        def wait_for_everyone(self) -> None:
+            raise Done
+
+    class Done(Exception):
+        pass
+
+    monkeypatch.setattr(features, "PART", 2)
+    encoded: list[list[int]] = []
+    for process in range(3):
+        encoded.append([])
+
+        def encode(part: slice) -> Tensor:
+            encoded[-1].append(part.start)
+            return torch.zeros(part.stop - part.start, 1)
+
+        with pytest.raises(Done):
+            features._kept(tmp_path / "kept", 13, encode, Third(process))
+    assert encoded == [[0, 6, 12], [2, 8], [4, 10]]
+
+
+def test_features_of_pairs_and_ids_of_their_clips() -> None:
+    audio, text = torch.randn(2, 3), torch.randn(3, 4)
+    kept = Features(audio, text, torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 1, 1]))
+    pairs = kept.pairs(torch.tensor([3, 1]))
+    assert pairs["ids"].tolist() == [1, 0]
+    assert torch.equal(pairs["audio"]["audio"], audio[[1, 0]])
+    assert torch.equal(pairs["text"]["text"], text[[0, 1]])
+
+
+def test_features_of_another_precision_are_others(frozen: Config, tmp_path: Path) -> None:
+    frozen = replace(frozen, epochs=1)
+    train.train(frozen, tmp_path / "a", features=tmp_path / "kept")
+    before = {path.name for path in (tmp_path / "kept").iterdir()}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.train(replace(frozen, precision="bf16"), tmp_path / "b", features=tmp_path / "kept")
+    assert len({path.name for path in (tmp_path / "kept").iterdir()} - before) == 6

@@ -1,0 +1,292 @@
+"""Which runs the tables need, and in what state each is."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+from grids import settings
+
+from reference_model import InputError, run_folder
+from reference_model.config import Config
+from reference_model.paper import chosen, experiments, published
+from reference_model.protocol import PROTOCOLS
+from reference_model.reproduction.grid import Grid, counts, plan
+from reference_model.run_folder import Busy, alone, holder
+from reference_model.runtime.files import write_json
+
+HOLD = """
+import socket, sys, time
+if len(sys.argv) > 2:
+    socket.gethostname = lambda: sys.argv[2]
+from pathlib import Path
+from reference_model import run_folder
+run_folder.LEASE = float(sys.argv[3]) if len(sys.argv) > 3 else run_folder.LEASE
+with run_folder.alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process is at work in the folder; on another machine, if one is named, with a lease of that length."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder), *arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def grid(config: Config) -> Grid:
+    return Grid.of(chosen(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
+
+
+def test_rows_that_stand_in_both_tables_are_run_once(grid: Grid, tmp_path: Path) -> None:
+    assert {table: len(rows) for table, rows in grid.tables.items()} == {"1": 16, "2": 8}
+    runs = grid.runs(tmp_path)
+    assert len(runs) == (16 + 8 - 4) * 3
+    assert len({run.folder for run in runs}) == len(runs)
+    assert {run.experiment for run in runs} == set(experiments())
+    assert set(grid.tables["1"]) & set(grid.tables["2"]) == set(grid.tables["2"][:4])
+
+
+def test_all_rows_come_before_the_next_seed(grid: Grid, tmp_path: Path) -> None:
+    assert [run.config.seed for run in grid.runs(tmp_path)] == [0] * 20 + [1] * 20 + [2] * 20
+
+
+def test_a_run_is_what_its_row_says(grid: Grid, tmp_path: Path) -> None:
+    runs = {run.name: run for run in grid.runs(tmp_path)}
+    config = runs["clotho-fine-tuned-triplet_max-seed-1"].config
+    assert (config.dataset, config.encoders, config.loss) == ("Clotho", "fine-tuned", "triplet_max")
+    assert (config.batch_size, config.learning_rate, config.seed, config.clip_seconds) == (24, 5e-5, 1, 30.0)
+    config = runs["audiocaps-frozen-nt_xent-batch-128-seed-0"].config
+    assert (config.batch_size, config.learning_rate, config.clip_seconds) == (128, 1e-4, 10.0)
+    assert runs["clotho-frozen-nt_xent-seed-2"].folder == tmp_path / "runs" / "clotho-frozen-nt_xent-seed-2"
+
+
+def test_rows_are_chosen() -> None:
+    rows = chosen(("1",), datasets=("Clotho",), encoders=("frozen",), losses=("nt_xent", "triplet_max"))
+    assert [(row["dataset"], row["encoders"], row["loss"]) for row in rows["1"]] == [
+        ("Clotho", "frozen", "triplet_max"), ("Clotho", "frozen", "nt_xent"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="expected rows of table 2, got none of these data sets"):
+        chosen(("1", "2"), datasets=("Clotho",))
+
+
+def test_another_data_set_takes_the_rows_of_audiocaps() -> None:
+    rows = chosen(("1", "2"), datasets=("Mine",))
+    assert len(rows["1"]) == len(rows["2"]) == 8
+    for table in ("1", "2"):
+        for mine, row in zip(rows[table], chosen((table,), datasets=("AudioCaps",))[table], strict=True):
+            assert mine == {**row, "dataset": "Mine"}
+
+
+def test_published_recalls_belong_to_the_experiments() -> None:
+    assert published().keys() == experiments().keys()
+    assert published()["clotho-frozen-nt_xent"]["audio_to_text"]["R@5"] == {"mean": 27.9, "std": 0.5}
+    assert published()["audiocaps-frozen-nt_xent-batch-128"]["text_to_audio"]["R@1"] == {"mean": 19.5, "std": 0.1}
+
+
+def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
+    first = Grid.of(chosen(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
+    first.write(tmp_path / "out")
+    assert Grid.read(tmp_path / "out") == first
+    second = Grid.of(chosen(("2",)), (0,), settings(replace(config, data="elsewhere", workers=7)))
+    joined = second.with_those_of(tmp_path / "out")
+    assert joined.seeds == [0, 1]
+    assert joined.tables == {**first.tables, **second.tables}
+    assert joined.experiments == {**first.experiments, **second.experiments}
+    assert joined.settings["workers"] == 7
+    joined.write(tmp_path / "out")
+    assert Grid.read(tmp_path / "out") == joined
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"epochs": 7}, "epochs 2 there, 7 here"),
+        ({"precision": "bf16"}, "precision no there, bf16 here"),
+        (
+            {"protocol": PROTOCOLS["released"]},
+            "frozen_mode eval there, train here; spec_augment False there",
+        ),
+        ({"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkpoint None"),
+    ],
+)
+def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path, change: Any, words: str) -> None:
+    Grid.of(chosen(("1",)), (0,), settings(config)).write(tmp_path)
+    other = Grid.of(chosen(("1",)), (0,), settings(replace(config, **change)))
+    with pytest.raises(InputError, match=f"expected .* to be of these settings, got .*{words}.*choose another --out"):
+        other.with_those_of(tmp_path)
+
+
+def test_a_row_of_another_learning_rate_is_refused(config: Config, tmp_path: Path) -> None:
+    Grid.of(chosen(("1",)), (0,), settings(config)).write(tmp_path)
+    rows = {"1": [{**row, "learning_rate": 1e-3} for row in chosen(("1",))["1"]]}
+    with pytest.raises(InputError, match=r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"):
+        Grid.of(rows, (0,), settings(config)).with_those_of(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(grid: Grid, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"expected .* to be new or a grid's folder, got no grid\.json there"):
+        grid.with_those_of(tmp_path)
+    with pytest.raises(InputError, match=r"expected results of reproduce in .*, got no readable grid\.json"):
+        Grid.read(tmp_path)
+    grid.write(tmp_path / "other")
+    stored = json.loads((tmp_path / "other" / "grid.json").read_text())
+    stored["settings"]["colour"] = stored["settings"].pop("epochs")
+    (tmp_path / "other" / "grid.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"expected the settings of this version in .*, got .* differ: colour, epochs"):
+        Grid.read(tmp_path / "other")
+    (tmp_path / "grid.json").write_text('{"tables": ')
+    with pytest.raises(InputError, match=r"got no readable grid\.json"):
+        Grid.read(tmp_path)
+
+
+def test_the_states_of_a_run(grid: Grid, tmp_path: Path) -> None:
+    run = grid.runs(tmp_path)[0]
+    assert (run.state(), run.settled()) == ("left", False)
+    run.folder.mkdir(parents=True)
+    assert run.state() == "left"
+    write_json(run.folder / "config.json", {})
+    assert (run.state(), run.settled()) == ("interrupted", False)
+    run.record_failure(ValueError("no\nmemory"))
+    assert (run.state(), run.settled(), run.reason()) == ("failed", True, "no memory")
+    with held(run.folder):
+        assert run.state() == "running"
+    assert run.state() == "failed"
+    write_json(run.folder / "diverged.json", {})
+    assert (run.state(), run.settled()) == ("diverged", True)
+    write_json(run.folder / "metrics.json", {})
+    assert (run.state(), run.settled()) == ("done", True)
+
+
+def test_the_plan_shows_all_of_them(grid: Grid, tmp_path: Path) -> None:
+    runs = {run.name: run for run in grid.runs(tmp_path)}
+    for name, file in (
+        ("clotho-frozen-nt_xent-seed-1", "metrics.json"),
+        ("clotho-frozen-nt_xent-seed-2", "config.json"),
+    ):
+        runs[name].folder.mkdir(parents=True)
+        write_json(runs[name].folder / file, {})
+    runs["audiocaps-frozen-nt_xent-seed-0"].record_failure("the disk is full")
+    lines = plan(grid, tmp_path).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines}
+    assert rows["experiment"] == ["table", "seed", "0", "seed", "1", "seed", "2"]
+    assert rows["clotho-frozen-nt_xent"] == ["1", "left", "done", "interrupted"]
+    assert rows["audiocaps-frozen-nt_xent"] == ["1,", "2", "failed", "left", "left"]
+    assert lines[-2] == "failed: audiocaps-frozen-nt_xent-seed-0: the disk is full"
+    assert lines[-1] == "60 runs: 1 done, 1 failed, 1 interrupted, 57 left"
+    assert counts([]) == ""
+
+
+def test_one_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with held(tmp_path) as process:
+        assert holder(tmp_path) == f"process {process.pid} on {os.uname().nodename}"
+        words = f"for this run alone, got one that is under way there: process {process.pid} on"
+        with pytest.raises(Busy, match=words), alone(tmp_path):
+            pass
+    assert holder(tmp_path) is None  # its process is gone
+    with alone(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("dies", [False, True])
+def test_another_machine_is_given_up_after_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool, exchange: bool
+) -> None:
+    """Whether its process lives cannot be seen from here; only whether it touches the lock.
+
+    Some file systems of several machines cannot exchange two names, by which filelock takes a lock over.
+    """
+    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    if not exchange:
+        monkeypatch.setattr(filelock._soft, "exchange_names", lambda *_: False)
+    with held(tmp_path, "elsewhere", "1.0") as process:
+        if dies:
+            process.kill()
+            process.wait()
+        seen: list[str | None] = []
+        until = time.monotonic() + 4
+        while time.monotonic() < until and (not seen or seen[-1] is not None):
+            seen.append(holder(tmp_path))
+            time.sleep(0.05)
+        assert seen[0] == f"process {process.pid} on elsewhere"
+        assert (seen[-1] is None) == dies
+        if dies:
+            with alone(tmp_path):
+                pass
+
+
+def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first look already, by the age of its lock."""
+    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    run = grid.runs(tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    write_json(run.folder / "config.json", {})
+    with held(run.folder, "elsewhere", "1.0") as process:
+        assert run.state() == "running"
+        process.kill()
+    os.utime(run.folder / ".lock", (time.time() - 10, time.time() - 10))
+    run_folder._watch.cache_clear()
+    assert run.state() == "interrupted"
+
+
+def test_a_lock_without_a_name_is_nobodys(tmp_path: Path) -> None:
+    """Its process was killed between making the file and writing into it."""
+    (tmp_path / ".lock").touch()
+    assert holder(tmp_path) is None
+    with alone(tmp_path):
+        pass
+
+
+HURRY = """
+import os, sys, time
+from pathlib import Path
+from reference_model.run_folder import Busy, alone, holder
+run = Path(sys.argv[1])
+def mine():
+    try:
+        return f"pid={os.getpid()}" in (run / ".lock").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+for _ in range(300):
+    if holder(run) is None:
+        try:
+            with alone(run):
+                pass
+        except Busy:
+            continue
+        if mine():
+            time.sleep(0.5)
+            sys.exit(1 if mine() else 0)
+"""
+
+
+def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
+    """Each takes the lock and gives it back at once, and looks at it all the time; one after the other is killed."""
+    processes = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path)]) for _ in range(4)]
+    for process in processes[:2]:
+        while process.poll() is None and not (tmp_path / ".lock.guard").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    assert [process.wait(timeout=100) for process in processes[2:]] == [0, 0]
+    for process in processes[:2]:
+        process.wait()
+    assert holder(tmp_path) is None

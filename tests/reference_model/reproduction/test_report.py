@@ -1,0 +1,252 @@
+"""The page, in a browser; and the examples and similarities that it shows."""
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grids import settings
+from hypothesis import given
+from hypothesis import strategies as st
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from reference_model.config import Config
+from reference_model.paper import chosen
+from reference_model.reproduction.examples import Pool, captions_as_queries, clips_as_queries, similarities, sound
+from reference_model.reproduction.grid import Grid
+from reference_model.reproduction.report import write_report, write_tables
+from reference_model.reproduction.tables import lines
+from reference_model.run_folder import TEST_EMBEDDINGS
+from reference_model.runtime.files import write_json
+from reference_model.runtime.tensors import load_tensors, save_tensors
+from reference_model.training.trainer import train
+
+ODD = """<script>alert("1")</script> & 'quotes'"""  # a caption
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def results(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
+    """Two losses are trained with two seeds, one of which collapsed; one loss failed, one is still to come."""
+    out = tmp_path_factory.mktemp("results")
+    rows = chosen(("1", "2"), datasets=("Synthetic",), encoders=("frozen",))
+    grid = Grid.of(rows, (0, 1), settings(replace(config, epochs=2)))
+    grid.write(out)
+    for run in grid.runs(out):
+        if run.config.batch_size == 32 and run.config.loss in ("triplet_max", "nt_xent"):
+            train(run.config, run.folder)
+        elif run.config.loss == "triplet_sum":
+            run.record_failure(RuntimeError(f"no room for {ODD}"))
+    for path in out.glob("runs/*/metrics.json"):
+        collapsed = path.parent.name == "synthetic-frozen-nt_xent-seed-0"
+        write_json(path, {**json.loads(path.read_text()), "collapsed": collapsed})
+    for path in out.glob(f"runs/*/{TEST_EMBEDDINGS}"):
+        tensors, record = load_tensors(path)
+        for clip in record["clips"]:
+            clip["captions"][0] = ODD
+        save_tensors(path, tensors, record)
+    write_tables(grid, out)
+    write_report(grid, out)
+    return grid, out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed; see `make programs`")
+    arguments = ["--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=path, args=[*arguments, *sandbox])
+        yield browser
+        browser.close()
+
+
+class Seen:
+    """What a page has asked for and complained about."""
+
+    def __init__(self, page: Page) -> None:
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("requestfailed", lambda request: self.complaints.append(request.url))
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+
+@pytest.fixture
+def page(results: tuple[Grid, Path], browser: Browser, tmp_path: Path) -> Iterator[tuple[Page, Seen]]:
+    """The report, alone in another folder, without a network."""
+    alone = Path(shutil.copy(results[1] / "report.html", tmp_path))
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    seen = Seen(page)
+    page.goto(alone.as_uri(), wait_until="load")
+    yield page, seen
+    context.close()
+
+
+def test_the_page_needs_nothing_and_complains_of_nothing(page: tuple[Page, Seen]) -> None:
+    shown, seen = page
+    assert seen.complaints == []
+    assert [url for url in seen.requests if not url.startswith("data:")] == [shown.url]
+
+
+def test_every_picture_is_shown(page: tuple[Page, Seen]) -> None:
+    shown, _ = page
+    pictures: list[dict[str, Any]] = shown.evaluate(
+        "[...document.images].map(i => ({width: i.naturalWidth, height: i.clientHeight, alt: i.alt}))"
+    )
+    assert [picture["alt"] for picture in pictures] == [
+        "Bars of the recalls in table 1",
+        "Bars of the recalls in table 2",
+        "Learning curves: Synthetic, frozen encoders, batch size 32",
+        "Similarities: Synthetic, frozen encoders, batch size 32",
+    ]
+    assert all(picture["width"] > 500 for picture in pictures)
+    assert all(picture["height"] > 100 for picture in pictures)
+
+
+def test_every_sound_can_be_played(page: tuple[Page, Seen]) -> None:
+    shown, seen = page
+    shown.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)")
+    sounds: list[list[Any]] = shown.evaluate(
+        "[...document.querySelectorAll('audio')].map(a => [a.duration, a.error && a.error.message])"
+    )
+    assert len(sounds) == 4 * 3 + 4  # each of 4 captions with 3 candidates; 4 clips
+    for seconds, error in sounds:
+        assert error is None
+        assert seconds == pytest.approx(0.5, abs=0.1)
+    assert seen.complaints == []
+
+
+def test_the_tables_show_the_numbers(page: tuple[Page, Seen], results: tuple[Grid, Path]) -> None:
+    shown, _ = page
+    for number in ("1", "2"):
+        table = json.loads((results[1] / f"table_{number}.json").read_text())
+        cells: list[list[str]] = shown.evaluate(
+            f"""[...document.querySelector('#table-{number} ~ div table').tBodies[0].rows]
+            .map(row => [...row.cells].map(cell => cell.innerHTML))"""
+        )
+        expected = [
+            [*line.texts, *(f"<b>{cell.text}</b>" if cell.bold else cell.text for cell in line.cells)]
+            for line in lines(table)
+        ]
+        assert cells == expected
+    assert [row[1] for row in expected][:4] == [
+        "Triplet-sum (2 of 2 failed)", "Triplet-max", "Triplet-weighted (2 of 2 to come)", "NT-Xent (1 of 2 collapsed)",
+    ]  # fmt: skip
+
+
+def test_links_within_the_page_lead_somewhere(page: tuple[Page, Seen]) -> None:
+    shown, _ = page
+    missing = "[...document.querySelectorAll('a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
+    assert shown.evaluate(missing) == 0
+    assert shown.evaluate("document.querySelectorAll('nav a').length") == 8
+
+
+def test_what_users_wrote_is_text(page: tuple[Page, Seen]) -> None:
+    """Captions and reasons with tags in them do nothing but stand there."""
+    shown, _ = page
+    body = shown.inner_text("body")
+    assert f"“{ODD}”" in body or f": {ODD}" in body
+    assert f"no room for {ODD}" in body
+    assert shown.evaluate("document.scripts.length") == 0
+
+
+def test_the_page_says_what_was_run(page: tuple[Page, Seen]) -> None:
+    body = page[0].inner_text("body")
+    assert "16 runs: 4 done, 4 failed, 8 left" in body
+    assert "4 finished runs took 0.0" in body
+    assert "torch 2." in body
+    assert "protocol: select_on" in body
+    assert "Some runs of triplet-max and triplet-weighted" in body
+
+
+def test_nothing_finished_makes_a_page_too(results: tuple[Grid, Path], browser: Browser, tmp_path: Path) -> None:
+    grid = results[0]
+    grid.write(tmp_path)
+    write_tables(grid, tmp_path)
+    shown = browser.new_page()
+    seen = Seen(shown)
+    shown.goto(write_report(grid, tmp_path).as_uri())
+    assert "No run has finished" in shown.inner_text("body")
+    assert seen.complaints == []
+    shown.close()
+
+
+def test_clips_that_are_gone_are_silent(results: tuple[Grid, Path], config: Config, tmp_path: Path) -> None:
+    run = results[1] / "runs" / "synthetic-frozen-nt_xent-seed-0"
+    test = Pool.of(run)
+    assert sound(config, test.names[0]) is not None
+    gone = replace(config, data=str(tmp_path))
+    assert [example.sound for example in clips_as_queries(test, gone)] == [None] * 4
+    assert all(c.sound is None for example in captions_as_queries(test, gone) for c in example.candidates)
+
+
+def test_a_sound_is_a_whole_mp3(config: Config, corpus: Path) -> None:
+    found = sound(config, "00000.wav")
+    assert found is not None
+    kind, _, content = found.partition(",")
+    assert kind == "data:audio/mpeg;base64"
+    assert base64.b64decode(content)[:1] == b"\xff"
+
+
+def made(clips: int, captions: int, seed: int, rounding: int) -> Pool:
+    """Embeddings at random, with ties where they are rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    audio, text = (torch.randn(n, 3, generator=generator) for n in (clips, clips * captions))
+    return Pool(
+        audio=audio.round(decimals=rounding),
+        text=text.round(decimals=rounding),
+        clip_of_caption=torch.arange(clips).repeat_interleave(captions),
+        names=[f"clip {k}" for k in range(clips)],
+        captions=[f"caption {k}" for k in range(clips * captions)],
+    )
+
+
+POOLS = st.builds(
+    made, st.integers(2, 9), st.integers(1, 3), st.integers(0, 2**20), st.sampled_from([0, 1, 6])
+)  # fmt: skip
+
+
+@given(POOLS)
+def test_similarities_equal_loops(test: Pool) -> None:
+    positive, hardest = similarities(test)
+    S = (test.text @ test.audio.T).tolist()
+    own = test.clip_of_caption.tolist()
+    assert positive.tolist() == pytest.approx([S[m][own[m]] for m in range(len(S))], abs=1e-5)
+    of_captions = [max(S[m][n] for n in range(len(S[m])) if n != own[m]) for m in range(len(S))]
+    of_clips = [max(S[m][n] for m in range(len(S)) if n != own[m]) for n in range(len(test.audio))]
+    assert hardest.tolist() == pytest.approx([*of_captions, *of_clips], abs=1e-5)
+
+
+@given(POOLS)
+def test_examples_equal_loops(config: Config, test: Pool) -> None:
+    """Ranks count what ties against us; candidates come by similarity, the first of equal ones first."""
+    own = test.clip_of_caption.tolist()
+    S = (test.text @ test.audio.T).tolist()
+    for example in captions_as_queries(test, replace(config, data="nowhere")):
+        m = test.captions.index(example.query)
+        assert example.rank == sum(S[m][n] >= S[m][own[m]] for n in range(len(S[m])) if n != own[m]) + 1
+        order = sorted(range(len(S[m])), key=lambda n, m=m: -S[m][n])[:3]  # type: ignore[misc]
+        assert [c.name for c in example.candidates] == [test.names[n] for n in order]
+        assert [c.right for c in example.candidates] == [n == own[m] for n in order]
+        assert all(own[test.captions.index(c.text)] == n for c, n in zip(example.candidates, order, strict=True))
+        assert example.pool == len(test.names)
+    S = (test.audio @ test.text.T).tolist()
+    for example in clips_as_queries(test, replace(config, data="nowhere")):
+        n = test.names.index(example.query)
+        best = max(S[n][m] for m in range(len(own)) if own[m] == n)
+        assert example.rank == sum(S[n][m] >= best for m in range(len(own)) if own[m] != n) + 1
+        order = sorted(range(len(own)), key=lambda m, n=n: -S[n][m])[:3]  # type: ignore[misc]
+        assert [c.text for c in example.candidates] == [test.captions[m] for m in order]
+        assert [c.right for c in example.candidates] == [own[m] == n for m in order]
+        assert example.pool == len(test.captions)

@@ -1,0 +1,394 @@
+"""Every run of a grid once: shared by processes, killed, failing, continued."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from grids import settings
+
+from reference_model import InputError, run_folder
+from reference_model.config import Config
+from reference_model.paper import chosen
+from reference_model.reproduction import workers as reproduce
+from reference_model.reproduction.cost import costs
+from reference_model.reproduction.grid import Grid, Run
+from reference_model.reproduction.tables import COLUMNS
+from reference_model.reproduction.workers import Disordered, estimate, refuse_others, work
+from reference_model.run_folder import Busy, Diverged
+from reference_model.runtime.files import write_json
+from reference_model.runtime.signals import CONTINUE, Stopped
+from reference_model.training.trainer import train
+
+ROOT = Path(__file__).parents[3]
+CommandLine = Callable[..., Result]
+# Two losses and seeds with frozen encoders; and the same with a batch of 128, which the corpus is too small for.
+LOSSES, SEEDS = ("triplet_max", "nt_xent"), (0, 1)
+GOOD = [f"synthetic-frozen-{loss}-seed-{seed}" for seed in SEEDS for loss in LOSSES]
+BAD = [f"synthetic-frozen-{loss}-batch-128-seed-{seed}" for seed in SEEDS for loss in LOSSES]
+
+
+def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seeds: Any = SEEDS) -> list[str]:
+    """Of the command."""
+    found = [
+        "reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5,
+        "--encoders", "frozen", "--losses", *losses, "--seeds", *seeds, "--epochs", 2, "--workers", 0, "--out", out,
+        *more,
+    ]  # fmt: skip
+    return [str(argument) for argument in found]
+
+
+def started(*command: str) -> "subprocess.Popen[str]":
+    """In a group of its own, with whatever it starts."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "reference_model", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
+def begun(out: Path) -> dict[str, int]:
+    """How often each run was begun, by its log."""
+    return {
+        log.parent.name: len(re.findall("for the whole run", log.read_text()))
+        for log in sorted((out / "runs").glob("*/log.txt"))
+    }
+
+
+def recalls(out: Path) -> dict[str, Any]:
+    """Of every row in both tables."""
+    return {
+        row["experiment"]: row["ours"]
+        for table in ("1", "2")
+        for row in json.loads((out / f"table_{table}.json").read_text())["rows"]
+    }
+
+
+@pytest.fixture
+def runs(config: Config, tmp_path: Path) -> list[Run]:
+    """Four losses, frozen, two seeds."""
+    rows = chosen(("1",), datasets=("Synthetic",), encoders=("frozen",))
+    return Grid.of(rows, (0, 1), settings(config)).runs(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one process that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "results"
+    process = started(*arguments(corpus, out))
+    output, errors = process.communicate(timeout=250)
+    assert process.returncode == 1, errors
+    assert "next: reproduce --plan" not in output
+    assert errors.splitlines()[-1].startswith("Error: expected every run to end well, got 4 that failed: ")
+    return out
+
+
+def test_a_failing_run_is_recorded_and_the_others_go_on(whole: Path, corpus: Path, command_line: CommandLine) -> None:
+    assert begun(whole) == dict.fromkeys(GOOD, 1) | dict.fromkeys(BAD, 0)
+    for name in BAD:
+        failure = json.loads((whole / "failed" / f"{name}.json").read_text())
+        assert failure["reason"] == "expected at least one batch of 128 pairs, got 80; lower --batch-size"
+        assert "InputError" in failure["traceback"]
+        assert failure["machine"] == os.uname().nodename
+    shown = command_line(*arguments(corpus, whole, "--plan"))
+    assert shown.exit_code == 0, shown.output
+    assert f"failed: {BAD[0]}: expected at least one batch of 128 pairs, got 80" in shown.output
+    assert "8 runs: 4 done, 4 failed\nnothing is left to train" in shown.output
+    table = json.loads((whole / "table_2.json").read_text())
+    assert [row["runs"]["failed"] for row in table["rows"]] == [0, 0, 2, 2]
+    assert "Triplet-max (2 of 2 failed) | - | - |" in (whole / "table_2.md").read_text()
+
+
+def test_the_tables_are_those_of_the_runs(whole: Path) -> None:
+    found = recalls(whole)
+    for loss in LOSSES:
+        of_seeds = [
+            json.loads((whole / f"runs/synthetic-frozen-{loss}-seed-{seed}/metrics.json").read_text())["test"]
+            for seed in SEEDS
+        ]
+        for way, metric in COLUMNS:
+            a, b = (recalls[way][metric] for recalls in of_seeds)
+            cell = found[f"synthetic-frozen-{loss}"][way][metric]
+            assert cell["mean"] == pytest.approx((a + b) / 2)
+            assert cell["std"] == pytest.approx(abs(a - b) / 2**0.5)
+    assert (whole / "table_1.png").read_bytes().startswith(b"\x89PNG")
+    assert "<title>" in (whole / "report.html").read_text()
+    assert "| 4.2 | NT-Xent has the best recalls" in (whole / "claims.md").read_text()
+
+
+def test_finished_and_failed_runs_are_not_repeated(whole: Path, corpus: Path, command_line: CommandLine) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("runs/*/metrics.json")}
+    again = command_line(*arguments(corpus, whole))
+    assert again.exit_code == 1
+    assert "| Synthetic | No | Triplet-max" in again.output
+    assert "got 4 that failed: --plan says why, --retry-failed tries again" in again.output
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("runs/*/metrics.json")} == before
+    assert set(begun(whole).values()) == {0, 1}
+
+
+def test_two_processes_share_a_grid(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """Each begins when the other is at work already; between them, every run is begun once."""
+    processes = [started(*arguments(corpus, tmp_path / "out", "--jobs", jobs)) for jobs in (1, 2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 1, errors
+        assert "4 that failed" in errors
+    assert begun(tmp_path / "out") == dict.fromkeys(GOOD, 1) | dict.fromkeys(BAD, 0)
+    assert recalls(tmp_path / "out") == recalls(whole)
+    assert not list((tmp_path / "out").glob("runs/*/.lock"))
+
+
+def test_killed_in_the_middle_and_continued(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """SIGKILL to the command and its processes, when some runs are done and others under way."""
+    out = tmp_path / "out"
+    killed = started(*arguments(corpus, out, "--jobs", 2))
+    while killed.poll() is None and not list(out.glob("runs/*/metrics.json")):
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}
+    assert 0 < len(done) < len(GOOD)
+    continued = started(*arguments(corpus, out, "--jobs", 2))
+    _, errors = continued.communicate(timeout=280)
+    assert continued.returncode == 1, errors
+    assert recalls(out) == recalls(whole)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    times = begun(out)
+    assert times.keys() == {*GOOD, *BAD}
+    assert all(times[path.parent.name] == 1 for path in done)
+
+
+def test_stopped_and_continued(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """SIGTERM to the command alone: it has its processes save what they are at."""
+    out = tmp_path / "out"
+    stopped = started(*arguments(corpus, out, "--jobs", 2))
+    while stopped.poll() is None and not list(out.glob("runs/*/config.json")):
+        time.sleep(0.01)
+    stopped.terminate()
+    _, errors = stopped.communicate(timeout=100)
+    assert stopped.returncode == CONTINUE, errors
+    assert errors.strip().endswith("stopped when asked to; the same command continues")
+    assert not list(out.glob("failed/*")) or {path.stem for path in out.glob("failed/*")} <= set(BAD)
+    continued = started(*arguments(corpus, out))
+    _, errors = continued.communicate(timeout=280)
+    assert continued.returncode == 1, errors
+    assert recalls(out) == recalls(whole)
+
+
+def test_ctrl_c_and_the_end_of_the_command_stop_everything(corpus: Path, tmp_path: Path) -> None:
+    """SIGINT to the whole group, even while processes only start; then SIGKILL to the command alone."""
+    out = tmp_path / "out"
+    stopped = started(*arguments(corpus, out, "--jobs", 2))
+    while stopped.poll() is None and not (out / "grid.json").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(stopped.pid, signal.SIGINT)
+    _, errors = stopped.communicate(timeout=100)
+    assert stopped.returncode == CONTINUE, errors
+    assert "Traceback" not in errors
+    killed = started(*arguments(corpus, out))
+    while killed.poll() is None and not list(out.glob("runs/*/.lock")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()  # returns when the last process that writes to these pipes has ended
+    assert not list(out.glob("runs/*/.lock"))
+    assert len(list(out.glob("runs/*/metrics.json"))) < len(GOOD)
+
+
+def test_a_process_that_dies_is_replaced(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """As when memory runs out; its run is recorded as failed, and done when asked for again."""
+    out = tmp_path / "out"
+    command = started(*arguments(corpus, out))
+    while not (configs := list(out.glob("runs/*/config.json"))):
+        assert command.poll() is None
+        time.sleep(0.01)
+    lock = configs[0].with_name(".lock")
+    worker = int(re.findall(r"pid=(\d+)", lock.read_text())[0])
+    os.kill(worker, signal.SIGKILL)
+    _, errors = command.communicate(timeout=280)
+    assert "got 5 that failed" in errors
+    name = configs[0].parent.name
+    assert "ended by SIGKILL" in json.loads((out / "failed" / f"{name}.json").read_text())["reason"]
+    retried = started(*arguments(corpus, out, "--retry-failed"))
+    output, errors = retried.communicate(timeout=280)
+    assert "5 to train: " in output
+    assert "got 4 that failed" in errors
+    assert recalls(out) == recalls(whole)
+
+
+def test_a_plan_writes_nothing(corpus: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    shown = command_line(*arguments(corpus, tmp_path / "out", "--plan"))
+    assert shown.exit_code == 0, shown.output
+    assert not (tmp_path / "out").exists()
+    assert "8 runs: 8 left" in shown.output
+    assert re.search(r"8 to train: .* on .*, one after another, and \d+\.\d GB of \d+ GB free", shown.output)
+
+
+def test_what_cannot_be_done_is_refused_before_anything(
+    corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*more: object) -> str:
+        result = command_line(*arguments(corpus, tmp_path / "out", *more))
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        return result.output.splitlines()[-1]
+
+    assert "expected the captions of the train split at" in refused("--dataset", "Clotho", "--clip-seconds", 1)
+    assert "expected a PANNs checkpoint at nowhere.pth" in refused("--audio-checkpoint", "nowhere.pth")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "expected reproduce on its own, got torchrun" in refused()
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_other_settings_are_refused(runs: list[Run]) -> None:
+    run = runs[3]
+    run.folder.mkdir(parents=True)
+    write_json(run.folder / "config.json", replace(run.config, epochs=9).as_dict())
+    with pytest.raises(InputError, match=r"expected .*nt_xent-seed-0 to be of these settings, got others in epochs"):
+        refuse_others(runs)
+
+
+def test_estimates_follow_from_the_settings(config: Config) -> None:
+    """Ten times the epochs, ten times the seconds; losses and seeds are rehearsed once."""
+    frozen = replace(config, encoders="frozen")
+    more = [replace(frozen, epochs=20), replace(frozen, loss="triplet_max", seed=3)]
+    found = costs([frozen, *more, config])
+    assert found[frozen] is found[more[1]]
+    assert found[more[0]].seconds > 3 * found[frozen].seconds
+    assert found[frozen].features_seconds > 0
+    assert found[config].features_seconds == 0
+    assert found[config].gigabytes == pytest.approx(found[frozen].gigabytes)
+    assert found[config].while_running > found[frozen].while_running > 0
+
+
+def test_nothing_left_costs_nothing(runs: list[Run], tmp_path: Path) -> None:
+    for run in runs:
+        run.record_failure("enough")
+    assert estimate(runs, jobs=1, out=tmp_path) == "nothing is left to train"
+
+
+class Script:
+    """What happens to runs, in place of training; keeps the order in which they were begun."""
+
+    def __init__(self, outcomes: dict[str, list[BaseException]]) -> None:
+        self.outcomes = outcomes
+        self.order: list[str] = []
+        self.under_way: list[int] = []
+
+    def __call__(self, run: Run) -> None:
+        self.order.append(run.name)
+        if self.outcomes.get(run.name):
+            raise self.outcomes[run.name].pop(0)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "metrics.json", {})
+
+
+def test_work_does_what_is_left_in_order(runs: list[Run]) -> None:
+    runs[1].folder.mkdir(parents=True)
+    write_json(runs[1].folder / "metrics.json", {})
+    runs[2].record_failure("before")
+    script = Script({})
+    work(runs, train_one=script, at=script.under_way.append)
+    assert script.order == [run.name for k, run in enumerate(runs) if k not in (1, 2)]
+    assert script.under_way == [k for number in (0, 3, 4, 5, 6, 7) for k in (number, reproduce.NONE)]
+
+
+def test_work_goes_on_after_failures(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    diverged = Diverged("no longer finite")
+    script = Script({runs[0].name: [InputError("bad\ninput")], runs[1].name: [diverged], runs[2].name: [MemoryError()]})
+    runs[1].folder.mkdir(parents=True)
+    write_json(runs[1].folder / "diverged.json", {})
+    with pytest.raises(Disordered):  # to begin anew in another process
+        work(runs, train_one=script, at=script.under_way.append)
+    assert [run.state() for run in runs[:4]] == ["failed", "diverged", "failed", "left"]
+    assert (runs[0].reason(), runs[2].reason()) == ("bad input", "MemoryError")
+    assert "failed: synthetic-frozen-triplet_sum-seed-0: bad input" in capsys.readouterr().out
+    assert script.under_way[-1] == reproduce.NONE
+    work(runs, train_one=script, at=script.under_way.append)
+    assert [run.state() for run in runs] == ["failed", "diverged", "failed", *["done"] * 5]
+
+
+def test_work_stops_when_asked_to(runs: list[Run]) -> None:
+    script = Script({runs[2].name: [Stopped()]})
+    with pytest.raises(Stopped):
+        work(runs, train_one=script, at=script.under_way.append)
+    assert [run.state() for run in runs[:3]] == ["done", "done", "left"]
+
+
+def test_work_leaves_what_others_are_at(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And comes back to it; when nothing else is left, it waits for as long as a dead one would be recognised."""
+    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.05)
+    script = Script({runs[0].name: [Busy("just now")]})
+    work(runs, train_one=script, at=script.under_way.append)
+    assert [run.state() for run in runs] == ["done"] * 8
+    assert script.order.count(runs[0].name) == 2
+
+    (runs[5].folder / "metrics.json").unlink()
+    monkeypatch.setattr(reproduce, "holder", lambda folder: "somebody" if folder == runs[5].folder else None)
+    script.order.clear()
+    started = time.monotonic()
+    work(runs, train_one=script, at=script.under_way.append)
+    assert time.monotonic() - started >= 1.2
+    assert script.order == []
+    assert not runs[5].settled()
+
+
+def test_frozen_runs_share_features(config: Config, tmp_path: Path) -> None:
+    """Of a data set and encoders: six folders, clips and captions of three splits, whoever needs them."""
+    rows = chosen(("1",), datasets=("Synthetic",), encoders=("frozen",), losses=LOSSES)
+    for run in Grid.of(rows, (0,), settings(replace(config, epochs=1))).runs(tmp_path / "out"):
+        train(run.config, run.folder, features=tmp_path / "features")
+    assert len(list((tmp_path / "features").iterdir())) == 6
+
+
+def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert reproduce._gpu(1) == {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [reproduce._gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert [reproduce._gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["4", "5", "7", "4"]
+
+
+def test_what_is_asked_for_is_trained_and_the_tables_show_all(
+    corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[str]] = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda grid, out, **_: trained.append([r.name for r in grid.runs(out)]))
+    for losses, seeds in ((LOSSES, SEEDS), (("nt_xent",), (1,))):
+        done = command_line(*arguments(corpus, tmp_path / "out", "--tables", 1, losses=losses, seeds=seeds))
+        assert done.exit_code == 0, done.output
+    assert trained == [GOOD, [GOOD[3]]]
+    assert "seed 0       seed 1" in done.output
+    assert "1 to train: " in done.output
+    assert len(json.loads((tmp_path / "out" / "table_1.json").read_text())["rows"]) == len(LOSSES)
+
+
+def test_processes_that_die_at_once_are_given_up(runs: list[Run]) -> None:
+    for deaths in (1, 2):
+        reproduce._record_death(-9, None, deaths)
+    with pytest.raises(InputError, match="expected processes that train, got 3 that ended before; of the last one"):
+        reproduce._record_death(-9, None, 3)
+    reproduce._record_death(-15, runs[0], 0)
+    assert runs[0].reason() == "its process was ended by SIGTERM"
+
+
+def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a suspension that lasted longer than the lease."""
+    run = runs[0]
+    monkeypatch.setattr(run_folder, "_taken_over", {run.folder})
+    with pytest.raises(Busy, match="for this run alone, got it taken over while this process was suspended"):
+        train(run.config, run.folder)
+    assert not (run.folder / "checkpoint.safetensors").exists()
+    assert run.state() == "interrupted"

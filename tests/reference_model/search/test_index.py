@@ -1,0 +1,460 @@
+"""What is kept of a folder or a file: the nearest, exactly; up to date; never lost; never half."""
+
+import itertools
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from click.testing import Result
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reference_model import InputError
+from reference_model.data.audio import load_waveform
+from reference_model.models import bert as text_encoder
+from reference_model.runtime import tensors as checkpoint
+from reference_model.runtime.signals import CONTINUE
+from reference_model.search import index, retriever
+from reference_model.search.index import Embedded, Found, Index, place_of_index, stamps_of_audio, up_to_date
+from reference_model.search.retriever import Retriever
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["reference_model.training.trainer"])
+
+
+@pytest.fixture
+def searched(corpus: Path, tmp_path: Path) -> Path:
+    """A folder of 6 clips in folders."""
+    return shutil.copytree(corpus / "Synthetic" / "waveforms" / "test", tmp_path / "recordings" / "of today").parent
+
+
+@pytest.fixture
+def model(trained: Path) -> Retriever:
+    return Retriever.from_pretrained(trained)
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were decoded so far."""
+    names: list[str] = []
+
+    def load(path: Path, seconds: float) -> Tensor:
+        names.append(path.name)
+        return load_waveform(path, seconds)
+
+    monkeypatch.setattr(retriever, "load_waveform", load)
+    return names
+
+
+@st.composite
+def embeddings_with_ties(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[str], int]:
+    """Small integers: every product is exact, and many are equal."""
+    number, size = draw(st.integers(1, 40)), draw(st.integers(1, 5))
+    values = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
+    rows = torch.tensor([draw(values) for _ in range(number)], dtype=torch.float32)
+    names = draw(st.permutations([f"{n:02d}.wav" for n in range(number)]))
+    return torch.tensor(draw(values), dtype=torch.float32), rows, list(names), draw(st.integers(1, number + 2))
+
+
+@given(drawn=embeddings_with_ties())
+def test_the_nearest_are_those_of_brute_force(drawn: tuple[Tensor, Tensor, list[str], int]) -> None:
+    query, rows, names, top = drawn
+    scores = [sum(float(a) * float(b) for a, b in zip(query, row, strict=True)) for row in rows]
+    best = sorted(zip(scores, names, strict=True), key=lambda pair: (-pair[0], pair[1]))[:top]
+    expected = [Found(rank, score, name) for rank, (score, name) in enumerate(best, start=1)]
+    assert Index(names, rows, {}).nearest(query, top) == expected
+
+
+def test_the_nearest_of_many() -> None:
+    """More than FAISS takes at a time, beside torch's product."""
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(20_000, 64))
+    names = [f"{n:05d}" for n in range(len(rows))]
+    for query in torch.nn.functional.normalize(torch.randn(10, 64)):
+        scores, best = (rows.double() @ query.double()).topk(300)
+        found = Index(names, rows, {}).nearest(query, 300)
+        assert [int(item) for _, _, item in found] == best.tolist()
+        assert [score for _, score, _ in found] == pytest.approx(scores.tolist(), abs=1e-6)
+    with pytest.raises(InputError, match="expected top >= 1, got 0"):
+        Index(names, rows, {}).nearest(rows[0], 0)
+
+
+def test_only_what_is_new_or_changed_is_embedded(model: Retriever, searched: Path, embedded: list[str]) -> None:
+    today = searched / "of today"
+
+    def changed() -> list[str]:
+        """What an update embeds; and the index is then what it would be without any before it."""
+        embedded.clear()
+        found = model.audio_index(searched)
+        names = sorted(embedded)
+        embedded.clear()
+        assert model.audio_index(searched).items == found.items
+        assert not embedded
+        expected = sorted(path.relative_to(searched).as_posix() for path in searched.rglob("*.*"))
+        assert found.items == expected
+        afresh = model.embed_audio([searched / name for name in expected])
+        torch.testing.assert_close(found.embeddings, afresh, rtol=0, atol=1e-6)
+        return names
+
+    assert changed() == [f"0000{n}.wav" for n in range(6)]
+    shutil.copy(today / "00000.wav", searched / "added.FLAC")  # by its suffix audio; by its content a WAV
+    assert changed() == ["added.FLAC"]
+    samples, rate = soundfile.read(today / "00001.wav")
+    soundfile.write(today / "00001.wav", samples[::-1], rate)
+    assert changed() == ["00001.wav"]
+    status = (today / "00002.wav").stat()
+    os.utime(today / "00002.wav", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert changed() == ["00002.wav"]
+    (today / "00003.wav").unlink()
+    assert changed() == []
+    (today / "00004.wav").rename(today / "renamed.wav")
+    assert changed() == ["renamed.wav"]
+    today.rename(searched / "of yesterday")
+    assert len(changed()) == 5
+    moved = searched.with_name("moved")  # with its index
+    searched.rename(moved)
+    searched.with_name("recordings.index").rename(searched.with_name("moved.index"))
+    embedded.clear()
+    assert len(model.audio_index(moved).items) == 6
+    assert not embedded
+
+
+def test_bad_files_are_noted_and_left_out(
+    model: Retriever, searched: Path, embedded: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (searched / "text.wav").write_text("no audio")
+    (searched / "empty.ogg").touch()
+    (searched / "nothing.wav").symlink_to(searched / "gone.wav")
+    soundfile.write(searched / "nan.wav", torch.full((100,), torch.nan).numpy(), 32_000, subtype="FLOAT")
+    soundfile.write(searched / "loud.wav", torch.full((32_000,), 1e30).numpy(), 32_000, subtype="FLOAT")
+    left_out = {"text.wav", "empty.ogg", "nothing.wav", "nan.wav", "loud.wav"}
+    found = model.audio_index(searched)
+    assert len(found.items) == 6
+    assert found.left_out.keys() == left_out
+    assert {record.getMessage().split(" is left out")[0] for record in caplog.records} == left_out
+    assert len(caplog.records) == 5
+    assert "not finite" in found.left_out["loud.wav"]
+    assert "No such file" in found.left_out["nothing.wav"]
+    caplog.clear()
+    embedded.clear()
+    assert model.audio_index(searched).left_out == found.left_out
+    assert [record.getMessage() for record in caplog.records] == ["nothing.wav is left out: No such file or directory"]
+    assert not embedded
+    shutil.copy(searched / "of today" / "00000.wav", searched / "text.wav")
+    repaired = model.audio_index(searched)
+    assert embedded == ["text.wav"]
+    assert "text.wav" in repaired.items
+    assert repaired.left_out.keys() == left_out - {"text.wav"}
+
+
+def test_a_file_becomes_readable(model: Retriever, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions leave the time of modification as it is."""
+    closed = searched / "of today" / "00000.wav"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: path != closed)
+        assert dict(model.audio_index(searched).left_out) == {"of today/00000.wav": "no permission to read it"}
+    assert len(model.audio_index(searched).items) == 6
+
+
+def test_folders_with_nothing_to_find(model: Retriever, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with pytest.raises(InputError, match=r"expected a folder of audio at .*, got nothing"):
+        model.audio_index(folder)
+    folder.mkdir()
+    (folder / "notes.txt").write_text("no audio")
+    with pytest.raises(InputError, match=r"expected audio files \(\.aif .*\.wav\) in .*, got none"):
+        model.audio_index(folder)
+    with pytest.raises(InputError, match=r"expected a folder of audio at .*, got a file"):
+        model.audio_index(folder / "notes.txt")
+    for name in ("a.wav", "b.wav"):
+        (folder / name).write_text("no audio")
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"expected a clip that can be read .* got 2 that cannot, such as a.wav: unr"
+        ):
+            model.audio_index(folder)
+
+
+def test_odd_names(model: Retriever, tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / " of 'odd' \"names\"\n"
+    clip = corpus / "Synthetic" / "waveforms" / "test" / "00000.wav"
+    names = [" space.wav", "-dash.wav", "'\".wav", "näme 犬.WAV", "new\nline.wav", "per%20cent.Wav", "a.b.wav"]
+    folder.mkdir()
+    for name in (*names, ".hidden.wav", "no audio.txt"):
+        shutil.copy(clip, folder / name)
+    (folder / ".hidden").mkdir()
+    shutil.copy(clip, folder / ".hidden" / "clip.wav")
+    (folder / "round").symlink_to(folder)  # and round
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(clip, tmp_path / "elsewhere" / "linked.wav")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    names.append("link/linked.wav")
+    shutil.copy(clip, folder / os.fsdecode(b"\xff.wav"))
+    found = model.audio_index(folder)
+    assert found.items == sorted(names)
+    assert dict(found.left_out) == {"\udcff.wav": "unreadable: its name is not UTF-8"}
+    assert caplog.messages == ["'\\udcff.wav' is left out: unreadable: its name is not UTF-8"]
+    assert model.audio_index(folder).items == sorted(names)
+    assert place_of_index(folder, "key", None).parent.name == folder.name + ".index"
+    other = folder.rename(tmp_path / os.fsdecode(b"\xff"))
+    with pytest.raises(InputError, match=r"expected a path in UTF-8, got '.*\\udcff'"):
+        model.audio_index(other)
+
+
+def test_the_index_elsewhere(model: Retriever, searched: Path, tmp_path: Path, embedded: list[str]) -> None:
+    """One folder for the indexes of many, of the same name too."""
+    other = shutil.copytree(searched, tmp_path / "other" / "recordings")
+    (other / "of today" / "00000.wav").unlink()
+    place = tmp_path / "indexes"
+    assert len(model.audio_index(searched, place).items) == 6
+    assert len(model.audio_index(other, place).items) == 5
+    embedded.clear()
+    assert len(model.audio_index(searched, place).items) == 6
+    assert not embedded
+    assert not list(tmp_path.glob("*.index"))
+    with pytest.raises(InputError, match="expected another folder for the index of /, got none; --index names it"):
+        place_of_index(Path("/"), "key", None)
+
+
+def test_places_that_cannot_be_written(
+    model: Retriever, searched: Path, embedded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/sys refuses even the superuser. Nothing is embedded in vain; and what is up to date needs no writing."""
+    with pytest.raises(InputError, match=r"expected to write an index in /sys/.*; --index names another folder"):
+        model.audio_index(searched, "/sys/index")
+    assert not embedded
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "save_tensors", _full)
+        with pytest.raises(InputError, match=r"expected to write an index in .*: No space left; --index names"):
+            model.audio_index(searched)
+    model.audio_index(searched)
+    for name in ("FileLock", "save_tensors"):
+        monkeypatch.setattr(index, name, _full)
+    embedded.clear()
+    assert len(model.audio_index(searched).items) == 6
+    assert not embedded
+
+
+def _full(*_: object) -> None:
+    raise OSError("No space left")
+
+
+def test_a_damaged_index_is_refused(model: Retriever, searched: Path) -> None:
+    model.audio_index(searched)
+    (path,) = searched.with_name("recordings.index").glob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"expected an index at .*; without that file it is made again"):
+        model.audio_index(searched)
+    for arrays in ({"embeddings": torch.ones(2, 3)}, {"embeddings": torch.ones(2, 3), "entries": _bytes("[]")}):
+        save_file(arrays, path)
+        with pytest.raises(InputError, match=r"expected an index at .*; without that file it is made again"):
+            model.audio_index(searched)
+    path.unlink()
+    assert len(model.audio_index(searched).items) == 6
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def _killed(run: Path, searched: Path, when: str) -> None:
+    """Embed in batches of one, save after each, and be killed at the third save."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(index, "SECONDS_BETWEEN_SAVES", 0.0)
+    patch.setattr(index, "SHARE_OF_SAVES", float("inf"))
+    patch.setattr(retriever, "AT_ONCE", 1)
+    module, name = (index, "save_tensors") if when == "it is done" else (os, "replace")
+    original = getattr(module, name)
+    saves = 0
+
+    def kill(*arguments: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 3 and module is os:  # the file is written, and not yet in its place
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*arguments)
+        if saves == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    patch.setattr(module, name, kill)
+    Retriever.from_pretrained(run).audio_index(searched)
+
+
+@pytest.mark.parametrize("when, kept", [("it is done", 3), ("before it is in its place", 2)])
+def test_killed_it_continues(
+    trained: Path, model: Retriever, searched: Path, embedded: list[str], when: str, kept: int
+) -> None:
+    process = _context.Process(target=_killed, args=(trained, searched, when))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    found = model.audio_index(searched)
+    assert len(embedded) == 6 - kept
+    assert found.items == [f"of today/0000{n}.wav" for n in range(6)]
+    expected = model.embed_audio([searched / name for name in found.items])
+    torch.testing.assert_close(found.embeddings, expected, rtol=0, atol=1e-6)
+    assert {path.suffix for path in searched.with_name("recordings.index").iterdir()} <= {".safetensors", ".lock"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_continues(
+    trained: Path,
+    searched: Path,
+    embedded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command_line: Callable[..., Result],
+    number: signal.Signals,
+) -> None:
+    """Far from the next save: everything that is embedded by then is kept."""
+    monkeypatch.setattr(retriever, "AT_ONCE", 1)
+
+    def load(path: Path, seconds: float) -> Tensor:
+        embedded.append(path.name)
+        if len(embedded) == 3:
+            signal.raise_signal(number)
+        return load_waveform(path, seconds)
+
+    monkeypatch.setattr(retriever, "load_waveform", load)
+    command = ["search", "--run", trained, "--audio", searched, "a low tone"]
+    stopped = command_line(*command)
+    assert stopped.exit_code == CONTINUE == 75
+    assert stopped.stderr.splitlines()[-1].endswith("stopped when asked to; the same command continues")
+    assert len(embedded) == 3
+    assert command_line(*command).exit_code == 0
+    assert embedded == ["00000.wav", "00001.wav", "00002.wav", "00002.wav", "00003.wav", "00004.wav", "00005.wav"]
+
+
+def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never while it is quick, and so seldom that writing takes a small part of the time, however long it takes."""
+    now = 0.0
+    saves: list[float] = []
+
+    def save(*arguments: Any) -> None:
+        nonlocal now
+        now += 60  # a large index on a slow disk
+        saves.append(now)
+        checkpoint.save_tensors(*arguments)
+
+    def embed(names: list[str]) -> Iterator[Embedded]:
+        nonlocal now
+        for name in names:
+            now += 10
+            yield [(name, torch.ones(2))]
+
+    monkeypatch.setattr(index, "save_tensors", save)
+    monkeypatch.setattr("reference_model.search.index.time.monotonic", lambda: now)
+    up_to_date(tmp_path / "a" / "b.safetensors", {str(n): [] for n in range(2)}, embed)
+    assert len(saves) == 1
+    now, saves = 0.0, []
+    up_to_date(tmp_path / "c.safetensors", {str(n): [] for n in range(400)}, embed)
+    assert saves[0] == 90
+    between = [later - earlier for earlier, later in itertools.pairwise(saves[:-1])]
+    assert len(between) == 3
+    assert min(between) == max(between) == 60 + 60 / 0.05
+
+
+def test_two_at_once_embed_once(tmp_path: Path) -> None:
+    path, stamps = tmp_path / "index" / "key.safetensors", {"a": [1], "b": [2]}
+    begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+    found: dict[str, Index] = {}
+
+    def first(names: list[str]) -> Iterator[Embedded]:
+        begun.set()
+        go_on.wait()
+        yield [(name, torch.ones(3)) for name in names]
+
+    def second(names: list[str]) -> Iterator[Embedded]:
+        raise AssertionError(f"{names} were embedded twice")
+
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert "another process is at work on" in record.getMessage()
+            waiting.set()
+
+    def update(who: str, embed: Callable[[list[str]], Iterator[Embedded]]) -> None:
+        found[who] = up_to_date(path, stamps, embed)
+
+    handler = Waiting()
+    index.log.addHandler(handler)
+    try:
+        threads = [threading.Thread(target=update, args=arguments) for arguments in (("1", first), ("2", second))]
+        threads[0].start()
+        assert begun.wait(60)
+        threads[1].start()
+        assert waiting.wait(60)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        index.log.removeHandler(handler)
+    assert found["1"].items == found["2"].items == ["a", "b"]
+    assert torch.equal(found["1"].embeddings, found["2"].embeddings)
+
+
+def test_stamps_are_taken_before_a_file_is_read(model: Retriever, searched: Path) -> None:
+    """So what changes meanwhile is embedded again."""
+    stamps, closed = stamps_of_audio(searched)
+    assert not closed
+    status = (searched / "of today" / "00000.wav").stat()
+    assert stamps["of today/00000.wav"] == [status.st_size, status.st_mtime_ns]
+    assert list(stamps) == sorted(stamps)
+
+
+def test_captions(model: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones alone are embedded; two of the same words are one."""
+    tokenized: list[str] = []
+    original = text_encoder.tokenize
+
+    def tokenize(tokenizer: Any, captions: list[str]) -> list[list[int]]:
+        tokenized.extend(captions)
+        return original(tokenizer, captions)
+
+    monkeypatch.setattr(retriever, "tokenize", tokenize)
+    file = tmp_path / "captions.txt"
+    file.write_text("\ufeffa low tone\r\n\n  a high tone \na low tone\n", encoding="utf-8")
+    assert model.caption_index(file).items == tokenized == ["a low tone", "a high tone"]
+    file.write_text("a loud hiss\na low tone\n")
+    found = model.caption_index(file)
+    assert found.items == ["a loud hiss", "a low tone"]
+    assert tokenized[2:] == ["a loud hiss"]
+    torch.testing.assert_close(found.embeddings, model.embed_text(found.items), rtol=0, atol=1e-6)
+    file.write_text("a low tone\na loud hiss\n")
+    before = len(tokenized)
+    other_way_round = model.caption_index(file)
+    assert other_way_round.items == ["a low tone", "a loud hiss"]
+    assert torch.equal(other_way_round.embeddings, found.embeddings.flip(0))
+    assert len(tokenized) == before
+    table = tmp_path / "captions.CSV"
+    table.write_text('file_name,caption_1,caption_2\na.wav,"a low tone, and another",a hiss\n')
+    assert model.caption_index(table).items == ["a low tone, and another", "a hiss"]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.txt", None, "expected a file of captions at .*, got no file"),
+        ("a.txt", b"", "expected at least one caption in .*, got none"),
+        ("a.txt", b"\n \n", "expected at least one caption in .*, got none"),
+        ("a.txt", b"\xff\xfe", "expected captions in UTF-8, one a line, in .*, got "),
+        ("a.csv", b"a low tone\n", "expected the header file_name,caption or .*, got a low tone"),
+        ("a.csv", b"file_name,caption\n", "expected at least one caption in .*, got none"),
+    ],
+)
+def test_no_captions(model: Retriever, tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        model.caption_index(tmp_path / name)
+    assert not list(tmp_path.glob("*.index"))

@@ -1,0 +1,415 @@
+"""A trained model in use: the embeddings that were measured, found again, saved whole, refused in words."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState
+from click.testing import Result
+from safetensors.torch import load_file
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.data.dataset import captions_of, clip_of_caption, read_split
+from reference_model.evaluation.evaluate import accelerator_for, embeddings, evaluate_run
+from reference_model.evaluation.metrics import retrieval_metrics
+from reference_model.models.bert import tokenize
+from reference_model.models.features import features_of
+from reference_model.run_folder import TEST_EMBEDDINGS
+from reference_model.search import retriever
+from reference_model.search.model_card import model_card
+from reference_model.search.retriever import Retriever
+from reference_model.training.trainer import train
+
+CommandLine = Callable[..., Result]
+
+
+@pytest.fixture(scope="module", params=["fine-tuned", "frozen", "fine-tuned in bf16"])
+def run(request: pytest.FixtureRequest, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    encoders, _, precision = request.param.partition(" in ")
+    folder = tmp_path_factory.mktemp("runs")
+    config = replace(config, encoders=encoders, precision=precision or "no", epochs=1)
+    train(config, folder / "run", features=folder / "features")
+    return folder / "run"
+
+
+@pytest.fixture
+def model(trained: Path) -> Retriever:
+    return Retriever.from_pretrained(trained)
+
+
+@pytest.fixture
+def clips(corpus: Path, tmp_path: Path) -> Path:
+    """The six clips of the test split."""
+    return shutil.copytree(corpus / "Synthetic" / "waveforms" / "test", tmp_path / "clips")
+
+
+def test_the_metrics_of_the_run_are_found_again(run: Path, tmp_path: Path) -> None:
+    model = Retriever.from_pretrained(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    clips = read_split(model.config.data, model.config.dataset, "test")
+    captions, owner = captions_of(clips), clip_of_caption(clips)
+    audio, text = model.embed_audio([clip.path for clip in clips]), model.embed_text(captions)
+    assert retrieval_metrics(audio, text, owner) == metrics["test"]
+
+    # And they are the very embeddings that training and evaluate ranked.
+    stored = load_file(run / TEST_EMBEDDINGS)
+    assert torch.equal(audio, stored["audio"])
+    assert torch.equal(text, stored["text"])
+    accelerator = accelerator_for(model.config)
+    features = features_of(model.model, clips, tokenize(model.tokenizer, captions), model.config, accelerator)
+    expected_audio, expected_text = embeddings(model.model.heads, features, accelerator)
+    assert torch.equal(audio, expected_audio)
+    assert torch.equal(text, expected_text)
+
+    # A search ranks as the metrics do.
+    ranks = []
+    for caption, clip in zip(captions, owner.tolist(), strict=True):
+        found = model.find_audio(caption, clips[0].path.parent, index=tmp_path)
+        assert [result.rank for result in found] == list(range(1, 7))
+        ranks += [result.rank for result in found if result.item == clips[clip].path.name]
+    assert len(ranks) == len(captions) == 30
+    expected = metrics["test"]["text_to_audio"]
+    for k in (1, 5, 10):
+        assert 100 * sum(rank <= k for rank in ranks) / len(ranks) == pytest.approx(expected[f"R@{k}"])
+    assert sum(ranks) / len(ranks) == pytest.approx(expected["mean_rank"])
+
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(captions), encoding="utf-8")
+    different = list(dict.fromkeys(captions))
+    for clip, row in zip(clips, audio, strict=True):
+        scores = {caption: float(row @ text[captions.index(caption)]) for caption in different}
+        every = model.find_captions(clip.path, file, top=100)
+        assert [result.item for result in every] == sorted(different, key=lambda caption: (-scores[caption], caption))
+        assert [result.score for result in every] == pytest.approx([scores[item] for _, _, item in every], abs=1e-6)
+        assert model.find_captions(clip.path, file) == every[:10]
+
+
+def test_saved_and_loaded_it_is_the_same_to_the_bit(run: Path, tmp_path: Path, clips: Path) -> None:
+    paths, captions = sorted(clips.iterdir()), ["a low tone", "a loud hiss and a click"]
+    model = Retriever.from_pretrained(str(run))
+    saved = tmp_path / "models" / "saved"
+    model.embed_text(captions)  # leaves its mark in the tokenizer
+    model.save_pretrained(saved)
+    assert {path.name for path in saved.iterdir()} == {
+        "model.safetensors", "config.json", "text_encoder", "metrics.json", "README.md",
+    }  # fmt: skip
+    again = Retriever.from_pretrained(saved)
+    assert torch.equal(again.embed_audio(paths), model.embed_audio(paths))
+    assert torch.equal(again.embed_text(captions), model.embed_text(captions))
+    assert again.config == model.config
+    assert again.metrics == model.metrics == json.loads((run / "metrics.json").read_text())
+    assert evaluate_run(saved, split="test", data=None) == (again.metrics or {})["test"]
+    # They share an index.
+    found = model.find_audio("a low tone", clips)
+    assert again.find_audio("a low tone", clips) == found
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(captions))
+    assert again.find_captions(paths[0], file) == model.find_captions(paths[0], file)
+    Retriever.from_pretrained(run).find_captions(paths[0], file)  # with a tokenizer that was not used before
+    for folder in (clips, file):
+        assert len(list(folder.with_name(f"{folder.name}.index").glob("*.safetensors"))) == 1
+    # A saved model can be saved, in its own place too.
+    content = {path.name: path.read_bytes() for path in saved.glob("*.*")}
+    again.save_pretrained(saved)
+    assert content == {path.name: path.read_bytes() for path in saved.glob("*.*")}
+    assert torch.equal(Retriever.from_pretrained(saved).embed_text(captions), model.embed_text(captions))
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def test_other_weights_have_another_index(run: Path, clips: Path) -> None:
+    model = Retriever.from_pretrained(run)
+    before = model.find_audio("a low tone", clips)
+    other = Retriever.from_pretrained(run)
+    with torch.no_grad():
+        other.model.heads.audio.get_parameter("2.bias").add_(1)
+    assert other.find_audio("a low tone", clips) != before
+    longer = Retriever(model.model, model.tokenizer, replace(model.config, clip_seconds=1.0))
+    longer.find_audio("a low tone", clips)
+    assert len(list(clips.with_name("clips.index").glob("*.safetensors"))) == 3
+    assert model.find_audio("a low tone", clips) == before
+
+
+def test_a_folder_is_saved_whole_or_not_at_all(
+    model: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "saved"
+    saved.mkdir()  # empty
+    model.save_pretrained(saved)
+    card = (saved / "README.md").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left")
+
+    for name, module in (("write_text", retriever), ("save_tensors", retriever)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            for folder in (saved, tmp_path / "new"):
+                with pytest.raises(InputError, match=rf"expected to write {folder}, got: No space left"):
+                    model.save_pretrained(folder)
+    replaced = os.replace
+
+    def broken(source: Path, target: Path) -> None:
+        """At the last of the moves."""
+        if target == saved:
+            monkeypatch.setattr(os, "replace", replaced)
+            raise OSError("No space left")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(InputError, match="No space left"):
+        model.save_pretrained(saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert (saved / "README.md").read_bytes() == card
+    Retriever.from_pretrained(saved)
+    # Killed between the two moves: what there was is back the next time, whether or not that one succeeds.
+    saved.rename(tmp_path / ".saved.old")
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever, "save_tensors", full)
+        with pytest.raises(InputError, match="No space left"):
+            model.save_pretrained(saved)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    assert (saved / "README.md").read_bytes() == card
+
+
+def test_nothing_else_is_replaced(model: Retriever, trained: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    model.save_pretrained(saved)
+    (saved / ".git").mkdir()
+    (tmp_path / "file").touch()
+    for folder, got in ((saved, "a folder with .git"), (tmp_path / "file", "a file"), (trained, "a folder with .*")):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(InputError, match=rf"to be new, empty or a saved model and nothing else, got {got}$"):
+            model.save_pretrained(folder)
+        assert sorted(folder.rglob("*")) == before
+    with pytest.raises(InputError, match="expected to write /sys/model, got"):
+        model.save_pretrained("/sys/model")
+
+
+def test_what_is_no_model_is_refused(trained: Path, tmp_path: Path) -> None:
+    start = "expected a saved model, or a run with a finished epoch, in .*, got "
+    with pytest.raises(InputError, match=f"{start}nothing"):
+        Retriever.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"{start}no model.safetensors or best.safetensors"):
+        Retriever.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{start}a file"):
+        Retriever.from_pretrained(trained / "config.json")
+    for name in ("config.json", "text_encoder/config.json", "text_encoder/tokenizer.json"):
+        run = shutil.copytree(trained, tmp_path / name.replace("/", "-"))
+        (run / name).unlink()
+        with pytest.raises(InputError, match=f"{start}no {name}"):
+            Retriever.from_pretrained(run)
+        (run / name).write_text("{}")
+        with pytest.raises(InputError, match="expected "):
+            Retriever.from_pretrained(run)
+    (run / "text_encoder" / "tokenizer.json").write_bytes((trained / "text_encoder/tokenizer.json").read_bytes())
+    (run / "best.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="expected a safetensors file at"):
+        Retriever.from_pretrained(run)
+    for device in ("toaster", "cuda:99"):
+        with pytest.raises(InputError, match=f"expected a device of this machine, got {device}"):
+            Retriever.from_pretrained(trained, device=device)
+
+
+def test_half_precision_without_a_gpu_is_float32(model: Retriever, clips: Path) -> None:
+    half = Retriever(model.model, model.tokenizer, replace(model.config, precision="fp16"), device="cpu")
+    paths = sorted(clips.iterdir())
+    assert torch.equal(half.embed_audio(paths), model.embed_audio(paths))
+
+
+def test_embeddings(model: Retriever, clips: Path) -> None:
+    """Of any number, in the order given, of unit length; a clip counts up to the length of training."""
+    paths = sorted(clips.iterdir())
+    audio = model.embed_audio([str(path) for path in paths] * 7)  # more than a batch
+    assert audio.shape == (42, 256)
+    torch.testing.assert_close(audio, model.embed_audio(paths).repeat(7, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(audio.norm(dim=1), torch.ones(42))
+    for path, row in zip(paths, audio, strict=False):
+        torch.testing.assert_close(model.embed_audio([path])[0], row, rtol=0, atol=1e-6)
+    captions = [f"{n} low tones" for n in range(40)] + ["0 low tones"]
+    text = model.embed_text(captions)
+    assert torch.equal(text[0], text[40])
+    for caption, row in zip(captions, text, strict=True):
+        torch.testing.assert_close(model.embed_text([caption])[0], row, rtol=0, atol=1e-6)
+    assert model.embed_audio([]).shape == model.embed_text([]).shape == (0, 256)
+
+    samples, rate = soundfile.read(paths[0], dtype="float32")
+    assert len(samples) == 0.5 * rate
+    soundfile.write(clips / "longer.wav", [*samples, *samples[::-1]], rate, subtype="FLOAT")
+    soundfile.write(clips / "itself.wav", samples, rate, subtype="FLOAT")
+    longer, itself = model.embed_audio([clips / "longer.wav", clips / "itself.wav"])
+    assert torch.equal(longer, itself)
+
+
+def test_what_cannot_be_embedded_is_named(model: Retriever, clips: Path) -> None:
+    good = sorted(clips.iterdir())
+    text, absent, nan, loud = (clips / name for name in ("text.wav", "absent.wav", "nan.wav", "loud.wav"))
+    text.write_text("no audio")
+    soundfile.write(nan, torch.full((100,), torch.nan).numpy(), 32_000, subtype="FLOAT")
+    soundfile.write(loud, torch.full((32_000,), 1e30).numpy(), 32_000, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"got 2 bad of 8 files:\n  .*text.wav: unreadable.*\n  .*absent.wav: missing"):
+        model.embed_audio([*good, text, absent])
+    with pytest.raises(
+        InputError, match=r"^expected readable audio, got .*text.wav: unreadable: not readable as audio"
+    ):
+        model.embed_audio([text])
+    with pytest.raises(InputError, match=r"^expected readable audio, got .*nan.wav: expected finite samples"):
+        model.embed_audio([*good, nan])
+    with pytest.raises(InputError, match=r"expected finite embeddings, got NaN or inf for .*loud.wav"):
+        model.embed_audio([*good, loud])
+    with pytest.raises(InputError, match="expected a list of audio files, got one: "):
+        model.embed_audio(str(text))
+    with pytest.raises(InputError, match="expected a list of captions, got one: a tone"):
+        model.embed_text("a tone")
+    with pytest.raises(InputError, match="expected a caption with text, got ' '"):
+        model.find_audio(" ", clips)
+    with pytest.raises(InputError, match=r"expected a caption in UTF-8, got '\\udcff'"):
+        model.embed_text(["\udcff"])
+
+
+def test_the_model_card(model: Retriever, config: Config) -> None:
+    metrics: dict[str, Any] = json.loads(json.dumps(model.metrics))
+    for direction, rank in (("text_to_audio", 1.25), ("audio_to_text", 2.5)):
+        for split, recall in (("val", 11.14), ("test", 22.26)):
+            metrics[split][direction] |= {"R@1": recall, "mAP@10": recall + 50, "median_rank": rank}
+
+    def card(**changes: Any) -> str:
+        return model_card(config, {**metrics, **changes}, parameters=1_550_000, embedding_size=256)
+
+    text = card(collapsed=False)
+    front, rest = text.removeprefix("---\n").split("---\n", 1)
+    assert "library_name: crossmodal_losses\npipeline_tag: feature-extraction\ntags:\n- audio\n" in front
+    assert "license" not in front
+    assert rest.startswith("\n# nt_xent on Synthetic")
+    for words in ("1.6 million parameters", "as 256 numbers", "knows no sound of the world", "https://arxiv.org/abs/2203",
+                  "from_pretrained", "| batch_size | 16 |", "| frozen_mode | eval |", "padded to 0.5 s", "## Limits",
+                  "16 to train on, 6 to select on, 6 to test"):  # fmt: skip
+        assert words in rest
+    line = {
+        name: next(x for x in rest.splitlines() if x.startswith(name)) for name in ("| val | Text", "| test | Audio")
+    }
+    assert line["| val | Text"].split("|")[3:4] == [" 11.1 "]
+    assert line["| val | Text"].split("|")[-5:] == [" 100.0 ", " 61.1 ", " 1.2 ", " 6 ", ""]
+    assert line["| test | Audio"].split("|")[3:4] == [" 22.3 "]
+    assert line["| test | Audio"].split("|")[-4:] == [" 72.3 ", " 2.5 ", " 30 ", ""]
+    assert "| test, chance | Text to audio | 16.7 | 83.3 | 100.0 |" in rest
+    assert "has collapsed" not in text
+    assert "**Warning: this model has collapsed.**" in card(collapsed=True)
+    unfinished = model_card(config, None, parameters=1, embedding_size=1)
+    assert "The run was not finished" in unfinished
+    full = replace(config, model="full", audio_checkpoint="/home/me/a.pth", bert="google/bert", dataset="a\n|b")
+    text = model_card(full, None, parameters=1, embedding_size=1)
+    assert "| audio_checkpoint | a.pth |" in text
+    assert "| bert | google/bert |" in text
+    assert "| dataset | a \\|b |" in text
+    assert "knows no sound" not in text
+    assert "/home" not in text
+    assert config.data not in text
+
+
+def test_a_run_under_way_can_be_used(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "metrics.json").unlink()
+    Retriever.from_pretrained(run).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "metrics.json").exists()
+    assert "The run was not finished" in (tmp_path / "saved" / "README.md").read_text()
+    assert Retriever.from_pretrained(tmp_path / "saved").metrics is None
+
+
+def test_the_command_line(trained: Path, clips: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    saved, captions = tmp_path / "saved", tmp_path / "captions.txt"
+    captions.write_text("a low tone\na loud hiss\na low tone\n")
+    (clips / "00005.wav").rename(clips / "new\nline.wav")
+    exported = command_line("export", "--run", trained, "--out", saved)
+    assert exported.exit_code == 0, exported.output
+    assert f"{saved}/README.md describes it" in exported.output
+    model = Retriever.from_pretrained(saved)
+    for run in (trained, saved):
+        found = command_line("search", "--run", run, "--audio", clips, "a low tone", "--top", 3)
+        assert found.exit_code == 0, found.output
+        expected = model.find_audio("a low tone", clips, top=3)
+        printed = [line.split() for line in found.stdout.splitlines()]
+        assert [line[0] for line in printed] == ["1", "2", "3"]
+        assert [line[1] for line in printed] == [f"{score:.4f}" for _, score, _ in expected]
+    assert "'new\\nline.wav'" in command_line("search", "--run", saved, "--audio", clips, "a low tone").stdout
+    found = command_line("search", "--run", saved, "--captions", captions, clips / "00000.wav")
+    assert found.exit_code == 0, found.output
+    assert sorted(line.split(maxsplit=2)[2] for line in found.stdout.splitlines()) == ["a loud hiss", "a low tone"]
+
+    (clips / "text.wav").write_text("no audio")
+    out = tmp_path / "embedded"
+    done = command_line("embed", "--run", saved, "--audio", clips, "--out", out, "--index", tmp_path / "indexes")
+    assert done.exit_code == 0, done.output
+    assert "left out, unreadable: 1, such as text.wav: unreadable" in done.stderr
+    assert f"{out}/embeddings.safetensors holds 6 clips x 256" in done.stdout
+    names = json.loads((out / "index.json").read_text())
+    assert names == [*(f"0000{n}.wav" for n in range(5)), "new\nline.wav"]
+    rows = load_file(out / "embeddings.safetensors")["embeddings"]
+    torch.testing.assert_close(rows, model.embed_audio([clips / name for name in names]), rtol=0, atol=1e-6)
+    assert command_line("embed", "--run", saved, "--captions", captions, "--out", out).exit_code == 0
+    assert json.loads((out / "index.json").read_text()) == ["a low tone", "a loud hiss", "a low tone"]
+    rows = load_file(out / "embeddings.safetensors")["embeddings"]
+    expected_rows = model.embed_text(["a low tone", "a loud hiss", "a low tone"])
+    torch.testing.assert_close(rows, expected_rows, rtol=0, atol=1e-6)
+
+
+def test_wrong_input_is_one_line(trained: Path, clips: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    empty, captions, text = tmp_path / "empty", tmp_path / "captions.txt", tmp_path / "text.wav"
+    empty.mkdir()
+    captions.write_text("a low tone\n")
+    text.write_text("no audio")
+    nothing = tmp_path / "nothing.txt"
+    nothing.touch()
+    search = ["search", "--run", trained]
+    for arguments, words in (
+        ([*search, "a tone"], "expected --audio or --captions, got neither"),
+        ([*search, "--audio", clips, "--captions", captions, "a tone"], "expected --audio or --captions, got both"),
+        (["embed", "--run", trained, "--out", tmp_path / "out"], "expected --audio or --captions, got neither"),
+        ([*search, "--audio", empty, "a tone"], "expected audio files (.aif "),
+        ([*search, "--audio", tmp_path / "gone", "a tone"], "expected a folder of audio at"),
+        ([*search, "--audio", clips, ""], "expected a caption with text, got ''"),
+        ([*search, "--captions", nothing, clips / "00000.wav"], "expected at least one caption in"),
+        ([*search, "--captions", captions, text], "expected readable audio, got"),
+        ([*search, "--captions", captions, tmp_path / "gone.wav"], "expected readable audio, got"),
+        ([*search, "--audio", clips, "a tone", "--index", "/sys/index"], "expected to write an index in /sys/index"),
+        (
+            ["search", "--run", empty, "--audio", clips, "a tone"],
+            "expected a saved model, or a run with a finished epo",
+        ),
+        (["export", "--run", trained, "--out", clips], "expected "),
+    ):
+        result = command_line(*arguments)
+        assert result.exit_code == 1, result.output
+        *bars, last = result.stderr.splitlines()
+        assert last.split("\r")[-1].strip().startswith(f"Error: {words}")
+        assert all("%|" in line or not line.strip() for line in bars)
+    assert not list(tmp_path.glob("*.index"))
+
+
+def test_as_a_program(trained: Path, clips: Path) -> None:
+    """In a process of its own, where torch and FAISS meet for the first time, and the processes that read."""
+    for copy in range(6):  # more than a batch
+        shutil.copytree(clips, clips / f"copy-{copy}", ignore=lambda folder, names: [n for n in names if "copy" in n])
+    config = json.loads((trained / "config.json").read_text())
+    run = shutil.copytree(trained, clips.parent / "run")
+    (run / "config.json").write_text(json.dumps({**config, "workers": 2}))
+    done = subprocess.run(
+        [sys.executable, "-m", "reference_model", "search", "--run", run, "--audio", clips, "a low tone",
+         "--top", "42"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 42
+    best = [line.split()[2] for line in done.stdout.splitlines()[:7]]
+    assert len({name.split("/")[-1] for name in best}) == 1  # the copies of one clip

@@ -1,0 +1,358 @@
+"""Small encoders, pre-trained on a miniature corpus: what they learn from, and leave, and that training uses it."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+
+from reference_model import InputError
+from reference_model.config import CLIP_SECONDS
+from reference_model.data.audio import load_waveform
+from reference_model.data.dataset import Clip, captions_of, read_split
+from reference_model.models import bert as text_encoder
+from reference_model.models.dual_encoder import TINY_WIDTH
+from reference_model.models.resnet38 import ResNet38
+from reference_model.runtime.signals import Stopped
+from reference_model.training import pretrain
+
+CommandLine = Callable[..., Result]
+Losses = dict[str, list[float]]
+AUDIO, TEXT = "ResNet38_tiny.pth", "bert"
+TAGGING, FILLING_IN = "tagging", "filling in words"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short() -> Iterator[None]:
+    """The corpus has clips of half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CLIP_SECONDS, "Synthetic", 0.5)
+        yield
+
+
+def make(corpus: Path, out: Path, *, epochs: int = 1, seed: int = 0) -> Path:
+    pretrain.pretrain(corpus, "Synthetic", out, audio_epochs=epochs, text_epochs=epochs, seed=seed)
+    return out
+
+
+@pytest.fixture(scope="module")
+def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
+    """Both encoders after fifteen epochs, and the loss of every step."""
+    losses: Losses = {TAGGING: [], FILLING_IN: []}
+    original = pretrain._learn
+
+    def noted(model: Any, loader: Any, epochs: int, what: str, loss_of: Callable[[Any], Tensor]) -> None:
+        def note(batch: Any) -> Tensor:
+            loss = loss_of(batch)
+            losses[what].append(loss.item())
+            return loss
+
+        original(model, loader, epochs, what, note)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "_learn", noted)
+        return make(corpus, tmp_path_factory.mktemp("encoders"), epochs=15), losses
+
+
+def weights_of(out: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    audio: dict[str, Tensor] = torch.load(out / AUDIO, weights_only=True)["model"]
+    return audio, load_file(out / TEXT / "model.safetensors")
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_both_losses_fall(learned: tuple[Path, Losses]) -> None:
+    """Of 16 clips and 80 captions: a batch of 16, and two of 32 captions, an epoch."""
+    _, losses = learned
+    assert {what: len(of_steps) for what, of_steps in losses.items()} == {TAGGING: 15, FILLING_IN: 30}
+    # At first a coin for every tag, 0.69; and a guess among the words and one of two labels.
+    assert losses[TAGGING][0] == pytest.approx(0.69, abs=0.1)
+    assert sum(losses[TAGGING][-3:]) / 3 < 0.6 * losses[TAGGING][0]
+    assert sum(losses[FILLING_IN][-6:]) / 6 < 0.85 * losses[FILLING_IN][0]
+
+
+def test_the_audio_file_has_the_layout_of_the_published_one(corpus: Path, learned: tuple[Path, Losses]) -> None:
+    out, _ = learned
+    checkpoint = torch.load(out / AUDIO, weights_only=True)
+    assert list(checkpoint) == ["iteration", "model", "sampler"]
+    weights = checkpoint["model"]
+    encoder = ResNet38(width=TINY_WIDTH)
+    classifier = {"fc1.weight", "fc1.bias", "fc_audioset.weight", "fc_audioset.bias"}
+    assert weights.keys() == encoder.state_dict().keys() | classifier
+    tags = {tag for of_clip in pretrain.read_tags(corpus, "Synthetic", "train").values() for tag in of_clip}
+    assert weights["fc_audioset.weight"].shape == (len(tags), 256)
+    loaded = ResNet38.from_panns(out / AUDIO, width=TINY_WIDTH)
+    assert same(loaded.state_dict(), {name: weights[name] for name in weights.keys() - classifier})
+    torch.manual_seed(0)
+    assert not torch.equal(loaded.state_dict()["bn0.running_mean"], encoder.state_dict()["bn0.running_mean"])
+
+
+def test_the_folder_of_bert_is_read_as_the_published_one(corpus: Path, learned: tuple[Path, Losses]) -> None:
+    out, _ = learned
+    assert {path.name for path in (out / TEXT).iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+    assert {path.name for path in out.iterdir()} == {AUDIO, TEXT, "pretraining.json"}
+    encoder, tokenizer = text_encoder.pretrained(str(out / TEXT))
+    _, stored = weights_of(out)
+    assert all(torch.equal(value, stored[name]) for name, value in encoder.bert.state_dict().items())
+    captions = captions_of(read_split(corpus, "Synthetic", "train"))
+    expected = text_encoder.train_tokenizer(captions)
+    assert text_encoder.tokenize(tokenizer, captions) == text_encoder.tokenize(expected, captions)
+    assert tokenizer.mask_token_id == expected.mask_token_id
+    assert encoder.output_size == 128
+
+
+def test_the_seed_decides(corpus: Path, tmp_path: Path) -> None:
+    first, again, other = (make(corpus, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    for ours, theirs, others in zip(*map(weights_of, (first, again, other)), strict=True):
+        assert same(ours, theirs)
+        assert not same(ours, others)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (first / TEXT / name).read_bytes() == (again / TEXT / name).read_bytes()
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is learned, in its order."""
+    whats: list[str] = []
+    original = pretrain._learn
+
+    def noted(model: Any, loader: Any, epochs: int, what: str, loss_of: Any) -> None:
+        whats.append(what)
+        original(model, loader, epochs, what, loss_of)
+
+    monkeypatch.setattr(pretrain, "_learn", noted)
+    return whats
+
+
+def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str]
+) -> None:
+    def stopping_at(step: int) -> Callable[[], None]:
+        steps = iter(range(1, step + 1))
+
+        def stop() -> None:
+            if next(steps) == step:
+                raise Stopped
+
+        return stop
+
+    out = tmp_path / "out"
+    for step, there in ((1, {"pretraining.json"}), (3, {"pretraining.json", AUDIO})):  # then in the second of text
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain, "stop_if_asked", stopping_at(step))
+            with pytest.raises(Stopped):
+                make(corpus, out)
+        assert {path.name for path in out.iterdir()} == there
+    assert begun == [TAGGING, TAGGING, FILLING_IN]
+    before = (out / AUDIO).stat().st_mtime_ns
+    make(corpus, out)
+    assert begun[3:] == [FILLING_IN]
+    assert (out / AUDIO).stat().st_mtime_ns == before
+    make(corpus, out)
+    assert len(begun) == 4
+    whole = make(corpus, tmp_path / "whole")
+    assert all(same(ours, theirs) for ours, theirs in zip(weights_of(out), weights_of(whole), strict=True))
+
+
+@pytest.mark.parametrize(
+    "written_by, half", [((torch, "save"), AUDIO), ((PreTrainedTokenizerFast, "save_pretrained"), TEXT)]
+)
+def test_an_encoder_is_there_whole_or_not_at_all(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_by: tuple[Any, str], half: str
+) -> None:
+    """Of BERT's folder the tokenizer is written last."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*written_by, full)
+        with pytest.raises(OSError, match="no space left"):
+            make(corpus, tmp_path)
+    assert half not in {path.name for path in tmp_path.iterdir()}
+    assert not list(tmp_path.glob(".*"))
+    make(corpus, tmp_path)
+    text_encoder.pretrained(str(tmp_path / TEXT))
+    ResNet38.from_panns(tmp_path / AUDIO, width=TINY_WIDTH)
+
+
+def test_encoders_of_other_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
+    make(corpus, tmp_path)
+    for settings in ({"epochs": 2}, {"seed": 1}):
+        with pytest.raises(InputError, match=r"expected .* of these settings, got encoders of others; see .*\.json"):
+            make(corpus, tmp_path, **settings)
+
+
+def test_a_data_set_without_tags_is_refused(corpus: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    shutil.copytree(corpus / "Synthetic", tmp_path / "Clotho", ignore=shutil.ignore_patterns("tags"))
+    result = command_line("pretrain", "--data", tmp_path, "--dataset", "Clotho", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    table = tmp_path / "Clotho" / "tags" / "train.csv"
+    expected = f"Error: expected the events of each clip in {table}, got no file; synthesize makes it\n"
+    assert result.output == expected
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_that_is_missing_is_refused_before_anything_is_learned(
+    corpus: Path, tmp_path: Path, begun: list[str]
+) -> None:
+    data = shutil.copytree(corpus, tmp_path / "data")
+    missing = data / "Synthetic" / "waveforms" / "train" / "00007.wav"
+    missing.unlink()
+    with pytest.raises(InputError, match=r"got 1 bad of 16 files:\n.*00007\.wav: missing"):
+        make(data, tmp_path / "out")
+    assert begun == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_begins_with_them(
+    corpus: Path, learned: tuple[Path, Losses], tmp_path: Path, command_line: CommandLine
+) -> None:
+    """A run of frozen encoders keeps their weights as they are in the files."""
+    out, _ = learned
+    settings = ["--data", corpus, "--dataset", "Synthetic", "--clip-seconds", 0.5, "--loss", "nt_xent", "--encoders",
+                "frozen", "--batch-size", 16, "--learning-rate", 1e-3, "--epochs", 1, "--workers", 0, "--features",
+                tmp_path / "features", "--out", tmp_path / "run"]  # fmt: skip
+    encoders = ["--model", "tiny", "--audio-checkpoint", out / AUDIO, "--bert", out / TEXT]
+    result = command_line("train", *settings, *encoders)
+    assert result.exit_code == 0, result.output
+    run = {**load_file(tmp_path / "run" / "frozen.safetensors"), **load_file(tmp_path / "run" / "best.safetensors")}
+    audio, text = weights_of(out)
+    expected = {f"audio_encoder.{name}": value for name, value in audio.items() if not name.startswith("fc")}
+    expected |= {f"text_encoder.bert.{name}": value for name, value in text.items() if not name.startswith("pooler")}
+    assert same({name: value for name, value in run.items() if not name.startswith("heads.")}, expected)
+
+
+# What they learn from.
+
+
+class Loader:
+    """What _learn was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: dict[str, Any] = {}
+        monkeypatch.setattr(pretrain, "_learn", self)
+
+    def __call__(self, model: Any, loader: Any, epochs: int, what: str, loss_of: Any) -> None:
+        self.given = {"model": model, "loader": loader, "epochs": epochs, "loss_of": loss_of}
+
+
+def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = Loader(monkeypatch)
+    clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
+    assert tags.keys() == {clip.path.name for clip in clips}
+    weights = pretrain._tag(clips, tags, 0.5, 3)
+    assert captured.given["epochs"] == 3
+    learned = captured.given["model"].state_dict()
+    assert same(weights, {name.removeprefix("encoder."): value for name, value in learned.items()})
+    dataset = captured.given["loader"].dataset
+    assert len(dataset) == 16
+    for index, clip in enumerate(clips):
+        waveform, present = dataset[index]
+        assert torch.equal(waveform, load_waveform(clip.path, 0.5))
+        assert sorted(dataset.known[k] for k in present.nonzero().flatten()) == sorted(tags[clip.path.name])
+        assert set(present.tolist()) <= {0.0, 1.0}
+
+
+def test_the_loss_of_tagging_is_that_of_every_tag_on_its_own(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = Loader(monkeypatch)
+    clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
+    pretrain._tag(clips, tags, 0.5, 1)
+    model = captured.given["model"].eval()
+    (waveforms, present) = next(iter(captured.given["loader"]))
+    features = model.encoder(waveforms)
+    chances = model.fc_audioset(model.fc1(features).clamp(min=0)).sigmoid()
+    expected = -torch.where(present == 1, chances, 1 - chances).log().mean()
+    torch.testing.assert_close(captured.given["loss_of"]((waveforms, present)), expected)
+
+
+CLIPS = [
+    Clip(Path("a.wav"), ("one two three", "two three four five", "three four")),
+    Clip(Path("b.wav"), ("six seven", "seven eight nine")),
+    Clip(Path("c.wav"), ("ten",)),
+]
+CLIP_OF = [0, 0, 0, 1, 1, 2]
+
+
+def test_pairs_of_captions() -> None:
+    """Label 0: both of one clip. Label 1: the second is any, of the same clip as well."""
+    tokenizer = text_encoder.train_tokenizer(captions_of(CLIPS))
+    sentences = text_encoder.tokenize(tokenizer, captions_of(CLIPS))
+    pairs = pretrain._CaptionPairs(CLIPS, tokenizer)
+    assert len(pairs) == 6
+    torch.manual_seed(0)
+    seen: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
+    labels = []
+    for index in [*range(6)] * 100:
+        pair = pairs[index]
+        length = len(sentences[index])
+        assert pair["input_ids"][:length] == sentences[index]
+        rest = pair["input_ids"][length:]
+        assert pair["token_type_ids"] == [0] * length + [1] * len(rest)
+        second = [sentence[1:] for sentence in sentences].index(rest)  # [CLS] one [SEP] another [SEP]
+        seen[pair["next_sentence_label"]].add((index, second))
+        labels.append(pair["next_sentence_label"])
+    assert seen[0] == {(i, j) for i in range(6) for j in range(6) if CLIP_OF[i] == CLIP_OF[j]}
+    assert seen[1] == {(i, j) for i in range(6) for j in range(6)}
+    assert sum(labels) / len(labels) == pytest.approx(0.5, abs=0.06)
+
+
+def test_long_pairs_are_cut() -> None:
+    clips = [Clip(Path("a.wav"), ("word " * 40, "word " * 41))]
+    pair = pretrain._CaptionPairs(clips, text_encoder.train_tokenizer(captions_of(clips)))[0]
+    assert len(pair["input_ids"]) == len(pair["token_type_ids"]) == 64
+    assert pair["token_type_ids"] == [0] * 42 + [1] * 22
+
+
+def test_words_are_masked_as_in_bert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 % of the words, never [CLS], [SEP] or padding; of them 80 % read [MASK], 10 % a random word."""
+    captured = Loader(monkeypatch)
+    words = [f"{a}{b}" for a in "bcdfghjklm" for b in "aeiou"]
+    clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
+    tokenizer = text_encoder.train_tokenizer(captions_of(clips))
+    torch.manual_seed(0)
+    bert = pretrain._fill_in(clips, tokenizer, 2)
+    assert bert is captured.given["model"].bert
+    assert captured.given["epochs"] == 2
+    batches = [batch for _ in range(10) for batch in captured.given["loader"]]
+    assert len(batches) == 10 * (300 // 32)
+    special = torch.tensor([tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
+    of_words = masked = replaced = kept = 0
+    for batch in batches:
+        ids, labels = batch["input_ids"], batch["labels"]
+        asked = labels != -100
+        original = torch.where(asked, labels, ids)
+        assert not torch.isin(labels, special).any()
+        assert torch.equal(batch["attention_mask"] == 0, original == tokenizer.pad_token_id)
+        assert not batch["token_type_ids"][batch["attention_mask"] == 0].any()
+        assert (original != tokenizer.mask_token_id).all()
+        of_words += int((~torch.isin(original, special)).sum())
+        masked += int(asked.sum())
+        replaced += int((ids[asked] == tokenizer.mask_token_id).sum())
+        kept += int((ids[asked] == labels[asked]).sum())
+    assert masked / of_words == pytest.approx(0.15, abs=0.01)
+    assert replaced / masked == pytest.approx(0.8, abs=0.02)
+    assert kept / masked == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_loss_of_text_is_of_the_words_and_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = Loader(monkeypatch)
+    torch.manual_seed(0)
+    pretrain._fill_in(CLIPS, text_encoder.train_tokenizer(captions_of(CLIPS)), 1)
+    model = captured.given["model"].eval()
+    batch = next(batch for batch in captured.given["loader"] if (batch["labels"] != -100).any())
+    out = model(**batch)
+    words = F.cross_entropy(out.prediction_logits.flatten(0, 1), batch["labels"].flatten())
+    label = F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
+    torch.testing.assert_close(captured.given["loss_of"](batch), words + label)

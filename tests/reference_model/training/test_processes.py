@@ -1,0 +1,97 @@
+"""A run divided among processes, as torchrun starts them: the numbers of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
+
+from reference_model.config import Config
+from reference_model.data.dataset import Share
+from reference_model.training import trainer as train
+
+ROOT = Path(__file__).parents[3]
+
+
+def launched(processes: int, config: Config, run: Path, *options: str) -> dict[str, Any]:
+    """The metrics of ``torchrun --nproc-per-node PROCESSES -m reference_model train``."""
+    arguments = {
+        "--data": config.data, "--dataset": config.dataset, "--clip-seconds": config.clip_seconds,
+        "--model": config.model, "--encoders": config.encoders, "--loss": config.loss, "--epochs": config.epochs,
+        "--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--workers": config.workers,
+        "--seed": config.seed, "--out": run,
+    }  # fmt: skip
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
+        *("-m", "reference_model", "train"),
+        *(value for pair in arguments.items() for value in pair),
+        *options,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [str(argument) for argument in command], capture_output=True, text=True, timeout=280, env=environment,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f", {processes} processes" in (run / "log.txt").read_text()
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "triplet_max"])
+def test_two_processes_give_the_numbers_of_one(loss: str, config: Config, tmp_path: Path) -> None:
+    """With frozen encoders a step is the same up to rounding, however the batch is divided; an odd one too."""
+    config = replace(config, loss=loss, encoders="frozen", batch_size=15)
+    one = train.train(config, tmp_path / "one")
+    two = launched(2, config, tmp_path / "two")
+    for alone, together in zip(one["history"], two["history"], strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert together["val"] == alone["val"]
+    assert two["test"] == one["test"]
+    assert two["best_epoch"] == one["best_epoch"]
+    first, second = (load_file(tmp_path / run / "best.safetensors") for run in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_fine_tuning_on_two_processes(config: Config, tmp_path: Path) -> None:
+    """Dropout differs from process to process, and so does batch-norm on a CPU: no more than a run that works."""
+    metrics = launched(2, replace(config, epochs=1), tmp_path / "run", "--gradient-cache-micro-batch", "3")
+    assert metrics["config"]["gradient_cache_micro_batch"] == 3
+    assert 0 < metrics["history"][0]["loss"] < 10
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+def test_a_gradient_cache_of_the_whole_batch_changes_nothing(encoders: Any, config: Config, tmp_path: Path) -> None:
+    config = replace(config, encoders=encoders)
+    plain = train.train(config, tmp_path / "plain")
+    cached = train.train(replace(config, gradient_cache_micro_batch=16), tmp_path / "cached")
+    for without, with_cache in zip(plain["history"], cached["history"], strict=True):
+        assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
+    assert cached["test"] == plain["test"]
+
+
+def test_a_gradient_cache_in_parts_with_frozen_encoders(config: Config, tmp_path: Path) -> None:
+    config = replace(config, encoders="frozen")
+    plain = train.train(config, tmp_path / "plain")
+    cached = train.train(replace(config, gradient_cache_micro_batch=5), tmp_path / "cached")
+    for without, with_cache in zip(plain["history"], cached["history"], strict=True):
+        assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
+    assert cached["test"] == plain["test"]
+
+
+def test_a_batch_is_divided_without_remainder() -> None:
+    batches = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]]
+    sampler = BatchSampler([*batches[0], *batches[1]], batch_size=7, drop_last=True)
+    parts = [list(Share(sampler, process, 3)) for process in range(3)]
+    assert [[pair for part in parts for pair in part[k]] for k in range(2)] == batches
+    assert {len(batch) for part in parts for batch in part} == {2, 3}
+    assert len(Share(sampler, 0, 3)) == 2
