@@ -24,9 +24,10 @@ from benchmarks import options
 from benchmarks.frozen_runs import Setting, config
 from benchmarks.measure import Call, interleaved, peak_memory
 from benchmarks.results import Row, write_table
+from reference_model.data.audio import SAMPLE_RATE
 from reference_model.models.bert import TextEncoder
 from reference_model.models.dual_encoder import DualEncoder
-from reference_model.models.resnet38 import SAMPLE_RATE, ResNet38
+from reference_model.models.resnet38 import ResNet38
 from reference_model.training.step import Step
 
 TOKENS = 20

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
-from reference_model.models.resnet38 import SAMPLE_RATE, SHORTEST
+from reference_model.data.audio import SAMPLE_RATE, SHORTEST
 from reference_model.protocol import Protocol, check_choice
 
 # Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip

@@ -16,7 +16,10 @@ from torchaudio.transforms import Resample
 from tqdm import tqdm
 
 from reference_model import InputError
-from reference_model.models.resnet38 import SAMPLE_RATE
+
+SAMPLE_RATE = 32_000  # Hz, of every waveform in memory; section 3.2
+HOP = 320  # samples between the frames of a spectrogram; section 3.2
+SHORTEST = 31 * HOP  # samples; ResNet-38 halves time five times, and of a shorter clip nothing would remain
 
 # What libsndfile reads, by its usual names.
 SUFFIXES = frozenset(

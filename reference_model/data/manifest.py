@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from reference_model import InputError
-from reference_model.models.resnet38 import SAMPLE_RATE
+from reference_model.data.audio import SAMPLE_RATE
 from reference_model.runtime.files import write_whole
 
 MANIFEST = "manifest.csv"  # in the folder of the data set

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from reference_model import InputError
-from reference_model.models.resnet38 import HOP, SAMPLE_RATE
+from reference_model.data.audio import HOP, SAMPLE_RATE
 from reference_model.runtime.files import write_text, write_whole
 
 Signal = NDArray[np.float64]

@@ -19,16 +19,13 @@ from torchaudio.functional import melscale_fbanks, spectrogram
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from reference_model import InputError
+from reference_model.data.audio import HOP, SAMPLE_RATE, SHORTEST
 
-SAMPLE_RATE = 32_000  # Hz
 # Section 3.2.
 WINDOW = 1024  # samples, Hann
-HOP = 320  # samples
 MEL_BINS = 64
 LOWEST, HIGHEST = 50, 14_000  # Hz, of the mel bins; those of PANNs
 FRONT_END = {"rate": SAMPLE_RATE, "window": WINDOW, "hop": HOP, "mel": [MEL_BINS, LOWEST, HIGHEST]}
-# The network halves time five times; a shorter clip would leave nothing.
-SHORTEST = 31 * HOP
 
 
 class LogMel(nn.Module):

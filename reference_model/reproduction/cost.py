@@ -10,10 +10,10 @@ import torch
 from tqdm import tqdm
 
 from reference_model.config import Config
+from reference_model.data.audio import SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
 from reference_model.evaluation.evaluate import accelerator_for
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.resnet38 import SAMPLE_RATE
 from reference_model.training.step import Step
 
 REHEARSED = 3  # steps

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data.audio import load_waveform
+from reference_model.data.audio import SAMPLE_RATE, load_waveform
 from reference_model.evaluation.metrics import QUERIES_AT_ONCE, ranks_of_targets
-from reference_model.models.resnet38 import SAMPLE_RATE
 from reference_model.run_folder import TEST_EMBEDDINGS
 from reference_model.runtime.tensors import load_tensors
 

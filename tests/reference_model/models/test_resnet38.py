@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from reference_model import InputError
-from reference_model.models.resnet38 import SHORTEST, LogMel, ResNet38
+from reference_model.data.audio import SHORTEST
+from reference_model.models.resnet38 import LogMel, ResNet38
 
 
 def mel_frequency(hertz: float) -> float:
