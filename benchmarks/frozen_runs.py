@@ -22,11 +22,11 @@ from benchmarks import options
 from benchmarks.measure import Call, interleaved, synchronise
 from benchmarks.results import Row, write_table
 from reference_model.config import Config
-from reference_model.data.dataset import Share
+from reference_model.data.batches import DistributedBatchSampler
 from reference_model.data.manifest import PAPER
 from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import Heads
-from reference_model.models.features import Features, FromFeatures
+from reference_model.models.features import FeatureBatches, Features
 from reference_model.paper import experiments
 from reference_model.protocol import PROTOCOLS
 from reference_model.runtime.tensors import save_checkpoint, save_tensors
@@ -78,9 +78,9 @@ def config(setting: Setting, loss: str) -> Config:
 
 def batches(of: Features, batch_size: int) -> tuple[int, Iterator[dict[str, Any]]]:
     """Steps an epoch, and batches without end."""
-    share = Share(BatchSampler(RandomSampler(of.text_of_caption), batch_size, drop_last=True), 0, 1)
-    source = FromFeatures(of, share)
-    return len(share), itertools.chain.from_iterable(source.from_step(0) for _ in itertools.count())
+    sampler = DistributedBatchSampler(BatchSampler(RandomSampler(of.text_of_caption), batch_size, drop_last=True), 0, 1)
+    source = FeatureBatches(of, sampler)
+    return len(sampler), itertools.chain.from_iterable(source.from_step(0) for _ in itertools.count())
 
 
 def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[Row]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reference_model import InputError
-from reference_model.data.dataset import SPLITS, rows
+from reference_model.data.dataset import SPLITS, csv_rows
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")  # the first of them is taken where a clip is there in several
 
@@ -86,7 +86,7 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
 
 def _refuse_another_data_set(dataset: str, folder: Path, layout: Layout) -> None:
     """Clotho under the name of AudioCaps would be cut to its length and set beside its results."""
-    _, header = next(rows(layout.tables(folder)[0]), (1, [""]))
+    _, header = next(csv_rows(layout.tables(folder)[0]), (1, [""]))
     found = "Clotho" if layout.names == CLOTHO else "AudioCaps" if "youtube_id" in header else dataset
     if dataset in ("AudioCaps", "Clotho") and found != dataset:
         raise InputError(f"expected tables of {dataset} in {folder}, got those of {found}; say --dataset {found}")
@@ -150,7 +150,7 @@ class _Clip:
 
 def _read(table: Path) -> dict[str, _Clip]:
     """The clips of a table by their FILE_NAME; rows of one name are one clip."""
-    listed = rows(table)
+    listed = csv_rows(table)
     _, header = next(listed, (1, []))
     by_name = header[:1] == ["file_name"] and len(header) > 1 and all(c.startswith("caption") for c in header[1:])
     if not by_name and not {"youtube_id", "start_time", "caption"} <= set(header):

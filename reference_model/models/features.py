@@ -16,20 +16,12 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data.dataset import (
-    Clip,
-    Share,
-    Waveforms,
-    batches,
-    clip_of_caption,
-    leave_signals_to_the_first_process,
-    pad_tokens,
-)
+from reference_model.data.batches import DistributedBatchSampler, Waveforms, data_loader, pad_tokens, read_batches
+from reference_model.data.dataset import Clip, clip_of_caption
 from reference_model.models.dual_encoder import DualEncoder
 from reference_model.models.resnet38 import FRONT_END
 from reference_model.runtime.signals import stop_if_asked
@@ -136,16 +128,10 @@ def _encode_clips(
     model: DualEncoder, clips: list[Clip], config: Config, accelerator: Accelerator, description: str
 ) -> Tensor:
     device = accelerator.device
-    loader = DataLoader(
-        Waveforms(clips, config.clip_seconds),
-        batch_size=AT_ONCE,
-        num_workers=config.workers,
-        worker_init_fn=leave_signals_to_the_first_process,
-        pin_memory=device.type == "cuda",
-    )
+    loader = data_loader(Waveforms(clips, config.clip_seconds), config.workers, device, batch_size=AT_ONCE)
     rows = []
     with accelerator.autocast():
-        for waveforms in tqdm(batches(loader), description, len(loader), leave=False, unit="batch"):
+        for waveforms in tqdm(read_batches(loader), description, len(loader), leave=False, unit="batch"):
             stop_if_asked()
             rows.append(model.encode_audio(waveforms.to(device, non_blocking=True)).float())
     return torch.cat(rows)
@@ -181,14 +167,14 @@ def key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-class FromFeatures:
+class FeatureBatches:
     """Batches of pairs of features, on the device that the features are on."""
 
-    def __init__(self, features: Features, share: Share) -> None:
-        self.features, self.share = features, share
+    def __init__(self, features: Features, sampler: DistributedBatchSampler) -> None:
+        self.features, self.sampler = features, sampler
 
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:
         """The epoch's batches after that many."""
-        self.share.first = step
-        for captions in self.share:
+        self.sampler.first = step
+        for captions in self.sampler:
             yield self.features.pairs(torch.tensor(captions, device=self.features.audio.device))

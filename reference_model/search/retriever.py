@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio, fault, load_waveform
-from reference_model.data.dataset import batches, leave_signals_to_the_first_process, pad_tokens, read_captions
+from reference_model.data.batches import data_loader, pad_tokens, read_batches
+from reference_model.data.dataset import read_captions
 from reference_model.models import bert as text_encoder
 from reference_model.models.bert import LONGEST, tokenize
 from reference_model.models.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, WEIGHTS, DualEncoder, saved_model
@@ -257,15 +258,10 @@ class Retriever:
 
     def _clip_features(self, files: list[Path]) -> Iterator[tuple[Tensor, list[str | None]]]:
         """In batches: features of what can be read, ``[b, 2048]``, and for every file None, or why it cannot."""
-        loader = DataLoader(
-            _Readable(files, self.config.clip_seconds),
-            batch_size=AT_ONCE,
-            collate_fn=_collate,
-            num_workers=self.config.workers if len(files) > AT_ONCE else 0,
-            worker_init_fn=leave_signals_to_the_first_process,
-            pin_memory=self.device.type == "cuda",
-        )
-        for waveforms, reasons in tqdm(batches(loader), "embedding clips", len(loader), leave=False, unit="batch"):
+        workers = self.config.workers if len(files) > AT_ONCE else 0
+        readable = _Readable(files, self.config.clip_seconds)
+        loader = data_loader(readable, workers, self.device, batch_size=AT_ONCE, collate_fn=_collate)
+        for waveforms, reasons in tqdm(read_batches(loader), "embedding clips", len(loader), leave=False, unit="batch"):
             stop_if_asked()
             if waveforms is None:
                 yield torch.empty(0, self.model.audio_encoder.output_size, device=self.device), reasons

@@ -22,7 +22,8 @@ from transformers import BertForPreTraining, DataCollatorForLanguageModeling, Pr
 from reference_model import InputError
 from reference_model.config import clip_seconds
 from reference_model.data.audio import check_audio
-from reference_model.data.dataset import Clip, Waveforms, captions_of, clip_of_caption, read_split, rows
+from reference_model.data.batches import Waveforms
+from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, read_split
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
@@ -77,7 +78,7 @@ def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]
     table = Path(data) / dataset / "tags" / f"{split}.csv"
     if not table.is_file():
         raise InputError(f"expected the events of each clip in {table}, got no file; synthesize makes it")
-    return {name: events.split("; ") for _, (name, events) in itertools.islice(rows(table), 1, None)}
+    return {name: events.split("; ") for _, (name, events) in itertools.islice(csv_rows(table), 1, None)}
 
 
 class _Tagger(nn.Module):

@@ -32,13 +32,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio
-from reference_model.data.dataset import SPLITS, Clip, FromFiles, Pairs, Share, captions_of, checksums, read_split
+from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
+from reference_model.data.dataset import SPLITS, Clip, audio_checksums, captions_of, read_split
 from reference_model.data.manifest import PAPER
 from reference_model.evaluation.evaluate import accelerator_for, embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
-from reference_model.models.features import Features, FromFeatures, checksum, features_of, kept_features
+from reference_model.models.features import FeatureBatches, Features, checksum, features_of, kept_features
 from reference_model.reproduction.cost import duration, rehearse, seconds_a_clip
 from reference_model.reproduction.plots import plot_curves
 from reference_model.run_folder import (
@@ -198,15 +199,15 @@ class _Training:
             seed=_seed(config.seed),
         )
         whole = BatchSampler(self.sampler, config.batch_size, drop_last=True)
-        self.share = Share(whole, accelerator.process_index, processes)
-        self.steps = len(self.share)  # an epoch
+        self.batch_sampler = DistributedBatchSampler(whole, accelerator.process_index, processes)
+        self.steps = len(self.batch_sampler)  # an epoch
         self.constant: dict[str, Features] = {}
         if self.model.constant:
             self.constant = {split: self._kept_features(features, split) for split in SPLITS}
-            self.batches: FromFeatures | FromFiles = FromFeatures(self.constant["train"], self.share)
+            self.batches: FeatureBatches | WaveformBatches = FeatureBatches(self.constant["train"], self.batch_sampler)
         else:
             pairs = Pairs(self.clips["train"], self.token_ids["train"], config.clip_seconds)
-            self.batches = FromFiles(pairs, self.share, config.workers, accelerator.device)
+            self.batches = WaveformBatches(pairs, self.batch_sampler, config.workers, accelerator.device)
 
         self.trained = self.model.heads if self.model.constant else self.model
         self._estimate()
@@ -223,7 +224,7 @@ class _Training:
 
     def _kept_features(self, folder: Path, split: str) -> Features:
         clips = self.clips[split]
-        checked = checksums(self.config.data, self.config.dataset, split, clips)
+        checked = audio_checksums(self.config.data, self.config.dataset, split, clips)
         return kept_features(folder, self.model, clips, checked, self.token_ids[split], self.config, self.accelerator)
 
     def _features(self, split: str) -> Features:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from reference_model import InputError
-from reference_model.data.dataset import pad_tokens
+from reference_model.data.batches import pad_tokens
 from reference_model.models import bert as text_encoder
 
 CAPTIONS = ["A dog barks, then rain falls", "Rain falls while a dog barks loudly", "Birds sing"] * 3

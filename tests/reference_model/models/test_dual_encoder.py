@@ -6,7 +6,7 @@ from transformers import BertConfig, BertModel
 
 from crossmodal_losses import NTXent
 from reference_model.config import Config
-from reference_model.data.dataset import pad_tokens
+from reference_model.data.batches import pad_tokens
 from reference_model.models import bert as text_encoder
 from reference_model.models.bert import TextEncoder
 from reference_model.models.dual_encoder import DualEncoder, Heads, new_model

@@ -14,11 +14,12 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data.dataset import FromFiles, Pairs, Share, captions_of, checksums, read_split
+from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
+from reference_model.data.dataset import audio_checksums, captions_of, read_split
 from reference_model.models import bert as text_encoder
 from reference_model.models import features
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.features import Features, FromFeatures, kept_features
+from reference_model.models.features import FeatureBatches, Features, kept_features
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training import trainer as train
 from reference_model.training.step import Step
@@ -43,16 +44,22 @@ def trained(
         token_ids = [sentence[:5] for sentence in token_ids]
     assert (len(set(map(len, token_ids))) == 1) == one_length
     order = RandomSampler(range(len(captions)), generator=torch.Generator().manual_seed(3))
-    share = Share(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
-    batches: FromFeatures | FromFiles
+    sampler = DistributedBatchSampler(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
+    batches: FeatureBatches | WaveformBatches
     if cached:
         kept = kept_features(
-            folder, model, clips, checksums(config.data, config.dataset, "train", clips), token_ids, config, accelerator
+            folder,
+            model,
+            clips,
+            audio_checksums(config.data, config.dataset, "train", clips),
+            token_ids,
+            config,
+            accelerator,
         )
-        batches, step = FromFeatures(kept, share), Step(model.heads, config, accelerator)
+        batches, step = FeatureBatches(kept, sampler), Step(model.heads, config, accelerator)
     else:
         pairs = Pairs(clips, token_ids, config.clip_seconds)
-        batches, step = FromFiles(pairs, share, 0, accelerator.device), Step(model, config, accelerator)
+        batches, step = WaveformBatches(pairs, sampler, 0, accelerator.device), Step(model, config, accelerator)
     model.train()
     losses = [step(batch) for _ in range(epochs) for batch in batches.from_step(0)]
     return losses, {name: value.clone() for name, value in model.heads.state_dict().items()}

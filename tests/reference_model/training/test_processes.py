@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import BatchSampler
 
 from reference_model.config import Config
-from reference_model.data.dataset import Share
 from reference_model.training import trainer as train
 
 ROOT = Path(__file__).parents[3]
@@ -86,12 +84,3 @@ def test_a_gradient_cache_in_parts_with_frozen_encoders(config: Config, tmp_path
     for without, with_cache in zip(plain["history"], cached["history"], strict=True):
         assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
     assert cached["test"] == plain["test"]
-
-
-def test_a_batch_is_divided_without_remainder() -> None:
-    batches = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]]
-    sampler = BatchSampler([*batches[0], *batches[1]], batch_size=7, drop_last=True)
-    parts = [list(Share(sampler, process, 3)) for process in range(3)]
-    assert [[pair for part in parts for pair in part[k]] for k in range(2)] == batches
-    assert {len(batch) for part in parts for batch in part} == {2, 3}
-    assert len(Share(sampler, 0, 3)) == 2

@@ -1,0 +1,144 @@
+"""Batches of clips and captions as tensors, read from files by worker processes."""
+
+import itertools
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from reference_model import InputError
+from reference_model.data.audio import load_waveform
+from reference_model.data.dataset import Clip, clip_of_caption
+
+
+class Waveforms(Dataset[Tensor]):
+    """Each clip once: ``[samples]`` at 32 kHz, cut or zero-padded to a fixed length in seconds."""
+
+    def __init__(self, clips: list[Clip], seconds: float) -> None:
+        self.clips = clips
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return load_waveform(self.clips[index].path, self.seconds)
+
+
+class Pairs(Dataset[dict[str, Any]]):
+    """Every caption with its clip, for training: a clip with five captions makes five pairs.
+
+    Args:
+        clips: the clips of a split.
+        token_ids: those of all captions, in the order of ``captions_of(clips)``.
+        seconds: the fixed length of a waveform.
+    """
+
+    def __init__(self, clips: list[Clip], token_ids: list[list[int]], seconds: float) -> None:
+        self.waveforms = Waveforms(clips, seconds)
+        self.token_ids = token_ids
+        self.clip_of_caption = clip_of_caption(clips).tolist()
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clip = self.clip_of_caption[index]
+        return {"waveform": self.waveforms[clip], "token_ids": self.token_ids[index], "id": clip}
+
+
+def pad_tokens(token_ids: list[list[int]]) -> dict[str, Tensor]:
+    """Return token ids and attention mask, ``[B, T]`` each, padded with 0 to the longest sentence."""
+    ids = [torch.tensor(sentence) for sentence in token_ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(sentence) for sentence in ids], batch_first=True),
+    }
+
+
+def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack pairs into the inputs of the dual encoder, by modality, and the ids of their clips, ``[B]``."""
+    return {
+        "audio": {"waveforms": torch.stack([pair["waveform"] for pair in pairs])},
+        "text": pad_tokens([pair["token_ids"] for pair in pairs]),
+        "ids": torch.tensor([pair["id"] for pair in pairs]),
+    }
+
+
+class DistributedBatchSampler(Sampler[list[int]]):
+    """Split every batch over several processes; the sizes of the parts differ by one pair at most.
+
+    Args:
+        batches: the batches of the whole epoch, the same in every process.
+        process: the index of this process.
+        processes: the number of processes.
+    """
+
+    def __init__(self, batches: BatchSampler, process: int, processes: int) -> None:
+        self.batches, self.process, self.processes = batches, process, processes
+        self.first = 0  # index of the batch that the next iteration begins with
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in itertools.islice(self.batches, self.first, None):
+            start, stop = (len(batch) * part // self.processes for part in (self.process, self.process + 1))
+            yield batch[start:stop]
+
+
+def data_loader(dataset: Dataset[Any], workers: int, device: torch.device, **settings: Any) -> DataLoader[Any]:
+    """Build a loader whose worker processes ignore SIGINT and SIGTERM.
+
+    Ctrl-C and cluster schedulers signal all processes; the main process alone decides when to stop.
+
+    Args:
+        dataset: the items.
+        workers: number of worker processes; 0: the main process reads.
+        device: where the batches are used; for CUDA they are pinned.
+        **settings: further arguments of :class:`torch.utils.data.DataLoader`.
+    """
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=device.type == "cuda",
+        **settings,
+    )
+
+
+def _ignore_signals(_worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def read_batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over a loader, and reduce an InputError of a worker process to its message, without the traceback."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from error
+
+
+class WaveformBatches:
+    """Batches of pairs on the device, read and decoded by worker processes."""
+
+    def __init__(self, pairs: Pairs, sampler: DistributedBatchSampler, workers: int, device: torch.device) -> None:
+        self.sampler, self.device = sampler, device
+        self.loader = data_loader(
+            pairs, workers, device, batch_sampler=sampler, collate_fn=collate, persistent_workers=workers > 0
+        )
+
+    def from_step(self, step: int) -> Iterator[dict[str, Any]]:
+        """Yield the batches of an epoch without the first ``step``."""
+        self.sampler.first = step
+        for batch in read_batches(self.loader):
+            yield {
+                "audio": {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch["audio"].items()},
+                "text": {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch["text"].items()},
+                "ids": batch["ids"].to(self.device, non_blocking=True),
+            }

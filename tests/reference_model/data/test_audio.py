@@ -1,0 +1,108 @@
+"""Any audio file becomes 32 kHz mono, and every file that cannot is named before training starts."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from reference_model import InputError
+from reference_model.data.audio import check_audio, load_waveform
+
+
+def sine(rate: int, seconds: float, frequency: float = 440) -> np.ndarray[Any, Any]:
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
+
+
+def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
+    good, folder = tmp_path / "good.wav", tmp_path / "folder.wav"
+    soundfile.write(good, sine(32_000, 1), 32_000)
+    whole = good.read_bytes()
+    contents = {
+        "empty.wav": b"",
+        "header only.wav": whole[:44],
+        "truncated.wav": whole[: len(whole) // 2],
+        "text.wav": b"this is no audio, although it is called so",
+        "no samples.wav": whole[:4] + struct.pack("<I", 36) + whole[8:40] + struct.pack("<I", 0),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    folder.mkdir()
+    soundfile.write(tmp_path / "whole.flac", sine(44_100, 2), 44_100)
+    (tmp_path / "truncated.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:20_000])
+    too_long = "x" * 300 + ".wav"
+    bad = [too_long, *contents, "folder.wav", "truncated.flac", "not there.wav"]
+    paths = [tmp_path / name for name in [*bad, "good.wav", "whole.flac"]]
+    with pytest.raises(InputError) as refusal:
+        check_audio(paths)
+    lines = str(refusal.value).splitlines()
+    assert lines[0] == f"expected readable audio, got {len(bad)} bad of {len(paths)} files:"
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == [str(tmp_path / name) for name in bad]
+    check_audio(paths[-2:])
+
+
+def test_headers_of_streamed_files_are_no_fault(tmp_path: Path) -> None:
+    """Programs that write WAV into a pipe do not know the size and leave the largest number."""
+    path = tmp_path / "streamed.wav"
+    soundfile.write(path, sine(32_000, 1), 32_000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + b"\xff\xff\xff\xff" + whole[8:40] + b"\xff\xff\xff\xff" + whole[44:])
+    check_audio([path])
+    assert load_waveform(path, 1).abs().max() > 0.4
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 32_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2, 8])
+@pytest.mark.parametrize("file", [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")])
+def test_any_format_becomes_32_kHz_mono(tmp_path: Path, rate: int, channels: int, file: tuple[str, str]) -> None:
+    """Channels that hold the sine at different levels; their mean, at 32 kHz, is that sine at the mean level."""
+    container, subtype = file
+    levels = np.linspace(0.2, 1, channels)
+    path = tmp_path / f"x.{container.lower()}"
+    soundfile.write(path, sine(rate, 1)[:, None] * levels, rate, subtype, format=container)
+    waveform = load_waveform(path, 1)
+    assert waveform.shape == (32_000,)
+    assert waveform.dtype == torch.float32
+    expected = torch.from_numpy(sine(32_000, 1) * levels.mean()).float()
+    middle = slice(2_000, 30_000)  # away from the ends, where the filter sees silence
+    torch.testing.assert_close(waveform[middle], expected[middle], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("frequency, kept", [(14_000, 1.0), (14_800, 0.9), (16_500, 0.0)])
+def test_the_resampler_is_kaiser_best(tmp_path: Path, frequency: float, kept: float) -> None:
+    """Its pass band ends at 0.9476 of 16 kHz, and above 16 kHz nothing is left that would fold back."""
+    path = tmp_path / "x.wav"
+    soundfile.write(path, sine(48_000, 1, frequency), 48_000, "FLOAT")
+    level = float(load_waveform(path, 1)[4_000:28_000].abs().max()) / 0.5
+    assert level == pytest.approx(kept, abs=1e-4 if kept != 0.9 else 0.05)
+
+
+def test_ogg_and_mp3_are_read(tmp_path: Path) -> None:
+    for container in ("OGG", "MP3"):
+        path = tmp_path / f"x.{container.lower()}"
+        soundfile.write(path, sine(44_100, 1), 44_100, format=container)
+        check_audio([path])
+        waveform = load_waveform(path, 1)
+        assert float(waveform.abs().max()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_clips_are_cut_or_padded_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    soundfile.write(path, sine(44_100, 1), 44_100, "FLOAT")
+    long = load_waveform(path, 2)
+    assert long.shape == (64_000,)
+    assert torch.equal(long[32_100:], torch.zeros(64_000 - 32_100))
+    short = load_waveform(path, 0.5)
+    assert torch.equal(short, long[:16_000])  # decoding only the beginning changes nothing in it
+
+
+def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    soundfile.write(path, np.array([0.0, np.nan, 0.0]), 32_000, "FLOAT")
+    with pytest.raises(InputError, match=r"expected finite samples, got NaN or inf in .*x\.wav"):
+        load_waveform(path, 1)
+    with pytest.raises(InputError, match=r"expected readable audio, got .*nowhere\.wav"):
+        load_waveform(tmp_path / "nowhere.wav", 1)

@@ -1,0 +1,58 @@
+"""Batches hold the waveforms, tokens and clips that belong together, for any number of workers and processes."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import BatchSampler, RandomSampler
+
+from reference_model.data.audio import load_waveform
+from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches, collate, pad_tokens
+from reference_model.data.dataset import read_split
+
+
+def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
+    clips = read_split(corpus, "Synthetic", "val")
+    pairs = Pairs(clips, [[k] for k in range(30)], 0.5)
+    assert len(pairs) == 30
+    assert pairs[29]["token_ids"] == [29]
+    assert torch.equal(pairs[29]["waveform"], load_waveform(clips[5].path, 0.5))
+    batch = collate([pairs[0], pairs[7]])
+    assert batch["audio"]["waveforms"].shape == (2, 16_000)
+    assert batch["text"]["input_ids"].tolist() == [[0], [7]]
+    assert batch["ids"].tolist() == [0, 1]
+    padded = pad_tokens([[5, 6, 7], [8]])
+    assert padded["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_the_number_of_workers_changes_nothing(corpus: Path) -> None:
+    """Nor does beginning in the middle of an epoch, as a run that continues does."""
+    clips = read_split(corpus, "Synthetic", "val")
+    pairs = Pairs(clips, [[k] for k in range(30)], 0.5)
+
+    def sentences_and_clips(workers: int, step: int) -> list[tuple[list[int], list[int], torch.Tensor]]:
+        order = RandomSampler(pairs, generator=torch.Generator().manual_seed(1))
+        sampler = DistributedBatchSampler(BatchSampler(order, 8, drop_last=True), 0, 1)
+        batches = list(WaveformBatches(pairs, sampler, workers, torch.device("cpu")).from_step(step))
+        return [
+            (b["text"]["input_ids"].flatten().tolist(), b["ids"].tolist(), b["audio"]["waveforms"]) for b in batches
+        ]
+
+    expected = sentences_and_clips(0, 0)
+    assert len(expected) == 3
+    for captions, ids, waveforms in expected:
+        assert ids == [caption // 5 for caption in captions]
+        assert torch.equal(waveforms[3], load_waveform(clips[ids[3]].path, 0.5))
+    for workers, step in ((2, 0), (0, 1), (2, 2)):
+        for whole, batch in zip(expected[step:], sentences_and_clips(workers, step), strict=True):
+            assert batch[:2] == whole[:2]
+            assert torch.equal(batch[2], whole[2])
+
+
+def test_a_batch_is_divided_without_remainder() -> None:
+    batches = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]]
+    sampler = BatchSampler([*batches[0], *batches[1]], batch_size=7, drop_last=True)
+    parts = [list(DistributedBatchSampler(sampler, process, 3)) for process in range(3)]
+    assert [[pair for part in parts for pair in part[k]] for k in range(2)] == batches
+    assert {len(batch) for part in parts for batch in part} == {2, 3}
+    assert len(DistributedBatchSampler(sampler, 0, 3)) == 2
