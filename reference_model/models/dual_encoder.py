@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from reference_model.config import Config
 from reference_model.models import bert as text_encoder
 from reference_model.models.bert import TextEncoder
+from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.tensors import load_weights
 
@@ -125,7 +126,7 @@ def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrai
     if config.audio_checkpoint is None:
         audio = ResNet38(width=width, dropout=dropout, spec_augment=spec_augment)
     else:
-        audio = ResNet38.from_panns(config.audio_checkpoint, width=width, dropout=dropout, spec_augment=spec_augment)
+        audio = from_panns(config.audio_checkpoint, width=width, dropout=dropout, spec_augment=spec_augment)
     if config.bert is None:
         tokenizer = text_encoder.train_tokenizer(captions)
         text = text_encoder.tiny(tokenizer, dropout=dropout)

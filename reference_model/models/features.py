@@ -23,7 +23,7 @@ from reference_model.config import Config
 from reference_model.data.batches import DistributedBatchSampler, Waveforms, data_loader, pad_tokens, read_batches
 from reference_model.data.dataset import Clip, clip_of_caption
 from reference_model.models.dual_encoder import DualEncoder
-from reference_model.models.resnet38 import FRONT_END
+from reference_model.models.logmel import FRONT_END
 from reference_model.runtime.signals import stop_if_asked
 from reference_model.runtime.tensors import load_tensors, save_tensors
 

@@ -22,7 +22,7 @@ from reference_model.models import bert as text_encoder
 from reference_model.models.bert import LONGEST, tokenize
 from reference_model.models.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, WEIGHTS, DualEncoder, saved_model
 from reference_model.models.features import AT_ONCE, checksum, different, key
-from reference_model.models.resnet38 import FRONT_END
+from reference_model.models.logmel import FRONT_END
 from reference_model.run_folder import CONFIG, METRICS, stored_metrics
 from reference_model.runtime.files import write_folder_whole, write_json, write_text
 from reference_model.runtime.signals import stop_if_asked

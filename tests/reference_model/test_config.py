@@ -24,7 +24,8 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import new_model
-from reference_model.models.resnet38 import BasicBlock, ResNet38, SpecAugment
+from reference_model.models.logmel import SpecAugment
+from reference_model.models.resnet38 import BasicBlock, ResNet38
 from reference_model.paper import PAPER_TABLES, experiments
 from reference_model.protocol import PROTOCOLS, Protocol, protocol
 from reference_model.training import trainer as train

@@ -19,6 +19,7 @@ from reference_model.data.audio import load_waveform
 from reference_model.data.dataset import Clip, captions_of, read_split
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import TINY_WIDTH
+from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.signals import Stopped
 from reference_model.training import pretrain
@@ -90,7 +91,7 @@ def test_the_audio_file_has_the_layout_of_the_published_one(corpus: Path, learne
     assert weights.keys() == encoder.state_dict().keys() | classifier
     tags = {tag for of_clip in pretrain.read_tags(corpus, "Synthetic", "train").values() for tag in of_clip}
     assert weights["fc_audioset.weight"].shape == (len(tags), 256)
-    loaded = ResNet38.from_panns(out / AUDIO, width=TINY_WIDTH)
+    loaded = from_panns(out / AUDIO, width=TINY_WIDTH)
     assert same(loaded.state_dict(), {name: weights[name] for name in weights.keys() - classifier})
     torch.manual_seed(0)
     assert not torch.equal(loaded.state_dict()["bn0.running_mean"], encoder.state_dict()["bn0.running_mean"])
@@ -184,7 +185,7 @@ def test_an_encoder_is_there_whole_or_not_at_all(
     assert not list(tmp_path.glob(".*"))
     make(corpus, tmp_path)
     text_encoder.pretrained(str(tmp_path / TEXT))
-    ResNet38.from_panns(tmp_path / AUDIO, width=TINY_WIDTH)
+    from_panns(tmp_path / AUDIO, width=TINY_WIDTH)
 
 
 def test_encoders_of_other_settings_are_refused(corpus: Path, tmp_path: Path) -> None:

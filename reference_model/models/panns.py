@@ -1,0 +1,94 @@
+"""Published checkpoints of PANNs (Kong et al. 2020): read without running their code, and loaded into ResNet-38."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reference_model import InputError
+from reference_model.models.resnet38 import ResNet38
+
+# Constructors of arrays and of numbers in a pickle that NumPy wrote.
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+_SCALAR: Any = np.float64().__reduce__()[0]
+# Published checkpoints hold the state of a sampler beside the model: NumPy objects, by their names in NumPy 1 and 2.
+_ALLOWED: list[Any] = [
+    bytes,
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in (("_reconstruct", _RECONSTRUCT), ("scalar", _SCALAR))
+        for core in ("core", "_core")
+    ),
+]
+# First words of the names of arrays that belong to the front-end and the classifier, which are not loaded.
+_DROPPED = ("fc", "spectrogram_extractor", "logmel_extractor")
+# Errors that torch.load and pickle raise for files of other formats.
+_FORMAT_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+
+
+def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> ResNet38:
+    """Build ResNet-38 with the weights of a PANNs checkpoint, ``ResNet38_mAP=0.434.pth`` at width 1.
+
+    The file is on Zenodo, record 3987831. It is a pickle; only tensors, containers and NumPy arrays are read from it,
+    and a file that holds anything else is refused before any of its code runs.
+
+    Raises:
+        InputError: the file is missing, truncated, holds something else, or asks to run code.
+    """
+    encoder = ResNet38(width=width, dropout=dropout, spec_augment=spec_augment)
+    weights = read_panns(path)
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        expected = encoder.state_dict()
+        wrong = sorted(expected.keys() ^ weights.keys()) or [
+            f"{name} {list(weights[name].shape)} for {list(expected[name].shape)}"
+            for name in expected
+            if weights[name].shape != expected[name].shape
+        ]
+        raise InputError(
+            f"expected the {len(expected)} arrays of ResNet-38 in {path}, got {len(weights)}; "
+            f"{len(wrong)} do not fit, such as {wrong[0]}"
+        ) from error
+    return encoder
+
+
+def read_panns(path: str | Path) -> dict[str, Tensor]:
+    """Read the encoder's arrays of a PANNs checkpoint, ``{"iteration", "model", "sampler"}``, and run none of its code.
+
+    Raises:
+        InputError: the file is missing, truncated, holds something else, or asks to run code.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"expected a PANNs checkpoint at {path}, got no file; it is on Zenodo, record 3987831")
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except _FORMAT_ERRORS as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"one that asks for {asked[1]}" if asked else "a file that is truncated or of another format"
+        size = Path(path).stat().st_size
+        raise InputError(
+            f"expected a PANNs checkpoint of tensors and NumPy arrays at {path}, got {reason} ({size:,} bytes); "
+            "the published one is on Zenodo, record 3987831"
+        ) from error
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
+        keys = list(checkpoint)[:4] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise InputError(f"expected a PANNs checkpoint with the entry 'model' at {path}, got {keys}")
+    return {name: array for name, array in checkpoint["model"].items() if not name.startswith(_DROPPED)}
