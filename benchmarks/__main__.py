@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import fine_tuning, floor, frozen_runs, growth, losses, memory, ranks, reading, tile_size
+from benchmarks import fine_tuning, floor, frozen_runs, losses, memory, ranks, reading, tile_size
 from benchmarks.results import RESULTS
 
 # With arguments that make a minute of it, to see whether everything runs.
@@ -16,7 +16,6 @@ SUITE: list[tuple[click.Command, list[str]]] = [
     (floor.main, ["-b", "2048", "--dimension", "64", *QUICK_TIMES]),
     (tile_size.main, ["-b", "512", "-t", "128", "-t", "256", "--dimension", "64", *QUICK_TIMES]),
     (memory.main, ["-b", "1024", "--dimension", "64", "--loss", "nt_xent"]),
-    (growth.main, ["-b", "512", "-b", "1024", "-d", "64", "-d", "128", "--batch-size", "512", *QUICK_TIMES]),
     (ranks.main, ["-w", "1", "-w", "2", "-b", "512", "--rows", "128", "--dimension", "64", "--tile-size", "128",
                   "--rounds", "2", "--loss", "nt_xent"]),
     (reading.main, QUICK_TIMES),
@@ -31,7 +30,7 @@ def main(quick: bool) -> None:
     """Measure everything and write benchmarks/results; half an hour on two cores.
 
     What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
-    benchmarks.losses --help, and likewise floor, tile_size, memory, growth, ranks, reading, frozen_runs, fine_tuning.
+    benchmarks.losses --help, and likewise floor, tile_size, memory, ranks, reading, frozen_runs, fine_tuning.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
     started = time.perf_counter()
