@@ -69,8 +69,8 @@ programs:
 		|| echo "Not installed: $(packages); tests that need them are skipped"
 
 test: $(REFERENCE)/complete $(NEWEST)/complete programs
-	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests/crossmodal_losses tests/peers crossmodal_losses
-	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) tests --ignore tests/crossmodal_losses --ignore tests/peers
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests/crossmodal_losses tests/benchmarks crossmodal_losses
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) tests --ignore tests/crossmodal_losses --ignore tests/benchmarks
 	HYPOTHESIS_PROFILE=ci $(in_newest) $(pytest) --doctest-modules tests/crossmodal_losses crossmodal_losses
 
 lint: $(REFERENCE)/complete

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from benchmarks import fine_tuning, floor, frozen_runs, losses, memory, ranks, reading, tile_size
+from benchmarks import losses, memory, ranks, roofline, tile_size
 from benchmarks.results import RESULTS
+from benchmarks.training import fine_tuning, frozen_runs, reading
 
 # With arguments that make a minute of it, to see whether everything runs.
 QUICK_TIMES = ["--seconds", "0", "--rounds", "2"]
 SUITE: list[tuple[click.Command, list[str]]] = [
     (losses.main, ["-b", "32", "-b", "64", "--dimension", "64", "--no-compile", *QUICK_TIMES]),
-    (floor.main, ["-b", "2048", "--dimension", "64", *QUICK_TIMES]),
+    (roofline.main, ["-b", "2048", "--dimension", "64", *QUICK_TIMES]),
     (tile_size.main, ["-b", "512", "-t", "128", "-t", "256", "--dimension", "64", *QUICK_TIMES]),
     (memory.main, ["-b", "1024", "--dimension", "64", "--loss", "nt_xent"]),
     (ranks.main, ["-w", "1", "-w", "2", "-b", "512", "--rows", "128", "--dimension", "64", "--tile-size", "128",
@@ -30,7 +31,8 @@ def main(quick: bool) -> None:
     """Measure everything and write benchmarks/results; half an hour on two cores.
 
     What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
-    benchmarks.losses --help, and likewise floor, tile_size, memory, ranks, reading, frozen_runs, fine_tuning.
+    benchmarks.losses --help, and likewise roofline, tile_size, memory, ranks, training.reading,
+    training.frozen_runs and training.fine_tuning.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
     started = time.perf_counter()

@@ -16,10 +16,10 @@ import click
 import torch
 from tqdm import tqdm
 
-from benchmarks import floor, losses, memory, options, ranks
+from benchmarks import losses, memory, options, ranks, roofline
+from benchmarks.baselines import COMPILED, INF_CL
 from benchmarks.batch import embeddings, gradients
 from benchmarks.measure import repeated
-from benchmarks.peers import COMPILED, INF_CL
 from benchmarks.results import Row, write_table
 from crossmodal_losses import LOSSES
 
@@ -38,10 +38,10 @@ class Setting(NamedTuple):
 
 
 def measure_floor(of: Setting) -> None:
-    t = max(1, floor.SIDE["cuda"] // of.divisor)
+    t = max(1, roofline.SIDE["cuda"] // of.divisor)
     sizes = [B // of.divisor for B in (16384, 65536)]
-    rows = floor.measure(of.names, sizes, of.D, t, dtype=of.dtype, device=of.device, seconds=1.0, rounds=5)
-    write_table(of.folder, "floor-gpu", rows, floor.about(t, of.dtype, of.device))
+    rows = roofline.measure(of.names, sizes, of.D, t, dtype=of.dtype, device=of.device, seconds=1.0, rounds=5)
+    write_table(of.folder, "roofline-gpu", rows, roofline.about(t, of.dtype, of.device))
 
 
 def measure_rivals(of: Setting) -> None:
@@ -80,7 +80,7 @@ def measure_ranks(of: Setting) -> None:
         click.echo(f"ranks are left out: expected 2 GPUs or more, got {count}")
         return
     processes = [W for W in (1, 2, 4, 8) if count >= W]
-    t, B, rows = (max(1, size // of.divisor) for size in (floor.SIDE["cuda"], 65536, 16384))
+    t, B, rows = (max(1, size // of.divisor) for size in (roofline.SIDE["cuda"], 65536, 16384))
     found = ranks.measure(
         of.names, processes, B, rows, of.D, tile_size=t, dtype=of.dtype, device=of.device, rounds=5, timeout=600
     )  # fmt: skip

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import options
+from benchmarks.baselines import COMPILED, NAMES, absent, rivals
 from benchmarks.batch import OURS, Loss, embeddings, gradients
 from benchmarks.measure import Timing, deviation, interleaved
-from benchmarks.peers import COMPILED, NAMES, absent, rivals
 from benchmarks.results import Row, write_plot, write_table
 from crossmodal_losses import LOSSES
 

@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import options
+from benchmarks.baselines import PEERS
 from benchmarks.batch import OURS, Loss, embeddings, gradients
 from benchmarks.measure import Call, peak_memory
-from benchmarks.peers import PEERS
 from benchmarks.results import Row, write_plot, write_table
 from crossmodal_losses import LOSSES
 

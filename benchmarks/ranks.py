@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from benchmarks import options
 from benchmarks.autograd import TEMPERATURE
+from benchmarks.baselines import OPEN_CLIP, PEERS, absent, open_clip_loss
 from benchmarks.batch import Loss, embeddings, gradients
 from benchmarks.measure import Call, Timing, peak_here, repeated
-from benchmarks.peers import OPEN_CLIP, PEERS, absent, open_clip_loss
 from benchmarks.processes import join_group, launch
 from benchmarks.results import Row, write_plot, write_table
 from benchmarks.traffic import Traffic

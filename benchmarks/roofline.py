@@ -2,7 +2,7 @@
 
 The floor of a loss is k M: M, the time of one B x B x D product, done as (B/t)^2 products of t x D by D x t; and k, how
 many such products the loss cannot do without. The floor does nothing else: no normalisation, no exponentials, and
-always the same tile. ``python -m benchmarks.floor`` writes floor.csv and .md.
+always the same tile. ``python -m benchmarks.roofline`` writes roofline.csv and .md.
 """
 
 import functools
@@ -87,7 +87,7 @@ def main(
     """Time every loss over the floor k M of its matrix products."""
     t = side or SIDE[device]
     rows = measure(names, batch_sizes, dimension, t, dtype=dtype, device=device, seconds=seconds, rounds=rounds)
-    write_table(folder, "floor", rows, about(t, dtype, device))
+    write_table(folder, "roofline", rows, about(t, dtype, device))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.peers import OPEN_CLIP, PEERS
+from benchmarks.baselines import OPEN_CLIP, PEERS
 from benchmarks.processes import launch
 from benchmarks.ranks import main
 from benchmarks.traffic import transfer

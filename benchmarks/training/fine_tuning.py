@@ -2,8 +2,8 @@
 
 ResNet-38 and BERT-base with new weights, clips of noise, captions of 20 tokens, NT-Xent. The plain loop computes the
 spectrogram of each clip on its own, with torchaudio's transforms, keeps PyTorch's default layout of images, takes the
-loss from the dense matrix and updates parameter by parameter, in float32. ``python -m benchmarks.fine_tuning`` writes
-fine_tuning.csv and .md.
+loss from the dense matrix and updates parameter by parameter, in float32.
+``python -m benchmarks.training.fine_tuning`` writes fine_tuning.csv and .md.
 """
 
 import functools
@@ -21,9 +21,9 @@ from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
 from benchmarks import options
-from benchmarks.frozen_runs import Setting, config
 from benchmarks.measure import Call, interleaved, peak_memory
 from benchmarks.results import Row, write_table
+from benchmarks.training.frozen_runs import Setting, config
 from reference_model.data.audio import SAMPLE_RATE
 from reference_model.models.bert import TextEncoder
 from reference_model.models.dual_encoder import DualEncoder

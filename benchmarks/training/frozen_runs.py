@@ -2,7 +2,7 @@
 
 Table 1: AudioCaps and Clotho x four losses x three seeds. Table 2: AudioCaps at batch 128 x four losses x three seeds.
 Features of their real sizes are drawn at random; the step, the measuring and the writing are those of
-``reference_model.training.trainer``. ``python -m benchmarks.frozen_runs`` writes frozen_runs.csv and .md.
+``reference_model.training.trainer``. ``python -m benchmarks.training.frozen_runs`` writes frozen_runs.csv and .md.
 """
 
 import itertools

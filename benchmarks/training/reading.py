@@ -2,7 +2,7 @@
 
 A training that takes c clips a second needs c / (clips a second and worker) workers, ``--workers``. Files are noise of
 16 bits, 44.1 kHz, stereo, as downloads often are; they are read from memory that the system keeps of the disk, so a
-disk that is slower than that shows nowhere here. ``python -m benchmarks.reading`` writes reading.csv and .md.
+disk that is slower than that shows nowhere here. ``python -m benchmarks.training.reading`` writes reading.csv and .md.
 """
 
 import tempfile

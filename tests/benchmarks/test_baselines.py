@@ -1,4 +1,4 @@
-"""Our losses against public implementations, in value and gradient; the constants between them are in benchmarks/peers.
+"""Our losses equal public implementations in value and gradient, up to the constants of benchmarks/baselines.py.
 
 Only batches of distinct pairs, because the peers know no ids.
 """
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.peers import PEERS, Loss, metric_learning_nt_xent, open_clip_loss, sentence_transformers_loss
+from benchmarks.baselines import PEERS, Loss, metric_learning_nt_xent, open_clip_loss, sentence_transformers_loss
 from crossmodal_losses import LOSSES, NTXent
 
 
