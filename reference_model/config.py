@@ -11,10 +11,6 @@ from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE, SHORTEST
 from reference_model.protocol import Protocol, check_choice
 
-# Every clip is cut or zero-padded at its end to the length of its data set, so that an embedding depends on its clip
-# alone and not on the clips it shares a batch with. Seconds; AudioCaps and Clotho: section 3.1.
-CLIP_SECONDS = {"AudioCaps": 10.0, "Clotho": 30.0, "Synthetic": 1.5}
-
 Encoders = Literal["frozen", "fine-tuned"]
 Size = Literal["full", "tiny"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -26,7 +22,7 @@ class Config:
 
     data: str  # the folder that holds a folder for each data set
     dataset: str  # AudioCaps, Clotho, Synthetic, or another folder in the same layout
-    clip_seconds: float  # the fixed length of a clip; see CLIP_SECONDS
+    clip_seconds: float  # the fixed length of a clip; see DATA_SETS in data/layouts.py
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
     encoders: Encoders  # table 1, column "Fine-tune"
     protocol: Protocol  # where the paper's text and its published code differ
@@ -104,14 +100,3 @@ def _require_fields(of: type[Config] | type[Protocol], stored: Any, path: Path) 
             f"expected the settings of this version in {path}, got these that differ: "
             f"{', '.join(sorted(found ^ fields))}"
         )
-
-
-def clip_seconds(dataset: str, given: float | None) -> float:
-    """The fixed length of a data set's clips; one that is not known by name needs to be told."""
-    if given is not None:
-        return given
-    if dataset not in CLIP_SECONDS:
-        raise InputError(
-            f"expected --clip-seconds for a data set other than {', '.join(CLIP_SECONDS)}, got none for {dataset}"
-        )
-    return CLIP_SECONDS[dataset]

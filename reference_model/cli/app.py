@@ -12,7 +12,8 @@ import click
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
-from reference_model.config import CLIP_SECONDS, Config, Encoders, Precision, Size, clip_seconds
+from reference_model.config import Config, Encoders, Precision, Size
+from reference_model.data.layouts import DATA_SETS, clip_seconds
 from reference_model.data.manifest import PAPER, in_several_splits
 from reference_model.paper import SETTINGS, TABLES, chosen, experiments
 from reference_model.protocol import PROTOCOLS, FrozenMode, Protocol, SelectOn, WeightedRule, protocol
@@ -104,7 +105,7 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
     corpus = Corpus(train=train_clips, val=val_clips, test=test_clips, seconds=seconds, seed=seed)
     folder = render_corpus(corpus, out)
     click.echo(f"{folder} holds {train_clips} + {val_clips} + {test_clips} clips")
-    length = "" if seconds == CLIP_SECONDS["Synthetic"] else f" --clip-seconds {seconds}"
+    length = "" if seconds == DATA_SETS["Synthetic"].clip_seconds else f" --clip-seconds {seconds}"
     click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
 
 

@@ -1,17 +1,12 @@
-"""What people have after a download, whoever made it: for each split the clips, where their audio is, their captions.
+"""The data sets that are known by name, and the layouts of their downloads.
 
-A folder is recognised by its tables:
+A data set in the layout of :mod:`reference_model.data.dataset` needs no code: it is used by the name of its folder, and
+``--clip-seconds`` gives the fixed length of its clips. Another data set that shall be known by name, or whose download
+has another layout, is one entry of ``DATA_SETS``.
 
-    the layout of this project     csv_files/{train,val,test}.csv       waveforms/{train,val,test}/
-    Clotho as published            clotho_captions_{development,validation,evaluation}.csv
-                                                                        {development,validation,evaluation}/
-    Clotho by aac-datasets         clotho_csv_files/clotho_captions_{development,validation,evaluation}.csv
-                                                                        clotho_audio_files/{development,...}/
-    AudioCaps, by whichever tool   {train,val,test}.csv                 one folder, or {train,val,test}/ in it
-    AudioCaps by aac-datasets      csv_files_v1/{train,val,test}.csv    likewise
-
-A table names its clips by ``file_name``, or as AudioCaps does by ``youtube_id`` and ``start_time``; the files of those
-are found by the names that the usual tools give them. The names of clips are used as they stand.
+A download is recognised by the places of its three tables. A table names its clips by ``file_name``, or as AudioCaps
+does by ``youtube_id`` and ``start_time``; audio files of the latter are found under the names that the usual tools give
+them. The file names of clips are never changed.
 """
 
 import os
@@ -26,47 +21,91 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")  # the first of them is taken whe
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A clip of a split: its name, its audio (None: nothing is there), its captions in order."""
+class Layout:
+    """The places of the tables and of the audio in a download."""
+
+    table: str  # path of a table, with {} for the name of the split
+    audio: str | None  # the folder with the audio of all splits; None: the one folder beside the tables
+    splits: tuple[str, str, str] = SPLITS  # the names of train, val and test; audio may lie in folders of these names
+
+    def tables(self, folder: Path) -> list[Path]:
+        """Return the paths of the tables of train, val and test."""
+        return [folder / self.table.format(split) for split in self.splits]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that is known by name."""
+
+    # Every clip is cut or zero-padded at its end to this length, so that its embedding depends on the clip alone and
+    # not on the other clips of its batch.
+    clip_seconds: float
+    layouts: tuple[Layout, ...] = ()  # of its downloads
+    column: str = ""  # a column that its tables alone have; empty: its layouts are its own
+
+    def is_recognised(self, layout: Layout, header: list[str]) -> bool:
+        """Return whether a download with this layout and header can only be this data set."""
+        return self.column in header if self.column else layout in self.layouts
+
+
+STANDARD = Layout("csv_files/{}.csv", "waveforms")
+CLOTHO_SPLITS = ("development", "validation", "evaluation")
+DATA_SETS = {
+    "Clotho": DataSet(
+        clip_seconds=30.0,  # section 3.1: the longest clip
+        layouts=(
+            Layout("clotho_captions_{}.csv", ".", CLOTHO_SPLITS),  # Zenodo record 4783391
+            Layout("clotho_csv_files/clotho_captions_{}.csv", "clotho_audio_files", CLOTHO_SPLITS),  # aac-datasets
+        ),
+    ),
+    "AudioCaps": DataSet(
+        clip_seconds=10.0,  # section 3.1
+        layouts=(
+            Layout("{}.csv", None),  # the official tables beside audio from any tool; aac-datasets before 0.7
+            Layout("csv_files_v1/{}.csv", None),  # aac-datasets since 0.7
+        ),
+        column="youtube_id",
+    ),
+    "Synthetic": DataSet(clip_seconds=1.5),  # rendered by synthetic.py in the standard layout
+}
+LAYOUTS = (STANDARD, *(layout for known in DATA_SETS.values() for layout in known.layouts))
+
+
+def clip_seconds(dataset: str, given: float | None) -> float:
+    """Return the fixed length of a data set's clips in seconds: the given one, or that of a known data set.
+
+    Raises:
+        InputError: no length is given for a data set that is not known by name.
+    """
+    if given is not None:
+        return given
+    if dataset not in DATA_SETS:
+        raise InputError(
+            f"expected --clip-seconds for a data set other than {', '.join(sorted(DATA_SETS))}, got none for {dataset}"
+        )
+    return DATA_SETS[dataset].clip_seconds
+
+
+@dataclass(frozen=True)
+class DownloadedClip:
+    """A clip of a download: its name, its audio file (None: there is none), its captions in order."""
 
     file_name: str
     source: Path | None
     captions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a kind of download has its tables, and the folder of its audio (None: not settled)."""
-
-    table: str
-    audio: str | None
-    names: tuple[str, str, str] = SPLITS  # of train, val, test
-
-    def tables(self, folder: Path) -> list[Path]:
-        return [folder / self.table.format(name) for name in self.names]
-
-
-CLOTHO = ("development", "validation", "evaluation")
-LAYOUTS = (
-    Layout("csv_files/{}.csv", "waveforms"),
-    Layout("clotho_captions_{}.csv", ".", CLOTHO),
-    Layout("clotho_csv_files/clotho_captions_{}.csv", "clotho_audio_files", CLOTHO),
-    Layout("{}.csv", None),
-    Layout("csv_files_v1/{}.csv", None),
-    Layout("csv_files_v2/{}.csv", None),
-)
-
-
-def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict[str, list[Entry]]:
-    """The clips of each split, in the order of its table.
+def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict[str, list[DownloadedClip]]:
+    """Return the clips of each split, in the order of its table.
 
     Args:
-        raw: the folder of the tables; or one that holds it as ``AUDIOCAPS`` or ``CLOTHO_v2.1``, as aac-datasets does.
-        dataset: tells which of these is meant.
-        audio: the folder of the clips, where it is not beside the tables.
+        raw: the folder of the tables; or one that contains it as ``AUDIOCAPS`` or ``CLOTHO_v2.1``, as aac-datasets
+            makes it.
+        dataset: the name of the data set, which decides between several of these.
+        audio: the folder of the clips, if it is not beside the tables.
 
     Raises:
-        InputError: the layout is not known, a table is not as its layout asks, or one file would be two clips.
+        InputError: the layout is unknown, a table does not follow it, or two clips would have the same audio file.
     """
     folder, layout = _recognise(raw, dataset)
     if audio is None:
@@ -76,23 +115,24 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
             f"expected the folder of the clips at {audio}, got {'a file' if audio.exists() else 'nothing'}"
         )
     _refuse_another_data_set(dataset, folder, layout)
-    entries: dict[str, list[Entry]] = {}
-    for split, name, table in zip(SPLITS, layout.names, layout.tables(folder), strict=True):
-        of_split = [audio / own for own in (name, split) if (audio / own).is_dir()]
-        entries[split] = _find(_read(table), (of_split or [audio])[0])
-    _refuse_one_file_for_two_clips(entries)
-    return entries
+    download: dict[str, list[DownloadedClip]] = {}
+    for split, name, table in zip(SPLITS, layout.splits, layout.tables(folder), strict=True):
+        folders = [audio / part for part in (name, split) if (audio / part).is_dir()]
+        download[split] = _find_audio(_read_table(table), (folders or [audio])[0])
+    _refuse_one_file_for_two_clips(download)
+    return download
 
 
 def _refuse_another_data_set(dataset: str, folder: Path, layout: Layout) -> None:
-    """Clotho under the name of AudioCaps would be cut to its length and set beside its results."""
+    """Refuse Clotho under the name of AudioCaps: it would be cut to 10 seconds and compared with its results."""
     _, header = next(csv_rows(layout.tables(folder)[0]), (1, [""]))
-    found = "Clotho" if layout.names == CLOTHO else "AudioCaps" if "youtube_id" in header else dataset
-    if dataset in ("AudioCaps", "Clotho") and found != dataset:
+    found = next((name for name, known in DATA_SETS.items() if known.is_recognised(layout, header)), dataset)
+    if dataset in DATA_SETS and DATA_SETS[dataset].layouts and found != dataset:
         raise InputError(f"expected tables of {dataset} in {folder}, got those of {found}; say --dataset {found}")
 
 
 def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
+    """Return the folder of the tables, ``raw`` or one in it, and its layout."""
     if not raw.is_dir():
         raise InputError(f"expected a folder with a downloaded data set at {raw}, got no folder")
     # AUDIOCAPS, CLOTHO_v2.1
@@ -109,25 +149,20 @@ def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
             raise InputError(f"expected one download of {dataset} in {raw}, got {names}; name the one that is meant")
         if fitting:
             return fitting[0]
-    looked_for = [f"  {layout.table.format('{' + ','.join(layout.names) + '}')}" for layout in LAYOUTS]
     places = (raw, *inside)
     found = sorted(str(p.relative_to(raw)) + "/" * p.is_dir() for place in places for p in place.iterdir())
     shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
-    raise InputError(
-        "\n".join(
-            [
-                f"expected three tables of one of these layouts in {raw}"
-                + (f" or in {', '.join(path.name for path in inside)} there" if inside else "")
-                + ":",
-                *looked_for,
-                f"got {shown or 'an empty folder'}",
-            ]
-        )
-    )
+    also = f" or in {', '.join(path.name for path in inside)} there" if inside else ""
+    lines = [
+        f"expected three tables of one of these layouts in {raw}{also}:",
+        *(f"  {layout.table.format('{' + ','.join(layout.splits) + '}')}" for layout in LAYOUTS),
+        f"got {shown or 'an empty folder'}",
+    ]
+    raise InputError("\n".join(lines))
 
 
 def _folder_of_clips(folder: Path) -> Path:
-    """Beside tables that settle no folder: the clips themselves, their splits, or one folder of any name."""
+    """Return where the audio is if the layout does not say it: beside the tables, or in the one folder there."""
     beside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if any(path.name in SPLITS or path.suffix.lower() in EXTENSIONS for path in beside):
         return folder
@@ -141,36 +176,37 @@ def _folder_of_clips(folder: Path) -> Path:
 
 
 @dataclass
-class _Clip:
-    """A clip as a table has it."""
+class _ListedClip:
+    """A clip in a table of a download."""
 
-    asked: tuple[str, ...]  # names that its file may have, the likeliest first; those without an extension end in a dot
+    # Possible names of its audio file, the likeliest first; a name without an extension ends in a dot.
+    candidates: tuple[str, ...]
     captions: list[str]
 
 
-def _read(table: Path) -> dict[str, _Clip]:
-    """The clips of a table by their FILE_NAME; rows of one name are one clip."""
-    listed = csv_rows(table)
-    _, header = next(listed, (1, []))
+def _read_table(table: Path) -> dict[str, _ListedClip]:
+    """Return the clips of a table by their file names; rows of one name are one clip."""
+    numbered = csv_rows(table)
+    _, header = next(numbered, (1, []))
     by_name = header[:1] == ["file_name"] and len(header) > 1 and all(c.startswith("caption") for c in header[1:])
     if not by_name and not {"youtube_id", "start_time", "caption"} <= set(header):
         raise InputError(
             "expected the header file_name,caption or file_name,caption_1,... "
             f"or audiocap_id,youtube_id,start_time,caption in {table}, got {','.join(header) or 'nothing'}"
         )
-    clips: dict[str, _Clip] = {}
-    asked: tuple[str, ...]
-    for line, row in listed:
+    clips: dict[str, _ListedClip] = {}
+    candidates: tuple[str, ...]
+    for line, row in numbered:
         if by_name:
-            name, asked, captions = row[0], (row[0],), row[1:]
+            name, candidates, captions = row[0], (row[0],), row[1:]
         else:
             fields = dict(zip(header, row, strict=True))
-            name, asked = _youtube_names(fields["youtube_id"], fields["start_time"], f"line {line} of {table}")
+            name, candidates = _audiocaps_names(fields["youtube_id"], fields["start_time"], f"line {line} of {table}")
             captions = [fields["caption"]]
         if name in (".", "..") or any(separator in name for separator in (os.sep, os.altsep) if separator):
             raise InputError(f"expected the name of a file, not a path, in line {line} of {table}, got {name}")
-        clip = clips.setdefault(name, _Clip(asked, []))
-        if clip.asked != asked:
+        clip = clips.setdefault(name, _ListedClip(candidates, []))
+        if clip.candidates != candidates:
             raise InputError(
                 f"expected one start_time for all captions of a video, got another in line {line} of {table}: {row}"
             )
@@ -180,11 +216,12 @@ def _read(table: Path) -> dict[str, _Clip]:
     return clips
 
 
-def _youtube_names(video: str, start: str, where: str) -> tuple[str, tuple[str, ...]]:
-    """FILE_NAME of an AudioCaps clip, and what the file of it may be called.
+def _audiocaps_names(video: str, start: str, where: str) -> tuple[str, tuple[str, ...]]:
+    """Return the name of an AudioCaps clip, and the names that its audio file may have.
 
-    ``Y<id>``; ``<id>``; with the start in seconds; or as in AudioSet with start and end in milliseconds. Some lead with
-    Y because ids begin with hyphens. All ids have 11 characters, so no name fits two of them.
+    These are ``Y<id>`` and ``<id>``, alone, with the start in seconds, or as in AudioSet with start and end in
+    milliseconds. Some tools add the Y because ids may begin with a hyphen. All ids have 11 characters, so no name fits
+    two of them.
     """
     if not re.fullmatch(r"\d+(\.\d+)?", start):
         raise InputError(f"expected start_time in seconds in {where}, got {start}")
@@ -193,17 +230,17 @@ def _youtube_names(video: str, start: str, where: str) -> tuple[str, tuple[str, 
     return f"Y{video}.wav", tuple(stem + "." for stem in stems)
 
 
-def _find(clips: dict[str, _Clip], folder: Path) -> list[Entry]:
-    """The clips with their files; the folder is listed once."""
-    files = _index(folder)
+def _find_audio(clips: dict[str, _ListedClip], folder: Path) -> list[DownloadedClip]:
+    """Look up the audio file of every clip in a folder, which is listed once."""
+    files = _files_by_name(folder)
     return [
-        Entry(name, next((files[asked] for asked in clip.asked if asked in files), None), tuple(clip.captions))
+        DownloadedClip(name, next((files[c] for c in clip.candidates if c in files), None), tuple(clip.captions))
         for name, clip in clips.items()
     ]
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """What lies in a folder, by its name, and audio also by its name without the extension, ``STEM.``."""
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """Return the contents of a folder by name; audio also by its name without the extension, ``STEM.``."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as listing:
@@ -214,20 +251,20 @@ def _index(folder: Path) -> dict[str, Path]:
             stem, dot, found = name.rpartition(".")
             if dot + found.lower() == extension:
                 files.setdefault(f"{stem}.", folder / name)
-                # In AudioSet's names the end is not asked for: clips at the end of a video are shorter.
+                # The end in AudioSet's names may be any: clips at the end of a video are shorter.
                 if ends := re.fullmatch(r"(.+_\d+)_\d+", stem):
                     files.setdefault(f"{ends[1]}_*.", folder / name)
     return files
 
 
-def _refuse_one_file_for_two_clips(entries: dict[str, list[Entry]]) -> None:
-    """In a folder for all splits, two different sounds of one name cannot both be there."""
+def _refuse_one_file_for_two_clips(download: dict[str, list[DownloadedClip]]) -> None:
+    """Refuse clips of one name in several splits whose audio would be one file, in a folder for all splits."""
     clip_of: dict[Path, str] = {}
-    for split, of_split in entries.items():
-        for entry in of_split:
-            clip = f"{entry.file_name} of {split}"
-            if entry.source is not None and clip_of.setdefault(entry.source, clip) != clip:
+    for split, clips in download.items():
+        for clip in clips:
+            label = f"{clip.file_name} of {split}"
+            if clip.source is not None and clip_of.setdefault(clip.source, label) != label:
                 raise InputError(
-                    f"expected a file for every clip, got {entry.source} for {clip_of[entry.source]} and for {clip}; "
+                    f"expected a file for every clip, got {clip.source} for {clip_of[clip.source]} and for {label}; "
                     f"a folder for each split tells them apart"
                 )

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE, SHORTEST, decode, fault
 from reference_model.data.dataset import SPLITS
-from reference_model.data.layouts import Entry, read_download
+from reference_model.data.layouts import DownloadedClip, read_download
 from reference_model.data.manifest import MANIFEST, PAPER, Row, read_manifest, summary, write_manifest
 from reference_model.runtime.files import write_whole
 from reference_model.runtime.signals import stop_if_asked
@@ -120,7 +120,7 @@ class _Task:
 
     folder: Path
     split: str
-    entry: Entry
+    entry: DownloadedClip
 
     @property
     def target(self) -> Path:

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 from filelock import FileLock
 
 from reference_model import InputError, run_folder
-from reference_model.config import Config, clip_seconds
+from reference_model.config import Config
+from reference_model.data.layouts import clip_seconds
 from reference_model.paper import SETTINGS, Settings, name_of
 from reference_model.protocol import Protocol
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS, holder, quiet_for

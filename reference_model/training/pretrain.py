@@ -20,10 +20,10 @@ from tqdm import tqdm
 from transformers import BertForPreTraining, DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from reference_model import InputError
-from reference_model.config import clip_seconds
 from reference_model.data.audio import check_audio
 from reference_model.data.batches import Waveforms
 from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, read_split
+from reference_model.data.layouts import clip_seconds
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 
 from reference_model import InputError
-from reference_model.data.layouts import Entry, read_download
+from reference_model.data.layouts import DownloadedClip, clip_seconds, read_download
 
 
-def check(found: dict[str, list[Entry]], expected: dict[str, list[miniature.Clip]]) -> None:
+def check(found: dict[str, list[DownloadedClip]], expected: dict[str, list[miniature.Clip]]) -> None:
     """Same names, captions and sounds, in the same order."""
     assert list(found) == ["train", "val", "test"]
     for split, clips in expected.items():
@@ -162,7 +162,6 @@ def test_unknown_layouts_are_refused_with_what_is_there(tmp_path: Path) -> None:
         "  clotho_csv_files/clotho_captions_{development,validation,evaluation}.csv",
         "  {train,val,test}.csv",
         "  csv_files_v1/{train,val,test}.csv",
-        "  csv_files_v2/{train,val,test}.csv",
     ]
     assert found == "got CLOTHO_v2.1/, CLOTHO_v2.1/inside.txt, clotho_captions_development.csv, development/"
 
@@ -195,3 +194,12 @@ def test_folders_of_clips_are_not_guessed(tmp_path: Path) -> None:
         read_download(folder, "AudioCaps", audio=folder / "nowhere")
     with pytest.raises(InputError, match=r"expected the folder of the clips at .*train\.csv, got a file"):
         read_download(folder, "AudioCaps", audio=folder / "train.csv")
+
+
+def test_lengths_of_clips() -> None:
+    """Section 3.1: clips of AudioCaps have 10 seconds, those of Clotho 30 at most."""
+    assert {name: clip_seconds(name, None) for name in ("AudioCaps", "Clotho")} == {"AudioCaps": 10, "Clotho": 30}
+    assert clip_seconds("Mine", 4.0) == 4
+    assert clip_seconds("Clotho", 4.0) == 4
+    with pytest.raises(InputError, match="expected --clip-seconds for a data set other than AudioCaps, Clotho, Synt"):
+        clip_seconds("Mine", None)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError
-from reference_model.config import CLIP_SECONDS
 from reference_model.data.audio import load_waveform
 from reference_model.data.dataset import Clip, captions_of, read_split
+from reference_model.data.layouts import DATA_SETS, DataSet
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import TINY_WIDTH
 from reference_model.models.panns import from_panns
@@ -34,7 +34,7 @@ TAGGING, FILLING_IN = "tagging", "filling in words"
 def short() -> Iterator[None]:
     """The corpus has clips of half a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CLIP_SECONDS, "Synthetic", 0.5)
+        patch.setitem(DATA_SETS, "Synthetic", DataSet(clip_seconds=0.5))
         yield
 
 

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES, PairLoss
 from reference_model import InputError
-from reference_model.config import Config, clip_seconds
+from reference_model.config import Config
 from reference_model.data.dataset import SPLITS, read_split
 from reference_model.evaluation import evaluate
 from reference_model.evaluation.evaluate import evaluate_run
@@ -293,15 +293,6 @@ def test_bad_settings_are_refused(config: Config) -> None:
     ):
         with pytest.raises(InputError, match=words):
             replace(config, **change)
-    assert clip_seconds("Clotho", None) == 30
-    assert clip_seconds("Mine", 4.0) == 4
-    with pytest.raises(InputError, match="expected --clip-seconds for a data set other than AudioCaps, Clotho"):
-        clip_seconds("Mine", None)
-
-
-def test_lengths_of_clips() -> None:
-    """Section 3.1: clips of AudioCaps have 10 seconds, those of Clotho 30 at most."""
-    assert {name: clip_seconds(name, None) for name in ("AudioCaps", "Clotho")} == {"AudioCaps": 10, "Clotho": 30}
 
 
 def test_bad_data_is_refused_before_training(config: Config, tmp_path: Path) -> None:
