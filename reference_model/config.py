@@ -4,16 +4,30 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE, SHORTEST
-from reference_model.protocol import Protocol, check_choice
+from reference_model.paper import DECAY_FACTOR
 
 Encoders = Literal["frozen", "fine-tuned"]
 Size = Literal["full", "tiny"]
 Precision = Literal["no", "bf16", "fp16"]
+FrozenMode = Literal["eval", "train"]
+WeightedRule = Literal["equation-6", "mined"]
+SelectOn = Literal["both-directions", "text-to-audio"]
+
+
+CHOICES: dict[str, Any] = {
+    "encoders": Encoders,
+    "model": Size,
+    "precision": Precision,
+    "frozen_mode": FrozenMode,
+    "weighted_rule": WeightedRule,
+    "select_on": SelectOn,
+}
+WITHOUT_EFFECT = ("data", "workers")  # on the result of a run: where the data is, and how many processes read it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +39,21 @@ class Config:
     clip_seconds: float  # the fixed length of a clip; see DATA_SETS in data/layouts.py
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
     encoders: Encoders  # table 1, column "Fine-tune"
-    protocol: Protocol  # where the paper's text and its published code differ
+    frozen_mode: FrozenMode  # of frozen encoders; train: they drop out, and batch-norm statistics drift
+    spec_augment: bool  # erase stripes of the spectrogram, after bn0, while the audio encoder is in train mode
+    dropout: float  # of BERT and of the residual blocks, in train mode
+    clip_norm: float  # the gradient is scaled down to this norm; 0: it is not
+    nt_xent_factor: float  # 1: equation 7; 0.5: the mean of its two directions
+    weighted_rule: WeightedRule  # the loss that triplet_weighted is: equation 6, or triplet_weighted_mined
+    mask_same_clip: bool  # captions of one clip are no negatives of each other; without effect in nt_xent
+    select_on: SelectOn  # the best epoch has the highest sum of R@1, R@5 and R@10 on the validation set
     model: Size  # full: ResNet-38 of PANNs and BERT; tiny: small ones, for two CPU cores
     audio_checkpoint: str | None  # ResNet38_mAP=0.434.pth (Zenodo 3987831); None: new weights, for the tiny model alone
     bert: str | None  # a name, or a local folder; None: as above
     batch_size: int  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
     learning_rate: float  # Adam; section 3.2: 1e-4; table 1: 5e-5 where triplet losses do not converge on Clotho
     epochs: int  # section 3.2: 50
-    decay_every: int  # epochs; section 3.2: 20
-    decay_factor: float  # section 3.2: 1/10
+    decay_every: int  # epochs after which the learning rate is multiplied by 1/10; section 3.2: 20
     gradient_cache_micro_batch: int | None  # pairs embedded at a time and process, to save memory; None: all
     seed: int  # section 3.3: three runs with different seeds
     precision: Precision  # mixed precision: no is float32; the losses are computed in float32 always
@@ -42,14 +62,19 @@ class Config:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
-        for name, kind in (("encoders", Encoders), ("model", Size), ("precision", Precision)):
-            check_choice(name, getattr(self, name), kind)
+        for name, kind in CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"expected {name} to be one of {', '.join(get_args(kind))}, got {getattr(self, name)}")
         for name in ("audio_checkpoint", "bert"):
             if getattr(self, name) is None and self.model == "full":
                 raise InputError(f"expected {name} for the full model, got none; only the tiny one can begin anew")
-        for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "decay_factor"):
+        for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "nt_xent_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"expected dropout in [0, 1), got {self.dropout}")
+        if not self.clip_norm >= 0:
+            raise InputError(f"expected clip_norm >= 0, where 0 is no clipping, got {self.clip_norm}")
         if self.gradient_cache_micro_batch is not None and self.gradient_cache_micro_batch < 1:
             raise InputError(f"expected gradient_cache_micro_batch >= 1, got {self.gradient_cache_micro_batch}")
         for name in ("seed", "workers"):
@@ -64,39 +89,50 @@ class Config:
             raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the settings by name, as config.json holds them."""
         return dataclasses.asdict(self)
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """The settings that decide the result and differ, with both values; those of the protocol one by one."""
-        ours, theirs = (_flat(config.as_dict()) for config in (self, other))
-        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+        """Return the settings that decide the result and differ, with the values of both."""
+        pairs = {
+            name: (value, getattr(other, name)) for name, value in vars(self).items() if name not in WITHOUT_EFFECT
+        }
+        return {name: (here, there) for name, (here, there) in pairs.items() if here != there}
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """The config that a run has left; every field must be there, and no other."""
+        """Read the config that a run has left.
+
+        Raises:
+            InputError: the file is no JSON, or it lacks a setting, or has an unknown one.
+        """
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
-        _require_fields(cls, stored, path)
-        _require_fields(Protocol, stored["protocol"], path)
+        stored = of_this_version(stored)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
+        if found != fields:
+            raise InputError(
+                f"expected the settings of this version in {path}, got these that differ: "
+                f"{', '.join(sorted(found ^ fields))}"
+            )
         try:
-            return cls(**{**stored, "protocol": Protocol(**stored["protocol"])})
+            return cls(**stored)
         except TypeError as error:  # a text where a number should be
             raise InputError(f"expected the settings of a run in {path}, got: {error}") from error
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Without what changes nothing in the result: where the data is, and how many processes read it."""
-    flat = {**settings, **settings["protocol"]}
-    return {name: value for name, value in flat.items() if name not in ("data", "workers", "protocol")}
+def of_this_version(stored: Any) -> Any:
+    """Convert settings in their older form, with a nested ``protocol`` and the decay factor among them.
 
-
-def _require_fields(of: type[Config] | type[Protocol], stored: Any, path: Path) -> None:
-    fields = {field.name for field in dataclasses.fields(of)}
-    found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
-    if found != fields:
-        raise InputError(
-            f"expected the settings of this version in {path}, got these that differ: "
-            f"{', '.join(sorted(found ^ fields))}"
-        )
+    Whatever else is not of this version stays as it is: the caller refuses it.
+    """
+    if not isinstance(stored, dict) or not isinstance(stored.get("protocol"), dict):
+        return stored
+    settings = {**stored, **stored["protocol"]}
+    del settings["protocol"]
+    if settings.get("decay_factor") == DECAY_FACTOR:
+        del settings["decay_factor"]
+    return settings

@@ -13,6 +13,33 @@ SETTINGS = ("dataset", "encoders", "loss", "batch_size", "learning_rate")
 TABLES = ("1", "2")
 TABLE_2_BATCH_SIZE = 128  # its other half, batch size 32, repeats table 1
 STAND_IN_FOR = "AudioCaps"  # whose rows another data set takes
+DECAY_FACTOR = 0.1  # of the learning rate, every Config.decay_every epochs; section 3.2
+
+# The settings in which the paper's text and its published code differ; Config says what each means.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    # The text, sections 2.3 and 3.2. Dropout: that of the published encoders.
+    "paper": {
+        "frozen_mode": "eval",
+        "spec_augment": False,
+        "dropout": 0.1,
+        "clip_norm": 0.0,
+        "nt_xent_factor": 1.0,
+        "weighted_rule": "equation-6",
+        "mask_same_clip": False,
+        "select_on": "both-directions",
+    },
+    # The code, github.com/XinhaoMei/audio-text_retrieval.
+    "released": {
+        "frozen_mode": "train",
+        "spec_augment": True,
+        "dropout": 0.2,
+        "clip_norm": 2.0,
+        "nt_xent_factor": 0.5,
+        "weighted_rule": "mined",
+        "mask_same_clip": True,
+        "select_on": "text-to-audio",
+    },
+}
 
 Settings = dict[str, Any]
 

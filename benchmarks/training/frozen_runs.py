@@ -27,8 +27,7 @@ from reference_model.data.manifest import PAPER
 from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import Heads
 from reference_model.models.features import FeatureBatches, Features
-from reference_model.paper import experiments
-from reference_model.protocol import PROTOCOLS
+from reference_model.paper import PROTOCOLS, experiments
 from reference_model.runtime.tensors import save_checkpoint, save_tensors
 from reference_model.training.step import Step
 
@@ -69,10 +68,10 @@ def features(dataset: str, split: str, divisor: int, device: str) -> Features:
 def config(setting: Setting, loss: str) -> Config:
     """What a step asks for; the rest is of no account here."""
     return Config(
-        data="", dataset=setting.dataset, clip_seconds=10.0, loss=loss, encoders="frozen", protocol=PROTOCOLS["paper"],
+        data="", dataset=setting.dataset, clip_seconds=10.0, loss=loss, encoders="frozen",
         model="tiny", audio_checkpoint=None, bert=None, batch_size=setting.batch_size,
-        learning_rate=setting.learning_rate, epochs=EPOCHS, decay_every=20, decay_factor=0.1,
-        gradient_cache_micro_batch=None, seed=0, precision="no", workers=0,
+        learning_rate=setting.learning_rate, epochs=EPOCHS, decay_every=20,
+        gradient_cache_micro_batch=None, seed=0, precision="no", workers=0, **PROTOCOLS["paper"],
     )  # fmt: skip
 
 

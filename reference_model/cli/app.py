@@ -4,7 +4,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,11 +11,10 @@ import click
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
-from reference_model.config import Config, Encoders, Precision, Size
+from reference_model.config import Config, Encoders, FrozenMode, Precision, SelectOn, Size, WeightedRule
 from reference_model.data.layouts import DATA_SETS, clip_seconds
 from reference_model.data.manifest import PAPER, in_several_splits
-from reference_model.paper import SETTINGS, TABLES, chosen, experiments
-from reference_model.protocol import PROTOCOLS, FrozenMode, Protocol, SelectOn, WeightedRule, protocol
+from reference_model.paper import PROTOCOLS, SETTINGS, TABLES, chosen, experiments
 from reference_model.reproduction.tables import NAMES, markdown
 from reference_model.runtime.signals import CONTINUE, Stopped, signals_noted
 
@@ -201,8 +199,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
             help="BERT by name, or its folder.",
         ),
         click.option("--epochs", type=int, default=50, help="Each sees every caption once."),
-        click.option("--decay-every", type=int, default=20, help="Epochs."),
-        click.option("--decay-factor", type=float, default=0.1, help="Of the learning rate."),
+        click.option("--decay-every", type=int, default=20, help="Epochs between falls of the learning rate to 1/10."),
         click.option(
             "--protocol",
             "protocol_name",
@@ -243,7 +240,7 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _said(name: str, setting: str) -> str:
-    value = getattr(PROTOCOLS[name], setting)
+    value = PROTOCOLS[name][setting]
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
 
 
@@ -254,14 +251,15 @@ def _config(**options: Any) -> Config:
         raise InputError(f"expected {', '.join(missing)}, got none; an experiment says them all")
     settings = _completed(options)
     settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
-    return Config(**{**settings, "protocol": Protocol(**settings["protocol"])})
+    return Config(**settings)
 
 
 def _completed(options: dict[str, Any]) -> dict[str, Any]:
     """Settings of Config from options: what the protocol and the size of the model say of those that are not given."""
-    settings = {name: value for name, value in options.items() if name not in (*_PROTOCOL, "protocol_name")}
-    given = {name: options[name] for name in _PROTOCOL if options[name] is not None}
-    settings["protocol"] = asdict(protocol(options["protocol_name"], **given))
+    settings = dict(options)
+    for name, value in PROTOCOLS[settings.pop("protocol_name")].items():
+        if settings[name] is None:
+            settings[name] = value
     if settings["model"] == "full":
         settings["audio_checkpoint"] = settings["audio_checkpoint"] or "ResNet38_mAP=0.434.pth"
         settings["bert"] = settings["bert"] or "bert-base-uncased"

@@ -122,7 +122,7 @@ class DualEncoder(nn.Module):
 def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
     """The model as training starts with it, and its tokenizer; ``captions`` make the tiny one's vocabulary."""
     width = TINY_WIDTH if config.model == "tiny" else 1
-    dropout, spec_augment = config.protocol.dropout, config.protocol.spec_augment
+    dropout, spec_augment = config.dropout, config.spec_augment
     if config.audio_checkpoint is None:
         audio = ResNet38(width=width, dropout=dropout, spec_augment=spec_augment)
     else:
@@ -151,6 +151,4 @@ def saved_model(config: Config, folder: Path) -> tuple[DualEncoder, PreTrainedTo
 
 def _assemble(config: Config, audio: ResNet38, text: TextEncoder) -> DualEncoder:
     sizes = {"hidden_size": 256, "embedding_size": 256} if config.model == "tiny" else {}
-    return DualEncoder(
-        audio, text, frozen=config.encoders == "frozen", constant=config.protocol.frozen_mode == "eval", **sizes
-    )
+    return DualEncoder(audio, text, frozen=config.encoders == "frozen", constant=config.frozen_mode == "eval", **sizes)

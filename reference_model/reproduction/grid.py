@@ -17,10 +17,9 @@ from typing import Any, Literal, get_args
 from filelock import FileLock
 
 from reference_model import InputError, run_folder
-from reference_model.config import Config
+from reference_model.config import WITHOUT_EFFECT, Config, of_this_version
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import SETTINGS, Settings, name_of
-from reference_model.protocol import Protocol
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS, holder, quiet_for
 from reference_model.runtime.files import write_json
 
@@ -28,7 +27,6 @@ GRID = "grid.json"
 State = Literal["done", "diverged", "failed", "running", "interrupted", "left"]
 STATES: tuple[State, ...] = get_args(State)
 SETTLED: tuple[State, ...] = ("done", "diverged", "failed")
-ELSEWHERE = ("data", "workers")  # settings that may change from one time to the next
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ class Grid:
 
     def _config(self, row: Settings, seed: int) -> Config:
         fixed = {"clip_seconds": clip_seconds(row["dataset"], self.settings["clip_seconds"])}
-        protocol = Protocol(**self.settings["protocol"])
-        return Config(**{**self.settings, **row, **fixed, "protocol": protocol, "seed": seed})
+        return Config(**{**self.settings, **row, **fixed, "seed": seed})
 
     def joined(self, other: "Grid") -> "Grid":
         """The tables, rows and seeds of both; settings have to agree.
@@ -111,11 +108,11 @@ class Grid:
         Raises:
             InputError: they do not.
         """
-        ours, theirs = ({**settings, **settings["protocol"]} for settings in (self.settings, other.settings))
+        ours, theirs = self.settings, other.settings
         different = [
             f"{name} {ours[name]} there, {theirs[name]} here"
             for name in ours
-            if name not in (*ELSEWHERE, "protocol") and ours[name] != theirs[name]
+            if name not in WITHOUT_EFFECT and ours[name] != theirs[name]
         ]
         different += [
             f"{setting} of {name} {row[setting]} there, {other.experiments[name][setting]} here"
@@ -167,6 +164,7 @@ class Grid:
         """
         try:
             grid = cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
+            grid = dataclasses.replace(grid, settings=of_this_version(grid.settings))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"expected results of reproduce in {out}, got no readable {GRID}: {error}") from error
         expected = {field.name for field in dataclasses.fields(Config)} - {*SETTINGS, "seed"}

@@ -57,8 +57,6 @@ def write_report(grid: Grid, out: Path) -> Path:
     done = [run for run in runs if (run.folder / METRICS).exists()]
     tables = [make_table(grid, number, out) for number in grid.tables]
     datasets = dict.fromkeys(row["dataset"] for row in grid.experiments.values())
-    settings = {**grid.settings, **{f"protocol: {name}": value for name, value in grid.settings["protocol"].items()}}
-    del settings["protocol"]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -75,7 +73,7 @@ def write_report(grid: Grid, out: Path) -> Path:
         titles=list(TITLES.values()),
         metric_names=[metric for _, metric in COLUMNS],
         runs=[_line(run) for run in runs],
-        settings=settings,
+        settings=grid.settings,
         versions=_versions(done),
     )  # fmt: skip
     with _alone(out):

@@ -118,7 +118,6 @@ def _metrics(metrics: dict[str, Any] | None) -> list[str]:
 def _settings(config: Config) -> dict[str, Any]:
     """Those that decide what the model is; of files their names, not where they were."""
     settings = config.as_dict()
-    settings |= settings.pop("protocol")
     for where in ("data", "workers"):
         del settings[where]
     for name in ("audio_checkpoint", "bert"):

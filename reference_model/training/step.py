@@ -12,7 +12,7 @@ from reference_model.config import Config
 
 def objective(config: Config) -> PairLoss:
     """Equations 2 to 7, with the settings of section 3.2."""
-    mined = config.loss == "triplet_weighted" and config.protocol.weighted_rule == "mined"
+    mined = config.loss == "triplet_weighted" and config.weighted_rule == "mined"
     return LOSSES["triplet_weighted_mined" if mined else config.loss]()
 
 
@@ -34,9 +34,9 @@ class Step:
         micro_batch = config.gradient_cache_micro_batch
         self.cache = None if micro_batch is None else GradientCache(self.loss, micro_batch_size=micro_batch)
         nt_xent = config.loss == "nt_xent"
-        self.factor = config.protocol.nt_xent_factor if nt_xent else 1.0
-        self.masks_same_clip = config.protocol.mask_same_clip and not nt_xent
-        self.clip_norm = config.protocol.clip_norm
+        self.factor = config.nt_xent_factor if nt_xent else 1.0
+        self.masks_same_clip = config.mask_same_clip and not nt_xent
+        self.clip_norm = config.clip_norm
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
         """The loss before the update, a detached scalar.

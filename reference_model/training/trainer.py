@@ -40,6 +40,7 @@ from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, c
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
 from reference_model.models.features import FeatureBatches, Features, checksum, features_of, kept_features
+from reference_model.paper import DECAY_FACTOR
 from reference_model.reproduction.cost import duration, rehearse, seconds_a_clip
 from reference_model.reproduction.plots import plot_curves
 from reference_model.run_folder import (
@@ -358,7 +359,7 @@ class _Training:
 
     def _score(self, record: dict[str, Any]) -> float:
         """What the best epoch has most of."""
-        both = self.config.protocol.select_on == "both-directions"
+        both = self.config.select_on == "both-directions"
         return sum_of_recalls(record["val"], DIRECTIONS if both else ("text_to_audio",))
 
     def _save(self) -> None:
@@ -451,7 +452,7 @@ class _Training:
 
 
 def _learning_rate(config: Config, epoch: int) -> float:
-    return config.learning_rate * config.decay_factor ** ((epoch - 1) // config.decay_every)
+    return config.learning_rate * DECAY_FACTOR ** ((epoch - 1) // config.decay_every)
 
 
 def _seed(*numbers: int) -> int:

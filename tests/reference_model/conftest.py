@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from reference_model.cli.app import main
 from reference_model.config import Config
 from reference_model.data.synthetic import Corpus, synthesize
-from reference_model.protocol import PROTOCOLS
+from reference_model.paper import PROTOCOLS
 from reference_model.training.trainer import train
 
 
@@ -38,7 +38,6 @@ def config(corpus: Path) -> Config:
         clip_seconds=0.5,
         loss="nt_xent",
         encoders="fine-tuned",
-        protocol=PROTOCOLS["paper"],
         model="tiny",
         audio_checkpoint=None,
         bert=None,
@@ -46,11 +45,11 @@ def config(corpus: Path) -> Config:
         learning_rate=1e-3,
         epochs=2,
         decay_every=20,
-        decay_factor=0.1,
         gradient_cache_micro_batch=None,
         seed=0,
         precision="no",
         workers=0,
+        **PROTOCOLS["paper"],
     )
 
 

@@ -1,8 +1,9 @@
 """The eight settings in which the paper's text and its published code differ, each seen at work; and the named rows."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from crossmodal_losses import (
 )
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.evaluation.evaluate import evaluate
+from reference_model.evaluation.evaluate import evaluate, evaluate_run
 from reference_model.models.dual_encoder import new_model
 from reference_model.models.logmel import SpecAugment
 from reference_model.models.resnet38 import BasicBlock, ResNet38
-from reference_model.paper import PAPER_TABLES, experiments
-from reference_model.protocol import PROTOCOLS, Protocol, protocol
+from reference_model.paper import PAPER_TABLES, PROTOCOLS, experiments
+from reference_model.search.retriever import Retriever
 from reference_model.training import trainer as train
 from reference_model.training.step import Step
 
@@ -49,14 +50,13 @@ def test_what_the_protocols_say() -> None:
     }
     assert list(PROTOCOLS) == ["paper", "released"]
     for which, name in enumerate(PROTOCOLS):
-        assert asdict(PROTOCOLS[name]) == {setting: values[which] for setting, values in expected.items()}
+        assert PROTOCOLS[name] == {setting: values[which] for setting, values in expected.items()}
 
 
 def test_the_two_protocols_differ_in_every_setting() -> None:
-    paper, released = (asdict(PROTOCOLS[name]) for name in ("paper", "released"))
+    paper, released = PROTOCOLS["paper"], PROTOCOLS["released"]
     assert paper.keys() == released.keys()
     assert all(paper[name] != released[name] for name in paper)
-    assert protocol("paper", dropout=0.3) == replace(PROTOCOLS["paper"], dropout=0.3)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_the_two_protocols_differ_in_every_setting() -> None:
         ({"select_on": "both"}, "expected select_on to be one of both-directions, text-to-audio, got both"),
     ],
 )
-def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
+def test_bad_settings_are_refused(config: Config, change: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        protocol("paper", **change)
+        replace(config, **change)
     with pytest.raises(TypeError):
-        Protocol(dropout=0.1)  # type: ignore[call-arg]  # none has a default
+        Config(**PROTOCOLS["paper"])  # none has a default
 
 
 def test_stripes_are_erased_in_training_and_for_every_clip_on_its_own() -> None:
@@ -106,7 +106,7 @@ def test_the_stripes_stand_after_bn0() -> None:
 
 @pytest.mark.parametrize("name, dropout, spec_augment", [("paper", 0.1, False), ("released", 0.2, True)])
 def test_dropout_and_stripes_reach_the_encoders(config: Config, name: str, dropout: float, spec_augment: bool) -> None:
-    model, _ = new_model(replace(config, protocol=PROTOCOLS[name]), CAPTIONS)
+    model, _ = new_model(replace(config, **PROTOCOLS[name]), CAPTIONS)
     blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
     assert len(blocks) == 16
     assert {block.dropout for block in blocks} == {dropout}
@@ -121,7 +121,7 @@ def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -
     config = replace(config, encoders="frozen", epochs=1)
     torch.manual_seed(0)
     constant, _ = new_model(config, CAPTIONS)
-    drifting, _ = new_model(replace(config, protocol=PROTOCOLS["released"]), CAPTIONS)
+    drifting, _ = new_model(replace(config, **PROTOCOLS["released"]), CAPTIONS)
     waveforms = torch.randn(4, 16_000)
     for model, drifts in ((constant, False), (drifting, True)):
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -132,7 +132,7 @@ def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -
         assert bool(changed) == drifts
         assert all(name.split(".")[-1].startswith(("running_", "num_batches")) for name in changed)
         assert changed <= model.changing_state().keys()
-    train.train(replace(config, protocol=PROTOCOLS["released"]), tmp_path / "run", features=tmp_path / "features")
+    train.train(replace(config, **PROTOCOLS["released"]), tmp_path / "run", features=tmp_path / "features")
     assert not (tmp_path / "features").exists()
 
 
@@ -168,7 +168,7 @@ def test_the_loss_is_as_the_protocol_says(config: Config, loss: str) -> None:
     S = cosine_similarity(given.x, given.y)
     paper, _ = stepped(replace(config, loss=loss), IDS)
     torch.testing.assert_close(paper, LOSSES_OF_S[loss](S).detach())
-    released, _ = stepped(replace(config, loss=loss, protocol=PROTOCOLS["released"]), IDS)
+    released, _ = stepped(replace(config, loss=loss, **PROTOCOLS["released"]), IDS)
     expected = {
         "triplet_sum": triplet_sum(S, ids=IDS),
         "triplet_max": triplet_max(S, ids=IDS),
@@ -207,7 +207,7 @@ def test_the_update_is_adams_with_its_usual_settings(config: Config) -> None:
 
 def test_large_gradients_are_clipped_before_the_update(config: Config) -> None:
     def gradient_norm(**settings: Any) -> float:
-        changed = replace(config, loss="triplet_sum", protocol=protocol("paper", **settings))
+        changed = replace(config, loss="triplet_sum", **settings)
         step = Step(Given(8), changed, Accelerator(cpu=True))
         norms: list[float] = []
 
@@ -237,7 +237,7 @@ def test_the_best_epoch_is_the_best_in_what_the_protocol_says(
         return metrics, diagnosis
 
     monkeypatch.setattr(train, "evaluate", scripted)
-    config = replace(config, protocol=protocol("paper", select_on=select_on))
+    config = replace(config, select_on=select_on)
     assert train.train(config, tmp_path / "run")["best_epoch"] == best
 
 
@@ -245,13 +245,16 @@ def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_pat
     path = tmp_path / "config.json"
     for change, differs in (({"colour": 1}, "colour"), ({}, "dropout")):
         settings = config.as_dict()
-        settings["protocol"] |= change
+        settings |= change
         if not change:
-            del settings["protocol"]["dropout"]
+            del settings["dropout"]
         path.write_text(json.dumps(settings))
         with pytest.raises(InputError, match=rf"expected the settings of this version .* that differ: {differs}"):
             Config.read(path)
     path.write_text(json.dumps({**config.as_dict(), "protocol": "paper"}))
+    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: protocol"):
+        Config.read(path)
+    path.write_text('"paper"')
     with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: .*str"):
         Config.read(path)
     path.write_text(json.dumps({**config.as_dict(), "batch_size": "16"}))
@@ -262,6 +265,50 @@ def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_pat
         Config.read(path)
     path.write_text(json.dumps(config.as_dict()))
     assert Config.read(path) == config
+
+
+OLDER = """{
+ "data": "data", "dataset": "Clotho", "clip_seconds": 30.0, "loss": "triplet_max", "encoders": "frozen",
+ "protocol": {
+  "frozen_mode": "train", "spec_augment": true, "dropout": 0.2, "clip_norm": 2.0, "nt_xent_factor": 0.5,
+  "weighted_rule": "mined", "mask_same_clip": true, "select_on": "text-to-audio"
+ },
+ "model": "tiny", "audio_checkpoint": null, "bert": null, "batch_size": 24, "learning_rate": 0.0001, "epochs": 50,
+ "decay_every": 20, "decay_factor": 0.1, "gradient_cache_micro_batch": null, "seed": 2, "precision": "no", "workers": 2
+}"""
+
+
+def test_settings_in_the_older_form_are_read(tmp_path: Path) -> None:
+    (path := tmp_path / "config.json").write_text(OLDER)
+    assert Config.read(path) == Config(
+        data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_max", encoders="frozen", frozen_mode="train",
+        spec_augment=True, dropout=0.2, clip_norm=2.0, nt_xent_factor=0.5, weighted_rule="mined", mask_same_clip=True,
+        select_on="text-to-audio", model="tiny", audio_checkpoint=None, bert=None, batch_size=24, learning_rate=1e-4,
+        epochs=50, decay_every=20, gradient_cache_micro_batch=None, seed=2, precision="no", workers=2,
+    )  # fmt: skip
+    for older, differs in (
+        (OLDER.replace('"decay_factor": 0.1', '"decay_factor": 0.5'), "decay_factor"),
+        (OLDER.replace('"dropout": 0.2, ', ""), "dropout"),
+        (OLDER.replace('"epochs": 50,', ""), "epochs"),
+    ):
+        path.write_text(older)
+        with pytest.raises(InputError, match=f"expected the settings of this version .* that differ: {differs}$"):
+            Config.read(path)
+
+
+def test_a_run_in_the_older_form_is_evaluated_searched_and_not_repeated(
+    config: Config, trained: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    settings = replace(config, epochs=1).as_dict()
+    nested = {name: settings.pop(name) for name in PROTOCOLS["paper"]}
+    (run / "config.json").write_text(json.dumps({**settings, "protocol": nested, "decay_factor": 0.1}))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert train.train(replace(config, epochs=1), run) == metrics
+    assert evaluate_run(run, split="test", data=None) == metrics["test"]
+    assert Retriever.from_pretrained(run).config == replace(config, epochs=1)
+    with pytest.raises(InputError, match=r"got a run of another .epochs 1 there, 2 here"):
+        train.train(config, run)
 
 
 def test_every_row_of_the_tables_is_an_experiment() -> None:
@@ -345,12 +392,13 @@ def test_an_experiment_says_everything(
     assert elsewhere == Path("elsewhere")
     assert plain == Config(
         data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_weighted", encoders="frozen",
-        protocol=PROTOCOLS["paper"], model="full", audio_checkpoint="ResNet38_mAP=0.434.pth", bert="bert-base-uncased",
-        batch_size=24, learning_rate=5e-5, epochs=50, decay_every=20, decay_factor=0.1,
-        gradient_cache_micro_batch=None, seed=2, precision="no", workers=2,
+        model="full", audio_checkpoint="ResNet38_mAP=0.434.pth", bert="bert-base-uncased",
+        batch_size=24, learning_rate=5e-5, epochs=50, decay_every=20,
+        gradient_cache_micro_batch=None, seed=2, precision="no", workers=2, **PROTOCOLS["paper"],
     )  # fmt: skip
-    assert changed.batch_size == 48
-    assert changed.protocol == replace(PROTOCOLS["released"], dropout=0.0, spec_augment=False)
+    assert changed == replace(
+        plain, batch_size=48, seed=0, **{**PROTOCOLS["released"], "dropout": 0.0, "spec_augment": False}
+    )
     for arguments, words in (
         (["--dataset", "Clotho"], "Error: expected --encoders, --loss, --batch-size, --learning-rate, got none"),
         (["--experiment", "clotho-frozen-arcface"], "Invalid value for '--experiment'"),

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from reference_model.models import bert as text_encoder
 from reference_model.models.resnet38 import ResNet38
-from reference_model.protocol import PROTOCOLS
+from reference_model.paper import PROTOCOLS
 
 CommandLine = Callable[..., Result]
 SMALL = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--clip-seconds", 1)
@@ -83,7 +83,7 @@ def test_from_raw_downloads_to_metrics(
     )
     assert trained.exit_code == 0, trained.output
     metrics = _metrics(Path("runs") / f"{name}{'-released' if protocol == 'released' else ''}-seed-1")
-    assert metrics["config"]["protocol"] == json.loads(json.dumps(vars(PROTOCOLS[protocol])))
+    assert PROTOCOLS[protocol].items() <= metrics["config"].items()
     test_clips = 4 if dataset == "Clotho" else 3
     assert metrics["clips"] == {"train": 12, "val": 4, "test": test_clips}
     assert metrics["test"]["text_to_audio"]["pool"] == test_clips

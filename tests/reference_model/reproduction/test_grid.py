@@ -17,8 +17,7 @@ from grids import settings
 
 from reference_model import InputError, run_folder
 from reference_model.config import Config
-from reference_model.paper import chosen, experiments, published
-from reference_model.protocol import PROTOCOLS
+from reference_model.paper import PROTOCOLS, chosen, experiments, published
 from reference_model.reproduction.grid import Grid, counts, plan
 from reference_model.run_folder import Busy, alone, holder
 from reference_model.runtime.files import write_json
@@ -111,13 +110,26 @@ def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
     assert Grid.read(tmp_path / "out") == joined
 
 
+def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Path) -> None:
+    """The protocol was nested then, and the decay factor was a setting."""
+    grid = Grid.of(chosen(("1",)), (0,), settings(config))
+    grid.write(tmp_path)
+    stored = json.loads((tmp_path / "grid.json").read_text())
+    stored["settings"]["protocol"] = {name: stored["settings"].pop(name) for name in PROTOCOLS["paper"]}
+    stored["settings"]["decay_factor"] = 0.1
+    (tmp_path / "grid.json").write_text(json.dumps(stored))
+    assert Grid.read(tmp_path) == grid
+    other = Grid.of(chosen(("2",)), (1,), settings(config))
+    assert other.with_those_of(tmp_path).settings == grid.settings
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         ({"epochs": 7}, "epochs 2 there, 7 here"),
         ({"precision": "bf16"}, "precision no there, bf16 here"),
         (
-            {"protocol": PROTOCOLS["released"]},
+            PROTOCOLS["released"],
             "frozen_mode eval there, train here; spec_augment False there",
         ),
         ({"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkpoint None"),

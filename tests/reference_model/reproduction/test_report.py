@@ -166,7 +166,7 @@ def test_the_page_says_what_was_run(page: tuple[Page, Seen]) -> None:
     assert "16 runs: 4 done, 4 failed, 8 left" in body
     assert "4 finished runs took 0.0" in body
     assert "torch 2." in body
-    assert "protocol: select_on" in body
+    assert "select_on" in body
     assert "Some runs of triplet-max and triplet-weighted" in body
 
 

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from reference_model.paper import Settings, chosen
-from reference_model.protocol import PROTOCOLS
+from reference_model.paper import PROTOCOLS, Settings, chosen
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.plots import COLOURS, plot_table
 from reference_model.reproduction.tables import COLUMNS, Row, Table, aggregate, best, difference, make_table, markdown
@@ -35,9 +33,9 @@ NUMBERS = "---:|---:|---:|---:|---:|---:|"
 def grid(rows: dict[str, list[Settings]], seeds: Sequence[int]) -> Grid:
     """Of rows as ``chosen`` returns them, with the smallest settings."""
     settings = {
-        "data": "data", "clip_seconds": 1.0, "protocol": asdict(PROTOCOLS["paper"]), "model": "tiny",
-        "audio_checkpoint": None, "bert": None, "epochs": 1, "decay_every": 20, "decay_factor": 0.1,
-        "gradient_cache_micro_batch": None, "precision": "no", "workers": 0,
+        "data": "data", "clip_seconds": 1.0, "model": "tiny",
+        "audio_checkpoint": None, "bert": None, "epochs": 1, "decay_every": 20,
+        "gradient_cache_micro_batch": None, "precision": "no", "workers": 0, **PROTOCOLS["paper"],
     }  # fmt: skip
     return Grid.of(rows, seeds, settings)
 

@@ -21,7 +21,7 @@ import pytest
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.models import features
-from reference_model.protocol import PROTOCOLS
+from reference_model.paper import PROTOCOLS
 from reference_model.runtime.signals import CONTINUE, Stopped, asked_to_stop, signals_noted, stop_if_asked
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training.trainer import train
@@ -53,7 +53,7 @@ def wait_until(process: BaseProcess, path: Path) -> None:
 @pytest.mark.parametrize("encoders, protocol, kills", [("fine-tuned", "released", 10), ("frozen", "paper", 3)])
 def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any, protocol: str, kills: int) -> None:
     """The fine-tuned run has dropout, erased stripes and batch-norm statistics to lose; the frozen one its features."""
-    config = replace(config, encoders=encoders, protocol=PROTOCOLS[protocol], epochs=4, decay_every=2)
+    config = replace(config, encoders=encoders, epochs=4, decay_every=2, **PROTOCOLS[protocol])
     expected = finished(config, tmp_path / "whole", features=tmp_path / "features")
     moments = random.Random(0)
     killed = 0
