@@ -21,14 +21,15 @@ install = $(PYTHON) -m venv $(@D) \
 	&& $(@D)/bin/python -m pip uninstall --quiet --yes crossmodal-losses \
 	&& touch $@
 
-.PHONY: help demo example readme programs test lint bench clean
+.PHONY: help demo example readme programs test format types lint bench clean
 
 help:
 	@echo "make demo   the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
 	@echo "make example  both tables of the paper with three seeds on a synthetic corpus, and the report: an hour"
 	@echo "make test   every test, and those of crossmodal_losses on the newest torch as well"
 	@echo "make lint   formatter, linter, types"
-	@echo "make bench  the losses beside public implementations, their memory, their floor: half an hour"
+	@echo "make format formats the code, and fixes what the linter can"
+	@echo "make bench  the losses beside public implementations, their memory, their matrix products: half an hour"
 	@echo "make readme the demo, and its table and picture put into README.md"
 	@echo "make clean  remove the environments in $(ENVIRONMENTS)"
 
@@ -73,10 +74,16 @@ test: $(REFERENCE)/complete $(NEWEST)/complete programs
 	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) tests --ignore tests/crossmodal_losses --ignore tests/benchmarks
 	HYPOTHESIS_PROFILE=ci $(in_newest) $(pytest) --doctest-modules tests/crossmodal_losses crossmodal_losses
 
-lint: $(REFERENCE)/complete
+format: $(REFERENCE)/complete
+	$(in_reference) ruff format
+	$(in_reference) ruff check --fix
+
+types: $(REFERENCE)/complete
+	$(in_reference) mypy
+
+lint: types
 	$(in_reference) ruff format --check
 	$(in_reference) ruff check
-	$(in_reference) mypy
 
 bench: $(REFERENCE)/complete $(NEWEST)/complete
 	$(in_reference) benchmarks

@@ -1,24 +1,35 @@
-"""The README's generated parts are what their sources hold, and its first example runs."""
+"""The pages: generated parts are what their sources hold, links lead somewhere, the first example runs."""
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import BLOCK, KEPT, PAGES, ROOT, filled
+from benchmarks.readme import BLOCK, KEPT, PAGES, ROOT, filled, overview
+from benchmarks.results import RESULTS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINKED = (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "docs" / "architecture.md")
 
 
-def test_generated_tables_are_up_to_date() -> None:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        assert len(BLOCK.findall(text)) >= 1
-        assert filled(text) == text
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_generated_tables_are_up_to_date(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) >= 1
+    assert filled(text) == text
+
+
+def test_the_overview_is_up_to_date() -> None:
+    assert (RESULTS / "overview.md").read_text(encoding="utf-8") == overview()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 180
 
 
 def test_the_demo_holds_what_it_promises() -> None:
-    """Of the committed results: the paper's four losses, and NT-Xent well above chance."""
+    """The committed results show the paper's four losses, and NT-Xent well above chance."""
     table = json.loads((KEPT / "demo" / "table_1.json").read_text(encoding="utf-8"))
     rows = {row["loss"]: row for row in table["rows"]}
     assert list(rows) == ["triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"]
@@ -27,7 +38,7 @@ def test_the_demo_holds_what_it_promises() -> None:
 
 
 def test_the_example_is_whole() -> None:
-    """Of the committed results: every run of both tables, three seeds."""
+    """The committed results hold every run of both tables, with three seeds."""
     for number, rows in (("1", 8), ("2", 8)):
         table = json.loads((KEPT / "example" / f"table_{number}.json").read_text(encoding="utf-8"))
         assert len(table["rows"]) == rows
@@ -38,10 +49,16 @@ def test_the_example_is_whole() -> None:
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_pictures_and_links_are_there() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pictures_and_links_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, section = target.partition("#")
+        path = page.parent / file if file else page
+        assert path.exists(), f"{page.name} links to {target}"
+        if section:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert section in anchors, f"{page.name} links to {target}"
 
 
 def test_first_example(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,11 +70,15 @@ def test_first_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_package_is_in_the_map() -> None:
-    """The README's map of the code names every package and every module of ``crossmodal_losses``, and nothing else."""
-    layout = README.split("## How the code is laid out")[1].split("```")[1]
-    named = set(re.findall(r"^\s*(\w+\.py|\w+/)", layout, re.MULTILINE))
-    packages = {f"{path.parent.name}/" for top in ("crossmodal_losses", "reference_model", "benchmarks")
-                for path in (ROOT / top).rglob("__init__.py")}  # fmt: skip
-    modules = {path.name for path in (ROOT / "crossmodal_losses").glob("*.py")} - {"__init__.py"}
-    assert packages | modules <= named
-    assert named <= packages | {"tests/"} | {path.name for path in ROOT.glob("*/*.py")}
+    """The README's map names every package, and nothing else."""
+    layout = README.split("## Where things are")[1].split("```")[1]
+    named, top = set(), ""
+    for indent, folder in re.findall(r"^( *)(\w+)/ ", layout, re.MULTILINE):
+        top = top if indent else folder
+        named.add(f"{top}/{folder}" if indent else folder)
+    packages = {
+        str(path.parent.relative_to(ROOT))
+        for top in ("crossmodal_losses", "reference_model", "benchmarks")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    assert named == packages | {"tests"}
