@@ -1,4 +1,8 @@
-"""The rows of the paper's tables 1 and 2 as named experiments; ``paper_tables.json`` has settings and recalls."""
+"""Everything that the paper says: data sets, settings, and the rows of tables 1 and 2 as named experiments.
+
+Mei et al. 2022, "On Metric Learning for Audio-Text Cross-Modal Retrieval". The settings of the losses are defaults of
+:mod:`crossmodal_losses`, the length of clips is in :mod:`reference_model.data.layouts`.
+"""
 
 import functools
 import json
@@ -8,12 +12,29 @@ from typing import Any
 
 from reference_model import InputError
 
-PAPER_TABLES = Path(__file__).with_name("paper_tables.json")
-SETTINGS = ("dataset", "encoders", "loss", "batch_size", "learning_rate")
+PAPER_TABLES = Path(__file__).with_name("paper_tables.json")  # the rows as published: settings and recalls
 TABLES = ("1", "2")
-TABLE_2_BATCH_SIZE = 128  # its other half, batch size 32, repeats table 1
-STAND_IN_FOR = "AudioCaps"  # whose rows another data set takes
-DECAY_FACTOR = 0.1  # of the learning rate, every Config.decay_every epochs; section 3.2
+
+# Clips; section 3.1. Another data set takes the rows of AudioCaps.
+DATASET_SIZES = {
+    "AudioCaps": {"train": 49_274, "val": 494, "test": 957},
+    "Clotho": {"train": 3_839, "val": 1_045, "test": 1_045},
+}
+DEFAULT_DATASET = "AudioCaps"
+LOSS_NAMES = {  # in the tables
+    "triplet_sum": "Triplet-sum",
+    "triplet_max": "Triplet-max",
+    "triplet_weighted": "Triplet-weighted",
+    "nt_xent": "NT-Xent",
+}
+
+# Section 3.2. The batch size and the learning rate of a run stand in its row of the tables.
+EPOCHS = 50
+LEARNING_RATE = 1e-4  # a star in table 1 marks the rows with another one
+DECAY_EVERY = 20  # epochs
+DECAY_FACTOR = 0.1  # of the learning rate, every DECAY_EVERY epochs
+TABLE_2_BATCH_SIZE = 128  # of one half of table 2; the other half, batch size 32, repeats table 1
+SEEDS = (0, 1, 2)  # section 3.3: three runs with different seeds; which ones the paper does not say
 
 # The settings in which the paper's text and its published code differ; Config says what each means.
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -41,53 +62,53 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
 }
 
-Settings = dict[str, Any]
+ROW_SETTINGS = ("dataset", "encoders", "loss", "batch_size", "learning_rate")  # of an experiment
+Experiment = dict[str, Any]
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """audiocaps-frozen-nt_xent; with the batch size at its end where table 2 departs from table 1."""
+    """Return the name of a row, such as audiocaps-frozen-nt_xent, with -batch-128 at its end for that batch size."""
     name = f"{row['dataset'].lower()}-{row['encoders']}-{row['loss']}"
     return f"{name}-batch-{row['batch_size']}" if row["batch_size"] == TABLE_2_BATCH_SIZE else name
 
 
 @functools.cache
 def _rows(table: str) -> list[dict[str, Any]]:
-    """As published, in the order of the table."""
+    """Return the rows of a table as published, in its order."""
     rows: list[dict[str, Any]] = json.loads(PAPER_TABLES.read_text(encoding="utf-8"))[f"table_{table}"]
     return rows
 
 
 @functools.cache
-def experiments() -> dict[str, Settings]:
-    """Name to settings, in the order of the tables."""
-    return {name_of(row): {name: row[name] for name in SETTINGS} for table in TABLES for row in _rows(table)}
+def experiments() -> dict[str, Experiment]:
+    """Return the settings of every row by its name, in the order of the tables."""
+    return {name_of(row): {name: row[name] for name in ROW_SETTINGS} for table in TABLES for row in _rows(table)}
 
 
 @functools.cache
 def published() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Name to direction to metric to mean and standard deviation, in percent."""
+    """Return the published recalls: name to direction to metric to mean and standard deviation, in percent."""
     directions = ("text_to_audio", "audio_to_text")
     return {name_of(row): {way: row[way] for way in directions} for table in TABLES for row in _rows(table)}
 
 
 def chosen(
     tables: Sequence[str], *, datasets: Sequence[str] = (), encoders: Sequence[str] = (), losses: Sequence[str] = ()
-) -> dict[str, list[Settings]]:
-    """The rows of these tables, in their order: all of them, or those of the data sets, encoders and losses given.
+) -> dict[str, list[Experiment]]:
+    """Return the rows of these tables, in their order: all, or those of the data sets, encoders and losses given.
 
     A data set that the paper does not have takes the rows of AudioCaps.
 
     Raises:
         InputError: a table is left without rows.
     """
-    of_paper = dict.fromkeys(row["dataset"] for row in experiments().values())
-    kept: dict[str, list[Settings]] = {}
+    kept: dict[str, list[Experiment]] = {}
     for table in tables:
         kept[table] = [
-            {**{name: row[name] for name in SETTINGS}, "dataset": dataset}
-            for dataset in datasets or of_paper
+            {**{name: row[name] for name in ROW_SETTINGS}, "dataset": dataset}
+            for dataset in datasets or DATASET_SIZES
             for row in _rows(table)
-            if row["dataset"] == (dataset if dataset in of_paper else STAND_IN_FOR)
+            if row["dataset"] == (dataset if dataset in DATASET_SIZES else DEFAULT_DATASET)
             and row["encoders"] in (encoders or [row["encoders"]])
             and row["loss"] in (losses or [row["loss"]])
         ]

@@ -4,9 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 from reference_model.config import Config
-from reference_model.paper import SETTINGS
+from reference_model.paper import ROW_SETTINGS
 
 
 def settings(config: Config) -> dict[str, Any]:
     """Of all its runs."""
-    return {name: value for name, value in asdict(config).items() if name not in (*SETTINGS, "seed")}
+    return {name: value for name, value in asdict(config).items() if name not in (*ROW_SETTINGS, "seed")}

@@ -23,11 +23,10 @@ from benchmarks.measure import Call, interleaved, synchronise
 from benchmarks.results import Row, write_table
 from reference_model.config import Config
 from reference_model.data.batches import DistributedBatchSampler
-from reference_model.data.manifest import PAPER
 from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import Heads
 from reference_model.models.features import FeatureBatches, Features
-from reference_model.paper import PROTOCOLS, experiments
+from reference_model.paper import DATASET_SIZES, PROTOCOLS, experiments
 from reference_model.runtime.tensors import save_checkpoint, save_tensors
 from reference_model.training.step import Step
 
@@ -55,7 +54,7 @@ def settings() -> dict[Setting, list[str]]:
 
 
 def features(dataset: str, split: str, divisor: int, device: str) -> Features:
-    clips = PAPER[dataset][split] // divisor
+    clips = DATASET_SIZES[dataset][split] // divisor
     captions = clips * CAPTIONS[dataset][split]
     return Features(
         audio=torch.randn(clips, AUDIO),

@@ -13,9 +13,20 @@ from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.config import Config, Encoders, FrozenMode, Precision, SelectOn, Size, WeightedRule
 from reference_model.data.layouts import DATA_SETS, clip_seconds
-from reference_model.data.manifest import PAPER, in_several_splits
-from reference_model.paper import PROTOCOLS, SETTINGS, TABLES, chosen, experiments
-from reference_model.reproduction.tables import NAMES, markdown
+from reference_model.data.manifest import in_several_splits
+from reference_model.paper import (
+    DATASET_SIZES,
+    DECAY_EVERY,
+    EPOCHS,
+    LOSS_NAMES,
+    PROTOCOLS,
+    ROW_SETTINGS,
+    SEEDS,
+    TABLES,
+    chosen,
+    experiments,
+)
+from reference_model.reproduction.tables import markdown
 from reference_model.runtime.signals import CONTINUE, Stopped, signals_noted
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -198,8 +209,8 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
             show_default="bert-base-uncased, of the tiny model a small one with new weights",
             help="BERT by name, or its folder.",
         ),
-        click.option("--epochs", type=int, default=50, help="Each sees every caption once."),
-        click.option("--decay-every", type=int, default=20, help="Epochs between falls of the learning rate to 1/10."),
+        click.option("--epochs", type=int, default=EPOCHS, help="Each sees every caption once."),
+        click.option("--decay-every", type=int, default=DECAY_EVERY, help="Epochs between falls of the rate to 1/10."),
         click.option(
             "--protocol",
             "protocol_name",
@@ -246,7 +257,7 @@ def _said(name: str, setting: str) -> str:
 
 def _config(**options: Any) -> Config:
     """The config of train's options."""
-    missing = [f"--{name.replace('_', '-')}" for name in SETTINGS if options[name] is None]
+    missing = [f"--{name.replace('_', '-')}" for name in ROW_SETTINGS if options[name] is None]
     if missing:
         raise InputError(f"expected {', '.join(missing)}, got none; an experiment says them all")
     settings = _completed(options)
@@ -323,7 +334,7 @@ def train(
         metrics = train_run(config, out, features=features, checkpoint_minutes=checkpoint_minutes)
     if not PartialState().is_main_process:
         return
-    clips, paper = metrics["clips"]["test"], PAPER.get(config.dataset, {}).get("test")
+    clips, paper = metrics["clips"]["test"], DATASET_SIZES.get(config.dataset, {}).get("test")
     pool = f"{clips} clips" if paper in (clips, None) else f"{clips} clips (the paper: {paper})"
     click.echo(f"test, {pool}: {summary(metrics['test'])}" + (" (collapsed)" if metrics["collapsed"] else ""))
     click.echo(f"{out}/ holds metrics.json, curves.png and best.safetensors; tensorboard --logdir {out} shows more")
@@ -344,14 +355,17 @@ def evaluate(run: Path, split: str, data: str | None) -> None:
 
 @main.command(cls=_Several)
 @click.option("--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="1, 2, or both: --tables 1 2.")
-@click.option("--seeds", multiple=True, type=int, default=(0, 1, 2), help="One or several: --seeds 0 1 2.")
+@click.option("--seeds", multiple=True, type=int, default=SEEDS, help="One or several: --seeds 0 1 2.")
 @click.option(
     "--dataset", "datasets", multiple=True,
     help="Only these of the tables' data sets. Another than the paper's takes the rows of AudioCaps.",
 )  # fmt: skip
 @click.option("--encoders", multiple=True, type=click.Choice(get_args(Encoders)), help="Only these rows.")
 @click.option(
-    "--losses", multiple=True, type=click.Choice(list(NAMES)), help="Only these rows: --losses nt_xent triplet_max."
+    "--losses",
+    multiple=True,
+    type=click.Choice(list(LOSS_NAMES)),
+    help="Only these rows: --losses nt_xent triplet_max.",
 )
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
 @_settings

@@ -8,15 +8,11 @@ from pathlib import Path
 
 from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE
+from reference_model.paper import DATASET_SIZES
 from reference_model.runtime.files import write_whole
 
 MANIFEST = "manifest.csv"  # in the folder of the data set
 STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
-# Section 3.1 of the paper.
-PAPER = {
-    "AudioCaps": {"train": 49_274, "val": 494, "test": 957},
-    "Clotho": {"train": 3_839, "val": 1_045, "test": 1_045},
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def _parse(cells: list[str]) -> Row:
 
 def summary(dataset: str, rows: Sequence[Row]) -> str:
     """A table of the clips of each split by status, beside the numbers of the paper; and their length."""
-    paper = PAPER.get(dataset)
+    paper = DATASET_SIZES.get(dataset)
     header = ["split", "listed", *STATUSES, *(["paper"] if paper else []), "hours", "GB"]
     lines = [header]
     for split in (*dict.fromkeys(row.split for row in rows), "all"):

@@ -35,7 +35,8 @@ from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE, SHORTEST, decode, fault
 from reference_model.data.dataset import SPLITS
 from reference_model.data.layouts import DownloadedClip, read_download
-from reference_model.data.manifest import MANIFEST, PAPER, Row, read_manifest, summary, write_manifest
+from reference_model.data.manifest import MANIFEST, Row, read_manifest, summary, write_manifest
+from reference_model.paper import DATASET_SIZES
 from reference_model.runtime.files import write_whole
 from reference_model.runtime.signals import stop_if_asked
 
@@ -75,7 +76,7 @@ def prepare(
             the usable ones and the manifest are there all the same, and every other is named with the reason.
         OSError: the disk is full, or a folder cannot be read or written.
     """
-    known = next((name for name in PAPER if name.lower() == dataset.lower()), dataset)
+    known = next((name for name in DATASET_SIZES if name.lower() == dataset.lower()), dataset)
     if known != dataset:
         raise InputError(f"expected --dataset {known}, got {dataset}")
     folder = root / dataset

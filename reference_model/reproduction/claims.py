@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reference_model.paper import TABLE_2_BATCH_SIZE, experiments, published
-from reference_model.reproduction.tables import COLUMNS, NAMES, Table
+from reference_model.paper import LOSS_NAMES, TABLE_2_BATCH_SIZE, experiments, published
+from reference_model.reproduction.tables import COLUMNS, Table
 
 ROBUST = ("triplet_sum", "nt_xent")
 HARDEST_NEGATIVE = ("triplet_max", "triplet_weighted")
@@ -60,10 +60,10 @@ class Results:
         for dataset, encoders, batch_size in dict.fromkeys((key[0], key[1], key[3]) for key in self.means):
             found = {
                 loss: self.means[dataset, encoders, loss, batch_size]
-                for loss in NAMES
+                for loss in LOSS_NAMES
                 if (dataset, encoders, loss, batch_size) in self.means
             }
-            if len(found) == len(NAMES):
+            if len(found) == len(LOSS_NAMES):
                 yield (dataset, encoders, batch_size), found
 
     def pairs(self, other: Callable[[Key], Key]) -> Iterator[tuple[Key, Means, Means]]:
@@ -146,7 +146,7 @@ def triplet_sum_is_behind_when_frozen(results: Results) -> Finding | None:
     if not blocks:
         return None
     last = {which: min(block, key=lambda loss: _average(block[loss])) for which, block in blocks.items()}
-    evidence = "; ".join(f"{_named(which)}: lowest is {NAMES[loss]}" for which, loss in last.items())
+    evidence = "; ".join(f"{_named(which)}: lowest is {LOSS_NAMES[loss]}" for which, loss in last.items())
     return Finding(sum(loss == "triplet_sum" for loss in last.values()), len(last), evidence)
 
 
@@ -155,7 +155,7 @@ def _changes_with_the_batch(results: Results) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for key, small, large in results.pairs(lambda key: (*key[:3], TABLE_2_BATCH_SIZE)):
         found.setdefault(key[0], {})[key[2]] = _average(large) - _average(small)
-    return {dataset: changes for dataset, changes in found.items() if len(changes) == len(NAMES)}
+    return {dataset: changes for dataset, changes in found.items() if len(changes) == len(LOSS_NAMES)}
 
 
 def hardest_negatives_lose_with_the_batch(results: Results) -> Finding | None:
@@ -182,7 +182,7 @@ def robust_losses_keep_with_the_batch(results: Results) -> Finding | None:
 
 def _said(changes: Mapping[str, Mapping[str, float]], losses: Sequence[str]) -> str:
     return "; ".join(
-        f"{dataset}, {NAMES[loss]}: {change[loss]:+.1f} points"
+        f"{dataset}, {LOSS_NAMES[loss]}: {change[loss]:+.1f} points"
         for dataset, change in changes.items()
         for loss in losses
     )

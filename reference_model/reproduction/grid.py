@@ -19,7 +19,7 @@ from filelock import FileLock
 from reference_model import InputError, run_folder
 from reference_model.config import WITHOUT_EFFECT, Config, of_this_version
 from reference_model.data.layouts import clip_seconds
-from reference_model.paper import SETTINGS, Settings, name_of
+from reference_model.paper import ROW_SETTINGS, Experiment, name_of
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS, holder, quiet_for
 from reference_model.runtime.files import write_json
 
@@ -78,12 +78,12 @@ class Grid:
     """What the tables are made of."""
 
     tables: dict[str, list[str]]  # number to the names of its rows
-    experiments: dict[str, Settings]  # name to what a row says
+    experiments: dict[str, Experiment]  # name to what a row says
     seeds: list[int]
     settings: dict[str, Any]  # of all runs: what Config has beside the row and the seed
 
     @classmethod
-    def of(cls, rows: Mapping[str, Iterable[Settings]], seeds: Sequence[int], settings: dict[str, Any]) -> "Grid":
+    def of(cls, rows: Mapping[str, Iterable[Experiment]], seeds: Sequence[int], settings: dict[str, Any]) -> "Grid":
         """Of rows as :func:`reference_model.paper.chosen` returns them."""
         tables = {table: [name_of(row) for row in of_table] for table, of_table in rows.items()}
         named = {name_of(row): row for of_table in rows.values() for row in of_table}
@@ -98,7 +98,7 @@ class Grid:
             for run in [f"{name}-seed-{seed}"]
         ]
 
-    def _config(self, row: Settings, seed: int) -> Config:
+    def _config(self, row: Experiment, seed: int) -> Config:
         fixed = {"clip_seconds": clip_seconds(row["dataset"], self.settings["clip_seconds"])}
         return Config(**{**self.settings, **row, **fixed, "seed": seed})
 
@@ -117,7 +117,7 @@ class Grid:
         different += [
             f"{setting} of {name} {row[setting]} there, {other.experiments[name][setting]} here"
             for name, row in self.experiments.items()
-            for setting in SETTINGS
+            for setting in ROW_SETTINGS
             if name in other.experiments and row[setting] != other.experiments[name][setting]
         ]
         if different:
@@ -167,7 +167,7 @@ class Grid:
             grid = dataclasses.replace(grid, settings=of_this_version(grid.settings))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"expected results of reproduce in {out}, got no readable {GRID}: {error}") from error
-        expected = {field.name for field in dataclasses.fields(Config)} - {*SETTINGS, "seed"}
+        expected = {field.name for field in dataclasses.fields(Config)} - {*ROW_SETTINGS, "seed"}
         if grid.settings.keys() != expected:
             differ = ", ".join(sorted(grid.settings.keys() ^ expected))
             raise InputError(f"expected the settings of this version in {out / GRID}, got these that differ: {differ}")

@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from reference_model.evaluation.metrics import DIRECTIONS
-from reference_model.reproduction.tables import NAMES, TITLES, Row, Table, blocks, head
+from reference_model.paper import LOSS_NAMES
+from reference_model.reproduction.tables import TITLES, Row, Table, blocks, head
 from reference_model.runtime.files import write_whole
 
 matplotlib.use("Agg")
@@ -53,7 +54,7 @@ def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[di
             ]
             above.plot(_epochs(history), relative, style, color=COLOURS.get(loss), label=f"seed {seed}")
             below.plot(_epochs(history), recalls, style, color=COLOURS.get(loss), label=f"seed {seed}")
-        above.set_title(NAMES.get(loss, loss), fontsize=10)
+        above.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
         below.set_xlabel("epoch")
         below.legend(fontsize=7)
         for axes in (above, below):
@@ -100,7 +101,7 @@ def _bars(axes: Axes, block: Sequence[Row], direction: str) -> None:
                 color=COLOURS[row["loss"]] if ours else "white",
                 edgecolor=COLOURS[row["loss"]],
                 error_kw={"linewidth": 0.8},
-                label=NAMES[row["loss"]] if ours else f"{NAMES[row['loss']]}, paper",
+                label=LOSS_NAMES[row["loss"]] if ours else f"{LOSS_NAMES[row['loss']]}, paper",
             )
     axes.set_xticks(range(len(RANKS)), [f"R@{k}" for k in RANKS])
     axes.grid(axis="y", alpha=0.3)
@@ -115,7 +116,7 @@ def plot_similarities(path: Path, pairs: Mapping[str, tuple[NDArray[Any], NDArra
     ):
         axes.hist(hardest, edges, density=True, color="#999999", alpha=0.8, label="hardest negatives")
         axes.hist(positive, edges, density=True, color=COLOURS.get(loss), alpha=0.6, label="positives")
-        axes.set_title(NAMES.get(loss, loss), fontsize=10)
+        axes.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
         axes.set(xlabel="cosine similarity", yticks=[])
         low = min(float(positive.min()), float(hardest.min()))
         axes.set_xlim(max(-1.0, low - 0.05), 1.02)

@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reference_model.data.manifest import PAPER
 from reference_model.evaluation.metrics import DIRECTIONS
-from reference_model.paper import published
+from reference_model.paper import DATASET_SIZES, LEARNING_RATE, LOSS_NAMES, published
 from reference_model.reproduction.grid import SETTLED, Grid, Run
 from reference_model.run_folder import METRICS, stored_metrics
 
 COLUMNS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in (1, 5, 10)]
 TITLES = {"text_to_audio": "Text-to-Audio", "audio_to_text": "Audio-to-Text"}
-NAMES = {
-    "triplet_sum": "Triplet-sum",
-    "triplet_max": "Triplet-max",
-    "triplet_weighted": "Triplet-weighted",
-    "nt_xent": "NT-Xent",
-}
-USUAL_LEARNING_RATE = 1e-4  # table 1 stars the rows of another one
 
 Table = dict[str, Any]
 Row = dict[str, Any]
@@ -44,7 +36,7 @@ def make_table(grid: Grid, number: str, out: Path) -> Table:
             pools[run.config.dataset] = {
                 "clips": metrics["test"]["text_to_audio"]["pool"],
                 "captions": metrics["test"]["audio_to_text"]["pool"],
-                "clips in the paper": PAPER.get(run.config.dataset, {}).get("test"),
+                "clips in the paper": DATASET_SIZES.get(run.config.dataset, {}).get("test"),
             }
             chance[run.config.dataset] = {
                 way: {m: metrics["chance"][way][m] for w, m in COLUMNS if w == way} for way in DIRECTIONS
@@ -140,13 +132,11 @@ def _number(table: Table) -> str:
 def notes(table: Table) -> list[str]:
     """What the marks of the table mean, those that occur."""
     found = []
-    if any(row["learning_rate"] != USUAL_LEARNING_RATE for row in table["rows"]):
-        rates = sorted({row["learning_rate"] for row in table["rows"]} - {USUAL_LEARNING_RATE})
+    if any(row["learning_rate"] != LEARNING_RATE for row in table["rows"]):
+        rates = sorted({row["learning_rate"] for row in table["rows"]} - {LEARNING_RATE})
         common = len({row["learning_rate"] for row in table["rows"]}) == 1
         said = " and ".join(f"{rate:g}" for rate in rates)
-        found.append(
-            f"Learning rate {said}." if common else f"\\* Learning rate {said}, otherwise {USUAL_LEARNING_RATE:g}."
-        )
+        found.append(f"Learning rate {said}." if common else f"\\* Learning rate {said}, otherwise {LEARNING_RATE:g}.")
     if any(row["collapsed"] for row in table["rows"]):
         found.append(
             "Collapsed: at the end all similarities of the validation pairs were alike. Such seeds are counted in."
@@ -169,12 +159,12 @@ def label(row: Row, *, starred: bool) -> str:
     missing = planned - sum(row["runs"][state] for state in SETTLED)
     if missing:
         marks.append(f"{missing} of {planned} to come" if planned > 1 else "to come")
-    return NAMES[row["loss"]] + ("*" if starred else "") + (f" ({', '.join(marks)})" if marks else "")
+    return LOSS_NAMES[row["loss"]] + ("*" if starred else "") + (f" ({', '.join(marks)})" if marks else "")
 
 
 def _starred(table: Table, row: Row) -> bool:
     several = len({row["learning_rate"] for row in table["rows"]}) > 1
-    return several and row["learning_rate"] != USUAL_LEARNING_RATE
+    return several and row["learning_rate"] != LEARNING_RATE
 
 
 def head(table: Table, row: Row) -> str:

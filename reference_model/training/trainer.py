@@ -34,13 +34,12 @@ from reference_model.config import Config
 from reference_model.data.audio import check_audio
 from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
 from reference_model.data.dataset import SPLITS, Clip, audio_checksums, captions_of, read_split
-from reference_model.data.manifest import PAPER
 from reference_model.evaluation.evaluate import accelerator_for, embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
 from reference_model.models.features import FeatureBatches, Features, checksum, features_of, kept_features
-from reference_model.paper import DECAY_FACTOR
+from reference_model.paper import DATASET_SIZES, DECAY_FACTOR
 from reference_model.reproduction.cost import duration, rehearse, seconds_a_clip
 from reference_model.reproduction.plots import plot_curves
 from reference_model.run_folder import (
@@ -218,7 +217,7 @@ class _Training:
             self._restore()
 
     def _compare_with_the_paper(self) -> None:
-        for split, clips in PAPER.get(self.config.dataset, {}).items():
+        for split, clips in DATASET_SIZES.get(self.config.dataset, {}).items():
             if len(self.clips[split]) != clips:
                 here = len(self.clips[split])
                 log.warning("%s, %s: %d clips, where the paper had %d", self.config.dataset, split, here, clips)

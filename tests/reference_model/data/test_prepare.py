@@ -24,8 +24,9 @@ from reference_model import InputError
 from reference_model.data import prepare
 from reference_model.data.audio import decode, load_waveform
 from reference_model.data.dataset import read_split
-from reference_model.data.manifest import COLUMNS, PAPER, Row, in_several_splits, read_manifest
+from reference_model.data.manifest import COLUMNS, Row, in_several_splits, read_manifest
 from reference_model.data.prepare import Prepared
+from reference_model.paper import DATASET_SIZES
 from reference_model.runtime.signals import Stopped, signals_noted
 
 ROOT = Path(__file__).parents[3]
@@ -167,7 +168,7 @@ def test_the_manifest_says_what_is_in_the_files(tmp_path: Path, small: Path) -> 
 
 def test_the_papers_numbers_of_clips() -> None:
     """Section 3.1."""
-    assert {dataset: list(of.items()) for dataset, of in PAPER.items()} == {
+    assert {dataset: list(of.items()) for dataset, of in DATASET_SIZES.items()} == {
         "AudioCaps": [("train", 49_274), ("val", 494), ("test", 957)],
         "Clotho": [("train", 3_839), ("val", 1_045), ("test", 1_045)],
     }

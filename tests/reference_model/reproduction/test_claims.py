@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from reference_model.paper import LOSS_NAMES
 from reference_model.reproduction import claims
 from reference_model.reproduction.claims import CLAIMS, Finding, Key, Results
-from reference_model.reproduction.tables import COLUMNS, NAMES, Table
+from reference_model.reproduction.tables import COLUMNS, Table
 
 PAPER = Results.of_paper()
 AC, CL = "AudioCaps", "Clotho"
@@ -34,7 +35,7 @@ def made_up(recalls: Mapping[Key, Any]) -> Results:
 
 def block(dataset: str, encoders: str, batch_size: int, *recalls: Any) -> dict[Key, Any]:
     """One setting; of the losses in the order of the tables: triplet-sum, -max, -weighted, NT-Xent."""
-    return {(dataset, encoders, loss, batch_size): of for loss, of in zip(NAMES, recalls, strict=False)}
+    return {(dataset, encoders, loss, batch_size): of for loss, of in zip(LOSS_NAMES, recalls, strict=False)}
 
 
 # On the paper's tables.
@@ -232,13 +233,13 @@ def test_runs_that_collapsed_or_diverged_are_counted() -> None:
 
 
 def test_when_everything_converges_or_nothing_does() -> None:
-    well = Results.of([table(*(row(loss, 10.0, done=3) for loss in NAMES))])
+    well = Results.of([table(*(row(loss, 10.0, done=3) for loss in LOSS_NAMES))])
     assert verdict("robust_losses_converge", well) == "yes"
     assert verdict("hardest_negatives_may_not_converge", well) == "no"
     ((which, means),) = well.blocks()
     assert which == ("Mine", "frozen", 32)
-    assert means == {loss: dict.fromkeys(COLUMNS, 10.0) for loss in NAMES}
-    badly = Results.of([table(*(row(loss, 10.0, done=1, collapsed=1, diverged=2) for loss in NAMES))])
+    assert means == {loss: dict.fromkeys(COLUMNS, 10.0) for loss in LOSS_NAMES}
+    badly = Results.of([table(*(row(loss, 10.0, done=1, collapsed=1, diverged=2) for loss in LOSS_NAMES))])
     assert verdict("robust_losses_converge", badly) == "no"
     assert found("hardest_negatives_may_not_converge", badly) == Finding(1, 1, "6 of 6 runs collapsed or diverged")
     partly = Results.of([table(row("nt_xent", 10.0, done=3, collapsed=1))])
@@ -253,7 +254,7 @@ def test_a_row_in_both_tables_counts_once() -> None:
 
 
 def test_rows_that_are_not_begun_do_not_count() -> None:
-    results = Results.of([table(*(row(loss, None, done=0) for loss in NAMES))])
+    results = Results.of([table(*(row(loss, None, done=0) for loss in LOSS_NAMES))])
     assert results == Results({}, {}, {})
     assert {(line["ours"], line["ours, evidence"]) for line in claims.check([])} == {("-", "")}
 

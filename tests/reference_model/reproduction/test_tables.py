@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from reference_model.paper import PROTOCOLS, Settings, chosen
+from reference_model.paper import PROTOCOLS, Experiment, chosen
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.plots import COLOURS, plot_table
 from reference_model.reproduction.tables import COLUMNS, Row, Table, aggregate, best, difference, make_table, markdown
@@ -30,7 +30,7 @@ HEAD = (
 NUMBERS = "---:|---:|---:|---:|---:|---:|"
 
 
-def grid(rows: dict[str, list[Settings]], seeds: Sequence[int]) -> Grid:
+def grid(rows: dict[str, list[Experiment]], seeds: Sequence[int]) -> Grid:
     """Of rows as ``chosen`` returns them, with the smallest settings."""
     settings = {
         "data": "data", "clip_seconds": 1.0, "model": "tiny",
