@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import RESULTS, markdown
-from reference_model.runtime.environment import machine
+from reference_model.runtime.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / page for page in ("README.md", "benchmarks/README.md", "reference_model/README.md"))
@@ -76,7 +76,10 @@ def keep(name: str) -> None:
         shutil.copy(results / file, kept)
     times = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("runs/*/time.json")]
     hours = sum(time["seconds"] for time in times) / 3600
-    made = f"Made by `make {name}` on {machine()}: {len(times)} runs, two at a time, of {hours:.2f} hours added up."
+    made = (
+        f"Made by `make {name}` on {describe_environment()}: {len(times)} runs, two at a time, "
+        f"of {hours:.2f} hours added up."
+    )
     table = (results / "table_1.md").read_text(encoding="utf-8")
     (kept / "table_1.md").write_text(f"{table}\n{made}\n", encoding="utf-8")
 

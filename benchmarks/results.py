@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from reference_model.runtime.environment import machine
-from reference_model.runtime.files import write_text, write_whole
+from reference_model.runtime.environment import describe_environment
+from reference_model.runtime.files import atomic_write, write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,7 +38,7 @@ def write_table(folder: Path, name: str, rows: Sequence[Row], about: str) -> Non
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / f"{name}.csv", text.getvalue())
-    page = f"{machine()}; {about}\n\n{markdown(rows)}"
+    page = f"{describe_environment()}; {about}\n\n{markdown(rows)}"
     write_text(folder / f"{name}.md", page)
     click.echo(page)
     click.echo(f"{folder / name}.csv, .md\n")
@@ -91,5 +91,5 @@ def write_plot(
     for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns + 1)
-    write_whole(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=150))
+    atomic_write(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=150))
     click.echo(f"{folder / name}.png\n")

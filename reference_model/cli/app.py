@@ -27,7 +27,7 @@ from reference_model.paper import (
     experiments,
 )
 from reference_model.reproduction.tables import markdown
-from reference_model.runtime.signals import CONTINUE, Stopped, signals_noted
+from reference_model.runtime.signals import EXIT_STOPPED, Stopped, handle_signals
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -43,7 +43,7 @@ class _Group(click.Group):
         except Stopped:
             pass  # and with it the progress bars go
         click.echo("stopped when asked to; the same command continues", err=True)
-        raise click.exceptions.Exit(CONTINUE)
+        raise click.exceptions.Exit(EXIT_STOPPED)
 
 
 class _Several(click.Command):
@@ -134,7 +134,7 @@ def pretrain(data: Path, dataset: str, out: Path, audio_epochs: int, text_epochs
     from reference_model.training.pretrain import AUDIO, TEXT
     from reference_model.training.pretrain import pretrain as pretrain_both
 
-    with signals_noted():
+    with handle_signals():
         pretrain_both(data, dataset, out, audio_epochs=audio_epochs, text_epochs=text_epochs, seed=seed)
     click.echo(f"next: train or reproduce --model tiny --audio-checkpoint {out / AUDIO} --bert {out / TEXT}")
 
@@ -161,7 +161,7 @@ def prepare(dataset: str, raw: Path, data: Path, audio: Path | None, allow_missi
     and why not: missing, unreadable, truncated, too short or silent. The summary stands beside the paper's counts.
     Interrupted, it continues; run again, it brings up to date.
     """
-    with signals_noted():
+    with handle_signals():
         from reference_model.data.prepare import prepare as prepare_all
 
         prepared = prepare_all(raw, dataset, data, audio=audio, allow_missing=allow_missing, workers=workers)
@@ -325,7 +325,7 @@ def train(
     config = _config(**settings)
     if out is None:
         raise InputError("expected --out, the run's folder, got none; it has a default for --experiment alone")
-    with signals_noted():
+    with handle_signals():
         from accelerate import PartialState
 
         from reference_model.training.trainer import summary
@@ -515,7 +515,7 @@ def embed(run: Path, audio: Path | None, captions: Path | None, index: Path | No
     Interrupted, it continues. Files that cannot be read are named and left out.
     """
     _require_one(audio, captions)
-    with signals_noted():
+    with handle_signals():
         from reference_model.data.dataset import read_captions
         from reference_model.runtime.files import write_json
         from reference_model.runtime.tensors import save_tensors
@@ -561,7 +561,7 @@ def search(run: Path, audio: Path | None, captions: Path | None, index: Path | N
     and changed clips are embedded. Interrupted, it continues. Files that cannot be read are named and left out.
     """
     _require_one(audio, captions)
-    with signals_noted():
+    with handle_signals():
         from reference_model.search.index import shown
         from reference_model.search.retriever import Retriever
 

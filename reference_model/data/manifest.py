@@ -9,7 +9,7 @@ from pathlib import Path
 from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE
 from reference_model.paper import DATASET_SIZES
-from reference_model.runtime.files import write_whole
+from reference_model.runtime.files import atomic_write
 
 MANIFEST = "manifest.csv"  # in the folder of the data set
 STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
@@ -105,4 +105,4 @@ def write_manifest(path: Path, rows: Sequence[Row]) -> None:
             writer.writerow(COLUMNS)
             writer.writerows(astuple(row) for row in rows)
 
-    write_whole(path, write)
+    atomic_write(path, write)

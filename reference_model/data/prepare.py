@@ -37,8 +37,8 @@ from reference_model.data.dataset import SPLITS
 from reference_model.data.layouts import DownloadedClip, read_download
 from reference_model.data.manifest import MANIFEST, Row, read_manifest, summary, write_manifest
 from reference_model.paper import DATASET_SIZES
-from reference_model.runtime.files import write_whole
-from reference_model.runtime.signals import stop_if_asked
+from reference_model.runtime.files import atomic_write
+from reference_model.runtime.signals import raise_if_stop_requested
 
 QUIETEST = 2**-15  # one step of 16 bits
 
@@ -98,7 +98,7 @@ def prepare(
     prepared = Prepared(folder, [])
     for row in progress:
         prepared.rows.append(_remember(row, earlier))
-        stop_if_asked()
+        raise_if_stop_requested()
     write_manifest(folder / MANIFEST, prepared.rows)
     _refuse_unusable(prepared, allow_missing)
     (folder / "csv_files").mkdir(exist_ok=True)
@@ -177,7 +177,7 @@ def _rows(tasks: list[_Task], workers: int) -> Iterator[Row]:
     try:
         yield from pool.map(_prepare_clip, tasks, chunksize=8)
     except BrokenProcessPool:
-        stop_if_asked()  # a signal to all processes may meet one that has not begun
+        raise_if_stop_requested()  # a signal to all processes may meet one that has not begun
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -220,7 +220,7 @@ def _prepare_clip(task: _Task) -> Row:
         if (why := _unusable(waveform, expected)) is not None:
             status, reason = why
             return replace(row, status=status, seconds=len(waveform) / SAMPLE_RATE, reason=reason)
-        write_whole(target, lambda path: _write_wav(path, waveform, modified))
+        atomic_write(target, lambda path: _write_wav(path, waveform, modified))
     return _measure(row, target)
 
 
@@ -315,4 +315,4 @@ def _write_table(path: Path, captions: list[tuple[str, str]]) -> None:
             writer.writerow(["file_name", "caption"])
             writer.writerows(captions)
 
-    write_whole(path, write)
+    atomic_write(path, write)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.data.audio import HOP, SAMPLE_RATE
-from reference_model.runtime.files import write_text, write_whole
+from reference_model.runtime.files import atomic_write, write_text
 
 Signal = NDArray[np.float64]
 Random = np.random.Generator
@@ -265,7 +265,7 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
             )
             if not path.exists():
                 waveform = render(random, scene, corpus.seconds)
-                write_whole(path, lambda beside, w=waveform: soundfile.write(beside, w, SAMPLE_RATE))  # type: ignore[misc]
+                atomic_write(path, lambda beside, w=waveform: soundfile.write(beside, w, SAMPLE_RATE))  # type: ignore[misc]
         _write_table(folder / "tags" / f"{split}.csv", [["file_name", "tags"], *tags])
         captions = [f"caption_{k}" for k in range(1, CAPTIONS + 1)]
         _write_table(folder / "csv_files" / f"{split}.csv", [["file_name", *captions], *rows])

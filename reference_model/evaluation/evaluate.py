@@ -1,6 +1,5 @@
 """Retrieval metrics of a model on a split (section 3.3)."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,21 +14,12 @@ from reference_model.data.audio import check_audio
 from reference_model.data.dataset import captions_of, read_split
 from reference_model.evaluation.metrics import Metrics, retrieval_metrics
 from reference_model.models.bert import tokenize
-from reference_model.models.dual_encoder import BEST_WEIGHTS, WEIGHTS, Heads, saved_model
+from reference_model.models.dual_encoder import Heads, saved_model
 from reference_model.models.features import Features, features_of
-from reference_model.run_folder import CONFIG
+from reference_model.run_folder import BEST_WEIGHTS, CONFIG, MODEL_WEIGHTS
+from reference_model.runtime.devices import make_accelerator
 
 DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their similarities
-
-
-def accelerator_for(config: Config) -> Accelerator:
-    """The device and its mixed precision; fp16 is refused where nothing scales the loss, for gradients would vanish."""
-    # Without being told, Accelerate overlooks torchrun's processes where there is no GPU, and each would be the first.
-    cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=cpu)
-    if config.precision == "fp16" and accelerator.scaler is None:
-        raise InputError(f"expected --precision no or bf16 on {accelerator.device}, got fp16, which needs a GPU")
-    return accelerator
 
 
 @torch.no_grad()
@@ -60,11 +50,11 @@ def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
     Raises:
         InputError: the folder holds no run with a finished epoch, or the data is not as expected.
     """
-    if not (run / BEST_WEIGHTS).is_file() and not (run / WEIGHTS).is_file():
+    if not (run / BEST_WEIGHTS).is_file() and not (run / MODEL_WEIGHTS).is_file():
         raise InputError(f"expected a run with a finished epoch in {run}, got no {BEST_WEIGHTS}")
     config = Config.read(run / CONFIG)
     model, tokenizer = saved_model(config, run)
-    accelerator = accelerator_for(config)
+    accelerator = make_accelerator(config.precision)
     clips = read_split(data or config.data, config.dataset, split)
     check_audio(clip.path for clip in clips)
     model.to(accelerator.device)

@@ -12,15 +12,10 @@ from reference_model.models import bert as text_encoder
 from reference_model.models.bert import TextEncoder
 from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
+from reference_model.run_folder import BEST_WEIGHTS, FROZEN_WEIGHTS, MODEL_WEIGHTS, TEXT_ENCODER
 from reference_model.runtime.tensors import load_weights
 
 TINY_WIDTH = 1 / 8
-# In the folder of a run.
-TEXT_ENCODER = "text_encoder"
-FROZEN_WEIGHTS = "frozen.safetensors"  # the parameters of frozen encoders; best.safetensors holds everything else
-BEST_WEIGHTS = "best.safetensors"
-# In the folder of a saved model, which has TEXT_ENCODER too.
-WEIGHTS = "model.safetensors"  # everything
 
 
 class Heads(nn.Module):
@@ -140,8 +135,8 @@ def saved_model(config: Config, folder: Path) -> tuple[DualEncoder, PreTrainedTo
     bert, tokenizer = text_encoder.untrained(folder / TEXT_ENCODER)
     audio = ResNet38(width=TINY_WIDTH if config.model == "tiny" else 1)
     model = _assemble(config, audio, bert)
-    if (folder / WEIGHTS).is_file():
-        load_weights(folder / WEIGHTS, model.state_dict())
+    if (folder / MODEL_WEIGHTS).is_file():
+        load_weights(folder / MODEL_WEIGHTS, model.state_dict())
         return model, tokenizer
     if model.frozen:
         load_weights(folder / FROZEN_WEIGHTS, model.frozen_parameters())

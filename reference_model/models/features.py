@@ -24,7 +24,7 @@ from reference_model.data.batches import DistributedBatchSampler, Waveforms, dat
 from reference_model.data.dataset import Clip, clip_of_caption
 from reference_model.models.dual_encoder import DualEncoder
 from reference_model.models.logmel import FRONT_END
-from reference_model.runtime.signals import stop_if_asked
+from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import load_tensors, save_tensors
 
 PART = 256  # clips, or captions
@@ -132,7 +132,7 @@ def _encode_clips(
     rows = []
     with accelerator.autocast():
         for waveforms in tqdm(read_batches(loader), description, len(loader), leave=False, unit="batch"):
-            stop_if_asked()
+            raise_if_stop_requested()
             rows.append(model.encode_audio(waveforms.to(device, non_blocking=True)).float())
     return torch.cat(rows)
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
-from reference_model.evaluation.evaluate import accelerator_for
 from reference_model.models.dual_encoder import DualEncoder, new_model
+from reference_model.runtime.devices import make_accelerator
 from reference_model.training.step import Step
 
 REHEARSED = 3  # steps
@@ -61,7 +61,7 @@ def costs(configs: Iterable[Config]) -> dict[Config, Cost]:
 
 
 def _cost(config: Config, clips: dict[str, list[Clip]]) -> Cost:
-    accelerator = accelerator_for(config)
+    accelerator = make_accelerator(config.precision)
     device = accelerator.device
     model, _ = new_model(config, captions_of(clips["train"]))
     model.to(device)

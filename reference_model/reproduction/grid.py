@@ -16,12 +16,14 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock
 
-from reference_model import InputError, run_folder
+from reference_model import InputError
 from reference_model.config import WITHOUT_EFFECT, Config, of_this_version
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import ROW_SETTINGS, Experiment, name_of
-from reference_model.run_folder import CONFIG, DIVERGED, METRICS, holder, quiet_for
+from reference_model.run_folder import CONFIG, DIVERGED, METRICS
+from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
+from reference_model.runtime.lease import lock_holder, seconds_since_heartbeat
 
 GRID = "grid.json"
 State = Literal["done", "diverged", "failed", "running", "interrupted", "left"]
@@ -48,7 +50,7 @@ class Run:
             return "done"
         if (self.folder / DIVERGED).exists():
             return "diverged"
-        if holder(self.folder) is not None and quiet_for(self.folder) < 2 * run_folder.LEASE:
+        if lock_holder(self.folder) is not None and seconds_since_heartbeat(self.folder) < 2 * lease.LEASE_SECONDS:
             return "running"
         if self.failure.exists():
             return "failed"

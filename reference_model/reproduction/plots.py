@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reference_model.evaluation.metrics import DIRECTIONS
 from reference_model.paper import LOSS_NAMES
 from reference_model.reproduction.tables import TITLES, Row, Table, blocks, head
-from reference_model.runtime.files import write_whole
+from reference_model.runtime.files import atomic_write
 
 matplotlib.use("Agg")
 
@@ -138,4 +138,4 @@ def _over_epochs(axes: Axes) -> None:
 
 
 def _write(path: Path, figure: Figure) -> None:
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=120))
+    atomic_write(path, lambda beside: figure.savefig(beside, dpi=120))

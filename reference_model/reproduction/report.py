@@ -28,9 +28,9 @@ from reference_model.reproduction.tables import (
     notes,
     plain,
 )
-from reference_model.run_folder import DIVERGED, METRICS, TIME, read_json, stored_metrics
-from reference_model.runtime.environment import machine
-from reference_model.runtime.files import write_json, write_text
+from reference_model.run_folder import DIVERGED, METRICS, TIME, stored_metrics
+from reference_model.runtime.environment import describe_environment
+from reference_model.runtime.files import read_json, write_json, write_text
 
 PAGE = "report.html"
 
@@ -63,7 +63,7 @@ def write_report(grid: Grid, out: Path) -> Path:
     page = environment.get_template(f"{PAGE}.jinja").render(
         title=f"Metric learning for audio-text retrieval: {' and '.join(datasets)}",
         state=f"{len(runs)} runs: {counts(run.state() for run in runs)}",
-        made=f"Made on {machine()}",
+        made=f"Made on {describe_environment()}",
         tables=[_table(table) for table in tables],
         claims=claims.check(tables),
         curves=[_curves(title, of_block) for title, of_block in _blocks(done)],

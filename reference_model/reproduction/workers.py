@@ -23,13 +23,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from reference_model import InputError, run_folder
+from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.dataset import SPLITS, read_split
 from reference_model.reproduction.cost import Cost, costs, duration
 from reference_model.reproduction.grid import Grid, Run
-from reference_model.run_folder import CONFIG, Busy, Diverged, holder
-from reference_model.runtime.signals import CONTINUE, Stopped, asked_to_stop, follow, signals_noted, stop_if_asked
+from reference_model.run_folder import CONFIG, Diverged
+from reference_model.runtime import lease
+from reference_model.runtime.lease import Busy, lock_holder
+from reference_model.runtime.signals import (
+    EXIT_STOPPED,
+    Stopped,
+    follow_parent,
+    handle_signals,
+    raise_if_stop_requested,
+    stop_requested,
+)
 from reference_model.training.trainer import train
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -104,8 +113,8 @@ def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callabl
         if not open_runs:
             return
         for number, run in open_runs:
-            stop_if_asked()
-            if holder(run.folder) is not None:
+            raise_if_stop_requested()
+            if lock_holder(run.folder) is not None:
                 continue
             at(number)
             try:
@@ -126,7 +135,7 @@ def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callabl
             watched_since = time.monotonic()
             break  # others may have settled some in the meantime: look again
         else:
-            if time.monotonic() - watched_since > 1.5 * run_folder.LEASE:  # a dead one would have been taken over
+            if time.monotonic() - watched_since > 1.5 * lease.LEASE_SECONDS:  # a dead one would have been taken over
                 return
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -169,18 +178,18 @@ def reproduce(
             processes[number].start()
 
     try:
-        with signals_noted(), tqdm(desc="runs", total=len(runs), initial=settled, unit="run", position=0) as bar:
+        with handle_signals(), tqdm(desc="runs", total=len(runs), initial=settled, unit="run", position=0) as bar:
             for number in range(jobs):
                 start(number)
             while processes:
                 wait([process.sentinel for process in processes.values()], timeout=SECONDS_BETWEEN_LOOKS)
-                if asked_to_stop():
+                if stop_requested():
                     stop.value = 1
                 for number in [number for number, process in processes.items() if not process.is_alive()]:
                     ended = processes.pop(number)
-                    if ended.exitcode == 0 or asked_to_stop():
+                    if ended.exitcode == 0 or stop_requested():
                         continue
-                    if ended.exitcode not in (CONTINUE, FAILED):
+                    if ended.exitcode not in (EXIT_STOPPED, FAILED):
                         at = under_way[number].value
                         idle_deaths += at == NONE
                         _record_death(ended.exitcode, runs[at] if at != NONE else None, idle_deaths)
@@ -191,7 +200,7 @@ def reproduce(
                     bar.update(now - settled)
                     settled = now
                     when_settled()
-            stop_if_asked()
+            raise_if_stop_requested()
     finally:  # where something went wrong here, the others save what they are at
         stop.value = 1
         for process in processes.values():
@@ -224,7 +233,7 @@ def _worker(
     if not sys.warnoptions:  # as in the command
         warnings.simplefilter("ignore")
     parent = parent_process()
-    follow(lambda: bool(stop.value) or parent is None or not parent.is_alive())
+    follow_parent(lambda: bool(stop.value) or parent is None or not parent.is_alive())
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
     def train_one(run: Run) -> None:
@@ -236,7 +245,7 @@ def _worker(
     try:
         work(grid.runs(out), train_one=train_one, at=at)
     except Stopped:
-        raise SystemExit(CONTINUE) from None
+        raise SystemExit(EXIT_STOPPED) from None
     except Disordered:
         raise SystemExit(FAILED) from None
     except OSError as error:  # the failure could not be recorded

@@ -1,4 +1,4 @@
-"""What something was made on: the machine, the versions, the commit."""
+"""The hardware, the versions and the commit that a result was made with."""
 
 import platform
 import subprocess
@@ -7,24 +7,24 @@ from pathlib import Path
 import torch
 
 
-def machine() -> str:
-    """In one line, for people."""
-    model = platform.processor() or platform.machine()
+def describe_environment() -> str:
+    """Return processor, threads, GPU, versions of torch and Python, and commit, in one line for people."""
+    processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [
             line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
-        model = names[0] if names else model
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+        processor = names[0] if names else processor
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{model}, {torch.get_num_threads()} threads, {device}; torch {torch.__version__}, "
+        f"{processor}, {torch.get_num_threads()} threads, {gpu}; torch {torch.__version__}, "
         f"Python {platform.python_version()}; commit {commit()}"
     )
 
 
 def commit() -> str:
-    """Of the checkout that this is run from; "unknown" where it is none."""
+    """Return the short hash of the checkout's commit, or "unknown" outside of a checkout."""
     folder = Path(__file__).parent
     try:
         found = subprocess.run(

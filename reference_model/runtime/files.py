@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from reference_model import InputError
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` make the file in a folder of its own beside the place, then move it there.
 
     It is on the disk before it is moved, so that a computer that loses power keeps the old file or the new one. What a
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill beside the place of this one, which must be free, and to which it is moved at the end."""
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -48,15 +48,21 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Text in UTF-8."""
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, indented."""
+    """Write a value as indented JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_folder_whole(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose content is an object."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:
     """Have ``write`` fill a folder beside the place, then move it there; what was there is replaced.
 
     Args:
@@ -75,7 +81,7 @@ def write_folder_whole(folder: Path, write: Callable[[Path], object], *, names: 
         got = f"a folder with {foreign[0]}" if foreign else "a file"
         raise InputError(f"expected {folder} to be new, empty or {kind} and nothing else, got {got}")
     try:
-        with written_whole(folder) as beside:
+        with atomic_folder(folder) as beside:
             write(beside)
             for path in beside.rglob("*"):
                 if path.is_file():

@@ -1,4 +1,4 @@
-"""SIGTERM, with which clusters announce that time is up, and Ctrl-C: noted, and obeyed where nothing is lost by it."""
+"""SIGTERM, with which clusters announce that time is up, and Ctrl-C: work stops where nothing is lost by it."""
 
 import signal
 import threading
@@ -7,70 +7,66 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-CONTINUE = 75  # the exit status of a command that was stopped and can be run again: EX_TEMPFAIL of sysexits.h
+EXIT_STOPPED = 75  # exit status of a command that was stopped and can be run again: EX_TEMPFAIL of sysexits.h
 
-
-def _nobody() -> bool:
-    return False
-
-
-_asked = _noting = False  # as signals are, of the whole process
-_parent: Callable[[], bool] = _nobody
+# Handlers of signals belong to the whole process, and so does this state.
+_requested = _handling = False
+_parent_requests: Callable[[], bool] | None = None
 
 
 class Stopped(Exception):
-    """The command was asked to stop, and everything up to now is on the disk."""
+    """The command was requested to stop, and everything up to now is on the disk."""
 
 
 @contextmanager
-def signals_noted() -> Iterator[None]:
-    """Inside, a signal is noted; a second one, of either kind, does what it would do without us.
+def handle_signals() -> Iterator[None]:
+    """Take the first SIGTERM or SIGINT as a request to stop; a second one has its usual effect.
 
-    Where Python delivers no signals, in threads other than the main one, nothing is changed; nor inside another.
+    Nothing changes inside another ``handle_signals``, in a process that follows its parent, and in threads other than
+    the main one, where Python delivers no signals.
     """
-    global _asked, _noting
-    if _noting or _parent is not _nobody:
+    global _requested, _handling
+    if _handling or _parent_requests is not None:
         yield
         return
     before: dict[int, Any] = {}
-    _asked, _noting = False, True
+    _requested, _handling = False, True
 
-    def note(number: int, frame: FrameType | None) -> None:
-        global _asked
-        _asked = True
+    def handle(number: int, frame: FrameType | None) -> None:
+        request_stop()
         for each, handler in before.items():
             signal.signal(each, handler)
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        _asked = _noting = False
+        _requested = _handling = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def ask_to_stop() -> None:
-    """As a signal does."""
-    global _asked
-    _asked = True
+def request_stop() -> None:
+    """Request this process to stop, as a signal does."""
+    global _requested
+    _requested = True
 
 
-def follow(parent: Callable[[], bool]) -> None:
-    """In a process that another one started, which says when to stop: signals are its affair."""
-    global _parent
-    _parent = parent
+def follow_parent(parent_requests: Callable[[], bool]) -> None:
+    """Ignore signals in a process that another one started, and stop when ``parent_requests()`` is true."""
+    global _parent_requests
+    _parent_requests = parent_requests
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def asked_to_stop() -> bool:
-    """Whether a signal was noted, here or by the process that we follow; for code that saves its state first."""
-    return _asked or _parent()
+def stop_requested() -> bool:
+    """Return whether a signal or the parent process requested a stop; for code that saves its state first."""
+    return _requested or (_parent_requests is not None and _parent_requests())
 
 
-def stop_if_asked() -> None:
-    """Where nothing can be lost."""
-    if asked_to_stop():
+def raise_if_stop_requested() -> None:
+    """Raise Stopped if a stop was requested; for places where nothing is lost by it."""
+    if stop_requested():
         raise Stopped

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reference_model import InputError
-from reference_model.runtime.files import write_whole
+from reference_model.runtime.files import atomic_write
 
 
 def load_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -65,7 +65,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: dict[str, An
     """Arrays and a record in one file, whole or not at all."""
     metadata = None if record is None else {"record": json.dumps(record)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda beside: save_file(contiguous, beside, metadata=metadata))
+    atomic_write(path, lambda beside: save_file(contiguous, beside, metadata=metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

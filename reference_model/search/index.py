@@ -30,7 +30,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from reference_model import InputError
 from reference_model.data.audio import SUFFIXES, audio_files_in
-from reference_model.runtime.signals import stop_if_asked
+from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import load_tensors, save_tensors
 
 if sys.platform == "darwin":
@@ -258,7 +258,7 @@ def _alone(path: Path) -> Iterator[None]:
     except Timeout:
         log.warning("another process is at work on %s: waiting for it", path)
         while not lock.is_locked:
-            stop_if_asked()
+            raise_if_stop_requested()
             try:
                 lock.acquire(timeout=1)
             except Timeout:

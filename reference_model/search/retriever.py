@@ -20,12 +20,12 @@ from reference_model.data.batches import data_loader, pad_tokens, read_batches
 from reference_model.data.dataset import read_captions
 from reference_model.models import bert as text_encoder
 from reference_model.models.bert import LONGEST, tokenize
-from reference_model.models.dual_encoder import BEST_WEIGHTS, TEXT_ENCODER, WEIGHTS, DualEncoder, saved_model
+from reference_model.models.dual_encoder import DualEncoder, saved_model
 from reference_model.models.features import AT_ONCE, checksum, different, key
 from reference_model.models.logmel import FRONT_END
-from reference_model.run_folder import CONFIG, METRICS, stored_metrics
-from reference_model.runtime.files import write_folder_whole, write_json, write_text
-from reference_model.runtime.signals import stop_if_asked
+from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIGHTS, TEXT_ENCODER, stored_metrics
+from reference_model.runtime.files import replace_folder, write_json, write_text
+from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import save_tensors
 from reference_model.search.index import (
     Embedded,
@@ -91,8 +91,8 @@ class Retriever:
         folder = Path(folder)
         needed = (CONFIG, f"{TEXT_ENCODER}/config.json", f"{TEXT_ENCODER}/tokenizer.json")
         missing = [name for name in needed if not (folder / name).is_file()]
-        if not any((folder / name).is_file() for name in (WEIGHTS, BEST_WEIGHTS)):
-            missing.insert(0, f"{WEIGHTS} or {BEST_WEIGHTS}")
+        if not any((folder / name).is_file() for name in (MODEL_WEIGHTS, BEST_WEIGHTS)):
+            missing.insert(0, f"{MODEL_WEIGHTS} or {BEST_WEIGHTS}")
         if missing:
             got = f"no {missing[0]}" if folder.is_dir() else "a file" if folder.exists() else "nothing"
             raise InputError(f"expected a saved model, or a run with a finished epoch, in {folder}, got {got}")
@@ -109,7 +109,7 @@ class Retriever:
         """
 
         def write(beside: Path) -> None:
-            save_tensors(beside / WEIGHTS, self.model.state_dict())
+            save_tensors(beside / MODEL_WEIGHTS, self.model.state_dict())
             write_json(beside / CONFIG, self.config.as_dict())
             text_encoder.save(beside / TEXT_ENCODER, self.model.text_encoder, self.tokenizer)
             if self.metrics is not None:
@@ -118,8 +118,8 @@ class Retriever:
             card = model_card(self.config, self.metrics, parameters=parameters, embedding_size=self.embedding_size)
             write_text(beside / README, card)
 
-        names = (WEIGHTS, CONFIG, TEXT_ENCODER, METRICS, README)
-        write_folder_whole(Path(folder), write, names=names, kind="a saved model")
+        names = (MODEL_WEIGHTS, CONFIG, TEXT_ENCODER, METRICS, README)
+        replace_folder(Path(folder), write, names=names, kind="a saved model")
 
     def embed_audio(self, paths: Sequence[str | Path]) -> Tensor:
         """Audio files of any length, rate and channel count to embeddings, ``[N, D]``, normalised float32 on the CPU.
@@ -262,7 +262,7 @@ class Retriever:
         readable = _Readable(files, self.config.clip_seconds)
         loader = data_loader(readable, workers, self.device, batch_size=AT_ONCE, collate_fn=_collate)
         for waveforms, reasons in tqdm(read_batches(loader), "embedding clips", len(loader), leave=False, unit="batch"):
-            stop_if_asked()
+            raise_if_stop_requested()
             if waveforms is None:
                 yield torch.empty(0, self.model.audio_encoder.output_size, device=self.device), reasons
                 continue
@@ -274,7 +274,7 @@ class Retriever:
         """In batches, ``[b, 768]``, of token ids."""
         starts = range(0, len(sentences), AT_ONCE)
         for start in tqdm(starts, "embedding captions", leave=False, unit="batch", disable=len(starts) < 2):
-            stop_if_asked()
+            raise_if_stop_requested()
             tokens = pad_tokens(sentences[start : start + AT_ONCE])
             on_device = {name: tensor.to(self.device) for name, tensor in tokens.items()}
             with torch.no_grad(), self._autocast():

@@ -27,9 +27,8 @@ from reference_model.data.layouts import clip_seconds
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
-from reference_model.run_folder import read_json
-from reference_model.runtime.files import write_json, write_whole, written_whole
-from reference_model.runtime.signals import stop_if_asked
+from reference_model.runtime.files import atomic_folder, atomic_write, read_json, write_json
+from reference_model.runtime.signals import raise_if_stop_requested
 
 AUDIO, TEXT, RECORD = "ResNet38_tiny.pth", "bert", "pretraining.json"
 BATCH = 32  # or as many as there are
@@ -63,12 +62,12 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
         torch.manual_seed(seed)
         weights = _tag(clips, tags, seconds, audio_epochs)
         checkpoint = {"iteration": audio_epochs, "model": weights, "sampler": {}}
-        write_whole(out / AUDIO, lambda path: torch.save(checkpoint, path))
+        atomic_write(out / AUDIO, lambda path: torch.save(checkpoint, path))
     if not (out / TEXT).exists():
         torch.manual_seed(seed)
         tokenizer = text_encoder.train_tokenizer(captions_of(clips))
         bert = _fill_in(clips, tokenizer, text_epochs)
-        with written_whole(out / TEXT) as folder:
+        with atomic_folder(out / TEXT) as folder:
             bert.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
@@ -165,7 +164,7 @@ def _learn(
 
     mean = None
     for batch in (bar := tqdm(batches(), what, epochs * len(loader), unit="step")):
-        stop_if_asked()
+        raise_if_stop_requested()
         batch = (
             {k: v.to(device) for k, v in batch.items()} if hasattr(batch, "items") else [t.to(device) for t in batch]
         )

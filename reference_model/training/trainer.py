@@ -34,32 +34,36 @@ from reference_model.config import Config
 from reference_model.data.audio import check_audio
 from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
 from reference_model.data.dataset import SPLITS, Clip, audio_checksums, captions_of, read_split
-from reference_model.evaluation.evaluate import accelerator_for, embeddings, evaluate
+from reference_model.evaluation.evaluate import embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.models import bert as text_encoder
-from reference_model.models.dual_encoder import BEST_WEIGHTS, FROZEN_WEIGHTS, TEXT_ENCODER, new_model
+from reference_model.models.dual_encoder import new_model
 from reference_model.models.features import FeatureBatches, Features, checksum, features_of, kept_features
 from reference_model.paper import DATASET_SIZES, DECAY_FACTOR
 from reference_model.reproduction.cost import duration, rehearse, seconds_a_clip
 from reference_model.reproduction.plots import plot_curves
 from reference_model.run_folder import (
+    BEST_WEIGHTS,
     CHECKPOINT,
     CONFIG,
+    CURVES,
     DIVERGED,
+    FROZEN_WEIGHTS,
     LOG,
     METRICS,
+    TENSORBOARD,
     TEST_EMBEDDINGS,
+    TEXT_ENCODER,
     TIME,
-    Busy,
     Diverged,
-    alone,
     open_run,
     stored_metrics,
-    taken_over,
 )
-from reference_model.runtime.environment import machine
+from reference_model.runtime.devices import make_accelerator
+from reference_model.runtime.environment import describe_environment
 from reference_model.runtime.files import write_json
-from reference_model.runtime.signals import Stopped, asked_to_stop, signals_noted, stop_if_asked
+from reference_model.runtime.lease import Busy, lock_run_folder, lost_lock
+from reference_model.runtime.signals import Stopped, handle_signals, raise_if_stop_requested, stop_requested
 from reference_model.runtime.tensors import load_checkpoint, load_record, load_weights, save_checkpoint, save_tensors
 from reference_model.training.step import Step
 
@@ -91,12 +95,12 @@ def train(
         Diverged: the loss is no longer finite; the last good state is kept.
         Stopped: a signal asked for it; the same call continues.
     """
-    accelerator = accelerator_for(config)
+    accelerator = make_accelerator(config.precision)
     with accelerator.main_process_first():  # which makes the folder, or refuses it
         finished = open_run(config, run)
     if finished is not None:
         return finished
-    with alone(run) if accelerator.is_main_process else nullcontext():
+    with lock_run_folder(run) if accelerator.is_main_process else nullcontext():
         finished = open_run(config, run)  # by now another may have finished it
         if finished is not None:
             return finished
@@ -117,7 +121,7 @@ def _train(
     log.setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     features = features or Path(config.data) / config.dataset / "features"
     try:
-        with logging_redirect_tqdm(), signals_noted():
+        with logging_redirect_tqdm(), handle_signals():
             training = _Training(config, run, accelerator, features, checkpoint_minutes * 60, position)
             return training.run_to_the_end()
     except InputError as error:
@@ -180,7 +184,7 @@ class _Training:
         if processes > 1 and accelerator.device.type == "cuda":  # a batch is normalised by the statistics of all of it
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         check_audio(clip.path for split in SPLITS for clip in self.clips[split])
-        stop_if_asked()
+        raise_if_stop_requested()
         if self.main:
             # Nothing was wrong so far: the folder is this run's from here on.
             write_json(run / CONFIG, config.as_dict())
@@ -256,7 +260,7 @@ class _Training:
         config, progress = self.config, self.progress
         done = (progress.epoch - 1) * self.steps + progress.step
         with (
-            SummaryWriter(str(self.run / "tensorboard"), purge_step=done + 1) if self.main else nullcontext() as board,
+            SummaryWriter(str(self.run / TENSORBOARD), purge_step=done + 1) if self.main else nullcontext() as board,
             tqdm(
                 desc=f"{config.loss}, seed {config.seed}",
                 total=config.epochs * self.steps,
@@ -269,7 +273,7 @@ class _Training:
             while progress.epoch <= config.epochs:
                 self._train_epoch(board, bar)
                 self._measure_epoch(board, bar)
-                if any(self._agreed(asked_to_stop())):
+                if any(self._agreed(stop_requested())):
                     raise Stopped
         if self.main:
             self._finish()
@@ -292,7 +296,7 @@ class _Training:
             now = time.monotonic()
             last = progress.step == self.steps
             stop, look, save = self._agreed(
-                asked_to_stop(), now - looked >= SECONDS_BETWEEN_LOOKS, last or now - saved >= self.checkpoint_seconds
+                stop_requested(), now - looked >= SECONDS_BETWEEN_LOOKS, last or now - saved >= self.checkpoint_seconds
             )
             if stop or look or save:
                 self._look_at(pending, board, bar)
@@ -365,7 +369,7 @@ class _Training:
         """Everything that the next step depends on."""
         if not self.main:
             return
-        if taken_over(self.run):
+        if lost_lock(self.run):
             raise Busy(f"expected {self.run} for this run alone, got it taken over while this process was suspended")
         scaler = self.accelerator.scaler
         self._note_time()
@@ -431,7 +435,7 @@ class _Training:
             "history": history,
         }
         self._note_time()
-        write_json(self.run / TIME, {"seconds": round(self.progress.seconds, 1), "machine": machine()})
+        write_json(self.run / TIME, {"seconds": round(self.progress.seconds, 1), "machine": describe_environment()})
         write_json(self.run / METRICS, metrics)
         (self.run / CHECKPOINT).unlink()
         log.info("%s, test of %d clips at epoch %d: %s", self.run.name, len(clips), best["epoch"], summary(test))
@@ -492,7 +496,7 @@ def _report_epoch(
     for direction in DIRECTIONS:
         for name, value in record["val"][direction].items():
             board.add_scalar(f"{direction}/{name}", value, bar.n)
-    plot_curves(run / "curves.png", history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
+    plot_curves(run / CURVES, history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
     log.info("%s, epoch %d: loss %.4f; val %s", run.name, record["epoch"], record["loss"], summary(record["val"]))
     if record["diagnosis"]["collapsed"]:
         log.warning("%s, epoch %d: the model has collapsed, all similarities are alike", run.name, record["epoch"])

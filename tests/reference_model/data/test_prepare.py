@@ -27,7 +27,7 @@ from reference_model.data.dataset import read_split
 from reference_model.data.manifest import COLUMNS, Row, in_several_splits, read_manifest
 from reference_model.data.prepare import Prepared
 from reference_model.paper import DATASET_SIZES
-from reference_model.runtime.signals import Stopped, signals_noted
+from reference_model.runtime.signals import Stopped, handle_signals
 
 ROOT = Path(__file__).parents[3]
 SMALL = (4, 2, 2)  # clips of each split
@@ -529,7 +529,7 @@ def test_asked_to_stop(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPa
     decoded = decoded_by(monkeypatch)
 
     def stopped() -> None:
-        with signals_noted():
+        with handle_signals():
             signal.raise_signal(signal.SIGTERM)
             run(small, tmp_path / "root")
 

@@ -2,47 +2,21 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 from grids import settings
+from locks import held
 
-from reference_model import InputError, run_folder
+from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import PROTOCOLS, chosen, experiments, published
 from reference_model.reproduction.grid import Grid, counts, plan
-from reference_model.run_folder import Busy, alone, holder
+from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
-
-HOLD = """
-import socket, sys, time
-if len(sys.argv) > 2:
-    socket.gethostname = lambda: sys.argv[2]
-from pathlib import Path
-from reference_model import run_folder
-run_folder.LEASE = float(sys.argv[3]) if len(sys.argv) > 3 else run_folder.LEASE
-with run_folder.alone(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@contextmanager
-def held(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Another process is at work in the folder; on another machine, if one is named, with a lease of that length."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder), *arguments], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        yield process
-        process.kill()
 
 
 @pytest.fixture
@@ -203,51 +177,11 @@ def test_the_plan_shows_all_of_them(grid: Grid, tmp_path: Path) -> None:
     assert counts([]) == ""
 
 
-def test_one_at_a_time_in_a_folder(tmp_path: Path) -> None:
-    with held(tmp_path) as process:
-        assert holder(tmp_path) == f"process {process.pid} on {os.uname().nodename}"
-        words = f"for this run alone, got one that is under way there: process {process.pid} on"
-        with pytest.raises(Busy, match=words), alone(tmp_path):
-            pass
-    assert holder(tmp_path) is None  # its process is gone
-    with alone(tmp_path):
-        pass
-    assert not (tmp_path / ".lock").exists()
-
-
-@pytest.mark.parametrize("exchange", [True, False])
-@pytest.mark.parametrize("dies", [False, True])
-def test_another_machine_is_given_up_after_the_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool, exchange: bool
-) -> None:
-    """Whether its process lives cannot be seen from here; only whether it touches the lock.
-
-    Some file systems of several machines cannot exchange two names, by which filelock takes a lock over.
-    """
-    monkeypatch.setattr(run_folder, "LEASE", 1.0)
-    if not exchange:
-        monkeypatch.setattr(filelock._soft, "exchange_names", lambda *_: False)
-    with held(tmp_path, "elsewhere", "1.0") as process:
-        if dies:
-            process.kill()
-            process.wait()
-        seen: list[str | None] = []
-        until = time.monotonic() + 4
-        while time.monotonic() < until and (not seen or seen[-1] is not None):
-            seen.append(holder(tmp_path))
-            time.sleep(0.05)
-        assert seen[0] == f"process {process.pid} on elsewhere"
-        assert (seen[-1] is None) == dies
-        if dies:
-            with alone(tmp_path):
-                pass
-
-
 def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the first look already, by the age of its lock."""
-    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     run = grid.runs(tmp_path)[0]
     run.folder.mkdir(parents=True)
     write_json(run.folder / "config.json", {})
@@ -255,50 +189,5 @@ def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
         assert run.state() == "running"
         process.kill()
     os.utime(run.folder / ".lock", (time.time() - 10, time.time() - 10))
-    run_folder._watch.cache_clear()
+    lease._observer.cache_clear()
     assert run.state() == "interrupted"
-
-
-def test_a_lock_without_a_name_is_nobodys(tmp_path: Path) -> None:
-    """Its process was killed between making the file and writing into it."""
-    (tmp_path / ".lock").touch()
-    assert holder(tmp_path) is None
-    with alone(tmp_path):
-        pass
-
-
-HURRY = """
-import os, sys, time
-from pathlib import Path
-from reference_model.run_folder import Busy, alone, holder
-run = Path(sys.argv[1])
-def mine():
-    try:
-        return f"pid={os.getpid()}" in (run / ".lock").read_text().splitlines()
-    except FileNotFoundError:
-        return False
-for _ in range(300):
-    if holder(run) is None:
-        try:
-            with alone(run):
-                pass
-        except Busy:
-            continue
-        if mine():
-            time.sleep(0.5)
-            sys.exit(1 if mine() else 0)
-"""
-
-
-def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
-    """Each takes the lock and gives it back at once, and looks at it all the time; one after the other is killed."""
-    processes = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path)]) for _ in range(4)]
-    for process in processes[:2]:
-        while process.poll() is None and not (tmp_path / ".lock.guard").exists():
-            time.sleep(0.01)
-        time.sleep(0.2)
-        process.kill()
-    assert [process.wait(timeout=100) for process in processes[2:]] == [0, 0]
-    for process in processes[:2]:
-        process.wait()
-    assert holder(tmp_path) is None

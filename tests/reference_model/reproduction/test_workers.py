@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 from grids import settings
 
-from reference_model import InputError, run_folder
+from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import chosen
 from reference_model.reproduction import workers as reproduce
@@ -24,9 +24,11 @@ from reference_model.reproduction.cost import costs
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import COLUMNS
 from reference_model.reproduction.workers import Disordered, estimate, refuse_others, work
-from reference_model.run_folder import Busy, Diverged
+from reference_model.run_folder import Diverged
+from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
-from reference_model.runtime.signals import CONTINUE, Stopped
+from reference_model.runtime.lease import Busy
+from reference_model.runtime.signals import EXIT_STOPPED, Stopped
 from reference_model.training.trainer import train
 
 ROOT = Path(__file__).parents[3]
@@ -175,7 +177,7 @@ def test_stopped_and_continued(whole: Path, corpus: Path, tmp_path: Path) -> Non
         time.sleep(0.01)
     stopped.terminate()
     _, errors = stopped.communicate(timeout=100)
-    assert stopped.returncode == CONTINUE, errors
+    assert stopped.returncode == EXIT_STOPPED, errors
     assert errors.strip().endswith("stopped when asked to; the same command continues")
     assert not list(out.glob("failed/*")) or {path.stem for path in out.glob("failed/*")} <= set(BAD)
     continued = started(*arguments(corpus, out))
@@ -193,7 +195,7 @@ def test_ctrl_c_and_the_end_of_the_command_stop_everything(corpus: Path, tmp_pat
     time.sleep(1)
     os.killpg(stopped.pid, signal.SIGINT)
     _, errors = stopped.communicate(timeout=100)
-    assert stopped.returncode == CONTINUE, errors
+    assert stopped.returncode == EXIT_STOPPED, errors
     assert "Traceback" not in errors
     killed = started(*arguments(corpus, out))
     while killed.poll() is None and not list(out.glob("runs/*/.lock")):
@@ -326,7 +328,7 @@ def test_work_stops_when_asked_to(runs: list[Run]) -> None:
 
 def test_work_leaves_what_others_are_at(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """And comes back to it; when nothing else is left, it waits for as long as a dead one would be recognised."""
-    monkeypatch.setattr(run_folder, "LEASE", 1.0)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.05)
     script = Script({runs[0].name: [Busy("just now")]})
     work(runs, train_one=script, at=script.under_way.append)
@@ -334,7 +336,7 @@ def test_work_leaves_what_others_are_at(runs: list[Run], monkeypatch: pytest.Mon
     assert script.order.count(runs[0].name) == 2
 
     (runs[5].folder / "metrics.json").unlink()
-    monkeypatch.setattr(reproduce, "holder", lambda folder: "somebody" if folder == runs[5].folder else None)
+    monkeypatch.setattr(reproduce, "lock_holder", lambda folder: "somebody" if folder == runs[5].folder else None)
     script.order.clear()
     started = time.monotonic()
     work(runs, train_one=script, at=script.under_way.append)
@@ -387,7 +389,7 @@ def test_processes_that_die_at_once_are_given_up(runs: list[Run]) -> None:
 def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a suspension that lasted longer than the lease."""
     run = runs[0]
-    monkeypatch.setattr(run_folder, "_taken_over", {run.folder})
+    monkeypatch.setattr(lease, "_lost", {run.folder})
     with pytest.raises(Busy, match="for this run alone, got it taken over while this process was suspended"):
         train(run.config, run.folder)
     assert not (run.folder / "checkpoint.safetensors").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference_model.runtime.files import write_text, write_whole
+from reference_model.runtime.files import atomic_write, write_text
 from reference_model.runtime.tensors import save_tensors
 
 
@@ -18,7 +18,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        write_whole(path, half)
+        atomic_write(path, half)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -22,7 +22,13 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.models import features
 from reference_model.paper import PROTOCOLS
-from reference_model.runtime.signals import CONTINUE, Stopped, asked_to_stop, signals_noted, stop_if_asked
+from reference_model.runtime.signals import (
+    EXIT_STOPPED,
+    Stopped,
+    handle_signals,
+    raise_if_stop_requested,
+    stop_requested,
+)
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training.trainer import train
 
@@ -92,7 +98,7 @@ def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -
         time.sleep(0.01)
     os.killpg(process.pid, number)  # as a terminal and a cluster do: also those that read
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == CONTINUE == 75
+    assert process.returncode == EXIT_STOPPED == 75
     assert errors.splitlines()[-1].endswith("stopped when asked to; the same command continues")
     assert "Traceback" not in errors
     assert not (run / "metrics.json").exists()
@@ -106,13 +112,13 @@ def test_the_first_signal_is_noted_and_the_second_acts() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
         for _ in range(2):  # a command may be called twice in a process
-            with signals_noted():
-                stop_if_asked()
-                assert not asked_to_stop()
+            with handle_signals():
+                raise_if_stop_requested()
+                assert not stop_requested()
                 signal.raise_signal(signal.SIGTERM)
-                assert asked_to_stop()
+                assert stop_requested()
                 with pytest.raises(Stopped):
-                    stop_if_asked()
+                    raise_if_stop_requested()
                 assert not seen
                 signal.raise_signal(signal.SIGTERM)
                 assert seen == [signal.SIGTERM]

@@ -24,7 +24,7 @@ from reference_model import InputError
 from reference_model.data.audio import load_waveform
 from reference_model.models import bert as text_encoder
 from reference_model.runtime import tensors as checkpoint
-from reference_model.runtime.signals import CONTINUE
+from reference_model.runtime.signals import EXIT_STOPPED
 from reference_model.search import index, retriever
 from reference_model.search.index import Embedded, Found, Index, place_of_index, stamps_of_audio, up_to_date
 from reference_model.search.retriever import Retriever
@@ -329,7 +329,7 @@ def test_asked_to_stop_it_continues(
     monkeypatch.setattr(retriever, "load_waveform", load)
     command = ["search", "--run", trained, "--audio", searched, "a low tone"]
     stopped = command_line(*command)
-    assert stopped.exit_code == CONTINUE == 75
+    assert stopped.exit_code == EXIT_STOPPED == 75
     assert stopped.stderr.splitlines()[-1].endswith("stopped when asked to; the same command continues")
     assert len(embedded) == 3
     assert command_line(*command).exit_code == 0

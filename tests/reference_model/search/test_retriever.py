@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.dataset import captions_of, clip_of_caption, read_split
-from reference_model.evaluation.evaluate import accelerator_for, embeddings, evaluate_run
+from reference_model.evaluation.evaluate import embeddings, evaluate_run
 from reference_model.evaluation.metrics import retrieval_metrics
 from reference_model.models.bert import tokenize
 from reference_model.models.features import features_of
 from reference_model.run_folder import TEST_EMBEDDINGS
+from reference_model.runtime.devices import make_accelerator
 from reference_model.search import retriever
 from reference_model.search.model_card import model_card
 from reference_model.search.retriever import Retriever
@@ -67,7 +68,7 @@ def test_the_metrics_of_the_run_are_found_again(run: Path, tmp_path: Path) -> No
     stored = load_file(run / TEST_EMBEDDINGS)
     assert torch.equal(audio, stored["audio"])
     assert torch.equal(text, stored["text"])
-    accelerator = accelerator_for(model.config)
+    accelerator = make_accelerator(model.config.precision)
     features = features_of(model.model, clips, tokenize(model.tokenizer, captions), model.config, accelerator)
     expected_audio, expected_text = embeddings(model.model.heads, features, accelerator)
     assert torch.equal(audio, expected_audio)

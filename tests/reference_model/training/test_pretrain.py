@@ -151,7 +151,7 @@ def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
     out = tmp_path / "out"
     for step, there in ((1, {"pretraining.json"}), (3, {"pretraining.json", AUDIO})):  # then in the second of text
         with monkeypatch.context() as patch:
-            patch.setattr(pretrain, "stop_if_asked", stopping_at(step))
+            patch.setattr(pretrain, "raise_if_stop_requested", stopping_at(step))
             with pytest.raises(Stopped):
                 make(corpus, out)
         assert {path.name for path in out.iterdir()} == there

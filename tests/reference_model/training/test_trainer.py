@@ -20,7 +20,6 @@ from crossmodal_losses import LOSSES, PairLoss
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.dataset import SPLITS, read_split
-from reference_model.evaluation import evaluate
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.evaluation.metrics import NotFinite, retrieval_metrics
 from reference_model.models import bert as text_encoder
@@ -28,8 +27,10 @@ from reference_model.models import dual_encoder
 from reference_model.models.resnet38 import ResNet38
 from reference_model.paper import PROTOCOLS
 from reference_model.reproduction import cost as estimate
-from reference_model.run_folder import Diverged, alone
+from reference_model.run_folder import Diverged
+from reference_model.runtime import devices
 from reference_model.runtime import tensors as checkpoint
+from reference_model.runtime.lease import lock_run_folder
 from reference_model.runtime.tensors import load_tensors
 from reference_model.training import trainer as train
 from reference_model.training.step import Step
@@ -240,7 +241,7 @@ def test_mixed_precision(config: Config, tmp_path: Path) -> None:
 def test_a_precision_that_the_device_lacks_is_refused(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "Accelerator", functools.partial(Accelerator, cpu=True))
+    monkeypatch.setattr(devices, "Accelerator", functools.partial(Accelerator, cpu=True))
     with pytest.raises(InputError, match="expected --precision no or bf16 on cpu, got fp16"):
         train.train(replace(config, precision="fp16"), tmp_path / "run")
 
@@ -514,7 +515,7 @@ def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monke
 def test_one_at_a_time(half_done: tuple[Config, Path]) -> None:
     config, run = half_done
     with (
-        alone(run),
+        lock_run_folder(run),
         pytest.raises(InputError, match=r"expected .*run for this run alone, got one that is under way there"),
     ):
         train.train(config, run)
