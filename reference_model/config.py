@@ -92,12 +92,9 @@ class Config:
         """Return the settings by name, as config.json holds them."""
         return dataclasses.asdict(self)
 
-    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """Return the settings that decide the result and differ, with the values of both."""
-        pairs = {
-            name: (value, getattr(other, name)) for name, value in vars(self).items() if name not in WITHOUT_EFFECT
-        }
-        return {name: (here, there) for name, (here, there) in pairs.items() if here != there}
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the result, by name."""
+        return {name: value for name, value in self.as_dict().items() if name not in WITHOUT_EFFECT}
 
     @classmethod
     def read(cls, path: Path) -> "Config":

@@ -6,7 +6,7 @@ from typing import Any
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.runtime.files import read_json
+from reference_model.runtime.files import read_json, require_same_settings
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.safetensors"  # while the run is under way
@@ -37,13 +37,13 @@ def open_run(config: Config, run: Path) -> dict[str, Any] | None:
         Diverged: the folder holds this run, and it has diverged.
     """
     if (run / CONFIG).exists():
-        stored = Config.read(run / CONFIG)
-        different = [f"{name} {there} there, {here} here" for name, (there, here) in stored.differences(config).items()]
-        if different:
-            raise InputError(
-                f"expected {run} to be new or a run of this configuration, got a run of another "
-                f"({'; '.join(different)}); choose another --out"
-            )
+        require_same_settings(
+            run,
+            Config.read(run / CONFIG).deciding(),
+            config.deciding(),
+            expected="new or a run of this configuration",
+            got="a run of another ({})",
+        )
         if (run / DIVERGED).exists():
             raise Diverged(json.loads((run / DIVERGED).read_text(encoding="utf-8"))["reason"])
         if not (run / METRICS).exists():

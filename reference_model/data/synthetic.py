@@ -9,7 +9,6 @@ an interrupted rendering continues where it stopped.
 import csv
 import io
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.data.audio import HOP, SAMPLE_RATE
-from reference_model.runtime.files import atomic_write, write_text
+from reference_model.runtime.files import atomic_write, read_json, require_same_settings, write_json, write_text
 
 Signal = NDArray[np.float64]
 Random = np.random.Generator
@@ -244,13 +243,15 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
     """
     folder = out / name
     settings = folder / "corpus.json"
-    text = json.dumps(asdict(corpus), indent=1) + "\n"
-    if settings.exists() and settings.read_text(encoding="utf-8") != text:
-        raise InputError(f"expected {folder} to be new or of the same settings, got a corpus of others; see {settings}")
+    if settings.exists():
+        got = f"a corpus of others; see {settings}"
+        require_same_settings(
+            folder, read_json(settings), asdict(corpus), expected="new or of the same settings", got=got
+        )
     if folder.exists() and not settings.exists():
         raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(settings, text)
+    write_json(settings, asdict(corpus))
     for index, (split, number) in enumerate((("train", corpus.train), ("val", corpus.val), ("test", corpus.test))):
         scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), number)
         waveforms = folder / "waveforms" / split

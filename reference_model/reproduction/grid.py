@@ -9,7 +9,7 @@ import json
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +22,7 @@ from reference_model.data.layouts import clip_seconds
 from reference_model.paper import ROW_SETTINGS, Experiment, name_of
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS
 from reference_model.runtime import lease
-from reference_model.runtime.files import write_json
+from reference_model.runtime.files import require_same_settings, write_json
 from reference_model.runtime.lease import lock_holder, seconds_since_heartbeat
 
 GRID = "grid.json"
@@ -105,25 +105,7 @@ class Grid:
         return Config(**{**self.settings, **row, **fixed, "seed": seed})
 
     def joined(self, other: "Grid") -> "Grid":
-        """The tables, rows and seeds of both; settings have to agree.
-
-        Raises:
-            InputError: they do not.
-        """
-        ours, theirs = self.settings, other.settings
-        different = [
-            f"{name} {ours[name]} there, {theirs[name]} here"
-            for name in ours
-            if name not in WITHOUT_EFFECT and ours[name] != theirs[name]
-        ]
-        different += [
-            f"{setting} of {name} {row[setting]} there, {other.experiments[name][setting]} here"
-            for name, row in self.experiments.items()
-            for setting in ROW_SETTINGS
-            if name in other.experiments and row[setting] != other.experiments[name][setting]
-        ]
-        if different:
-            raise InputError(f"a grid of other settings: {'; '.join(different)}")
+        """The tables, rows and seeds of both, with the settings of the other."""
         tables = {
             table: list(dict.fromkeys([*self.tables.get(table, []), *other.tables.get(table, [])]))
             for table in sorted({*self.tables, *other.tables})
@@ -143,10 +125,22 @@ class Grid:
                     f"expected {out} to be new or a grid's folder, got no {GRID} there; choose another --out"
                 )
             return self
-        try:
-            return Grid.read(out).joined(self)
-        except InputError as error:
-            raise InputError(f"expected {out} to be of these settings, got {error}; choose another --out") from error
+        stored = Grid.read(out)
+        common = stored.experiments.keys() & self.experiments.keys()
+        there, here = stored._deciding(common), self._deciding(common)
+        require_same_settings(out, there, here, got="a grid of other settings: {}")
+        return stored.joined(self)
+
+    def _deciding(self, experiments: Collection[str]) -> dict[str, Any]:
+        """Return the settings that decide the results: those of all runs, and those of these experiments."""
+        of_all = {name: value for name, value in self.settings.items() if name not in WITHOUT_EFFECT}
+        of_rows = {
+            f"{setting} of {name}": row[setting]
+            for name, row in self.experiments.items()
+            if name in experiments
+            for setting in ROW_SETTINGS
+        }
+        return of_all | of_rows
 
     def write(self, out: Path) -> None:
         """Into its folder, with what others have put there in the meantime."""

@@ -30,6 +30,7 @@ from reference_model.reproduction.cost import Cost, costs, duration
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.run_folder import CONFIG, Diverged
 from reference_model.runtime import lease
+from reference_model.runtime.files import require_same_settings
 from reference_model.runtime.lease import Busy, lock_holder
 from reference_model.runtime.signals import (
     EXIT_STOPPED,
@@ -60,12 +61,7 @@ def refuse_others(runs: Sequence[Run]) -> None:
     """
     for run in runs:
         if (run.folder / CONFIG).exists():
-            different = Config.read(run.folder / CONFIG).differences(run.config)
-            if different:
-                raise InputError(
-                    f"expected {run.folder} to be of these settings, got others in {', '.join(different)}; "
-                    "choose another --out"
-                )
+            require_same_settings(run.folder, Config.read(run.folder / CONFIG).deciding(), run.config.deciding())
     for data, dataset in dict.fromkeys((run.config.data, run.config.dataset) for run in runs):
         for split in SPLITS:
             read_split(data, dataset, split)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,36 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file whose content is an object."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def require_same_settings(
+    folder: Path,
+    stored: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    expected: str = "of these settings",
+    got: str = "others in {}",
+) -> None:
+    """Refuse a folder whose content was made with other settings.
+
+    Args:
+        folder: the folder, for the message.
+        stored: the settings that its content was made with.
+        given: the settings of now.
+        expected: what the folder should be, for the message.
+        got: what it is; ``{}`` stands for the settings that differ.
+
+    Raises:
+        InputError: a setting differs.
+    """
+    different = [
+        f"{name} {stored.get(name)} there, {given.get(name)} here"
+        for name in dict.fromkeys([*stored, *given])
+        if stored.get(name) != given.get(name)
+    ]
+    if different:
+        got = got.replace("{}", "; ".join(different))
+        raise InputError(f"expected {folder} to be {expected}, got {got}; choose another --out")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:

@@ -27,7 +27,7 @@ from reference_model.data.layouts import clip_seconds
 from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
-from reference_model.runtime.files import atomic_folder, atomic_write, read_json, write_json
+from reference_model.runtime.files import atomic_folder, atomic_write, read_json, require_same_settings, write_json
 from reference_model.runtime.signals import raise_if_stop_requested
 
 AUDIO, TEXT, RECORD = "ResNet38_tiny.pth", "bert", "pretraining.json"
@@ -51,11 +51,9 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     check_audio(clip.path for clip in clips)
     settings = {"dataset": dataset, "audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
-    if (out / RECORD).exists() and read_json(out / RECORD) != settings:
-        raise InputError(
-            f"expected {out} to be new or of these settings, got encoders of others; see {out / RECORD}, "
-            "and choose another --out"
-        )
+    if (out / RECORD).exists():
+        got = f"encoders of others; see {out / RECORD}"
+        require_same_settings(out, read_json(out / RECORD), settings, expected="new or of these settings", got=got)
     write_json(out / RECORD, settings)
     seconds = clip_seconds(dataset, None)
     if not (out / AUDIO).exists():
