@@ -1,7 +1,7 @@
-"""PAPER.md: what it points at is there, it leaves out no equation and no section, and its figures are the paper's.
+"""PAPER.md: its links lead to what they name, it leaves out no equation and no section, its figures are the paper's.
 
-A code span with the name of a Python file in it is ``FILE``, ``FILE: NAME, NAME`` (definitions in it; ``CLASS.MEMBER``
-too) or ``FILE::NAME`` (a test), with FILE from the root of the checkout; alone it may also stand beside the page.
+A link to the code is written [`NAME, NAME`][FILE] or [`FILE.py`][FILE]: definitions in a file (``CLASS.MEMBER`` too),
+tests, or the file itself. The files stand at the end of the page, each with its path.
 """
 
 import ast
@@ -19,22 +19,15 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "reference_model" / "PAPER.md"
 LINES = PAGE.read_text(encoding="utf-8").splitlines()
 TEXT = " ".join(line.strip() for line in LINES)  # links and code spans go on in the next line
-SPANS = sorted({span for span in re.findall(r"`([^`]+)`", TEXT) if ".py" in span})
-# Files of references may be named by a definition at the end of the page.
-TARGETS = {match[1]: match[2] for line in LINES if (match := re.fullmatch(r"\[(\w+)\]: (\S+)", line))}
-LINKS = sorted(
-    {
-        (text, target or TARGETS.get(reference, f"no definition of [{reference}]"))
-        for text, target, reference in re.findall(r"\[([^\[\]]+)\](?:\(([^)\s]+)\)|\[(\w+)\])", TEXT)
-    }
-)
+FILES = {match[1]: match[2] for line in LINES if (match := re.fullmatch(r"\[([\w/.]+)\]: (\S+)", line))}
+LINKS = sorted(set(re.findall(r"\[`([^`]+)`\]\[([\w/.]+)\]", TEXT)))
 LOSSES = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
 RECALLS = [(direction, f"R@{k}") for direction in ("text_to_audio", "audio_to_text") for k in (1, 5, 10)]
 
 
 @functools.cache
 def defined(path: Path) -> frozenset[str]:
-    """What a module defines, and its classes: NAME and CLASS.MEMBER."""
+    """Return the names that a module and its classes define: NAME and CLASS.MEMBER."""
 
     def names(statements: list[ast.stmt], inside: str = "") -> Iterator[str]:
         for statement in statements:
@@ -55,44 +48,48 @@ def headings(page: Path) -> list[str]:
 
 
 def anchor(heading: str) -> str:
-    """By which a link finds a heading."""
+    """Return the part of a link that leads to a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def test_there_is_something_to_look_at() -> None:
-    """Lest a change of the notation leave the tests below without work."""
-    assert sum("::" in span for span in SPANS) > 50
-    assert sum(": " in span for span in SPANS) > 40
-    assert len(LINKS) > 50
+    """A change of the notation must not leave the tests below without work."""
+    assert sum(text.startswith("test_") for text, _ in LINKS) > 50
+    assert sum(not text.startswith("test_") for text, _ in LINKS) > 40
+    assert len(FILES) > 30
 
 
-@pytest.mark.parametrize("span", SPANS)
-def test_definitions_and_tests_are_there(span: str) -> None:
-    match = re.fullmatch(r"([\w/]+\.py)(?:::(test_\w+)|: ([\w., ]+))?", span)
-    assert match is not None, f"`{span}` is none of FILE, FILE: NAME and FILE::NAME"
-    file, test, names = match.groups()
-    if not (test or names) and not (ROOT / file).exists():
-        assert (PAGE.parent / file).is_file(), f"no {file}"
-        return
-    assert (ROOT / file).is_file(), f"no {file}"
-    for name in [test] if test else names.split(", ") if names else []:
-        assert name in defined(ROOT / file), f"no {name} in {file}"
-    if test:
-        assert file.startswith("tests/")
+def test_every_link_to_code_has_the_notation() -> None:
+    assert len(re.findall(r"\]\[", TEXT)) == len(re.findall(r"\[`([^`]+)`\]\[([\w/.]+)\]", TEXT))
+    assert {label for _, label in LINKS} == FILES.keys()
+    spans = re.findall(r"(\[)?`([^`]+)`", TEXT)
+    assert not [span for bracket, span in spans if (".py" in span or span.startswith("test_")) and not bracket]
+    assert not re.search(r"\]\([^)]*\.py\)", TEXT)
 
 
-@pytest.mark.parametrize("text, target", [link for link in LINKS if not link[1].startswith("https://")])
-def test_links_lead_somewhere(text: str, target: str) -> None:
+@pytest.mark.parametrize("label, target", FILES.items())
+def test_files_are_there_and_named(label: str, target: str) -> None:
+    path = (PAGE.parent / target).resolve()
+    assert path.is_file(), f"no {target}"
+    assert f"/{path.relative_to(ROOT)}".removesuffix(".py").endswith(f"/{label}")
+
+
+@pytest.mark.parametrize("text, label", LINKS)
+def test_definitions_and_tests_are_there(text: str, label: str) -> None:
+    path = (PAGE.parent / FILES[label]).resolve()
+    if text != path.name:
+        for name in text.split(", "):
+            assert name in defined(path), f"no {name} in {path}"
+            assert name.startswith("test_") == path.is_relative_to(ROOT / "tests")
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!https://)([^)\s]+)\)", TEXT))))
+def test_links_lead_somewhere(target: str) -> None:
     file, _, section = target.partition("#")
-    path = (PAGE.parent / file).resolve() if file else PAGE
-    assert path.is_file(), f"[{text}] leads to {target}"
+    path = PAGE.parent / file if file else PAGE
+    assert path.is_file()
     if section:
-        assert section in map(anchor, headings(path)), f"[{text}] leads to {target}"
-    if ".py" in text:
-        named = text.strip("`").partition(":")[0]
-        assert path in ((ROOT / named), (PAGE.parent / named)), f"[{text}] leads to {target}"
-    elif path.suffix == ".py":
-        assert text.strip("`") in defined(path), f"[{text}] leads to {target}"
+        assert section in map(anchor, headings(path))
 
 
 def test_every_section_and_every_equation() -> None:
@@ -112,7 +109,7 @@ def test_every_setting_of_the_protocols() -> None:
 
 
 def test_lines_are_short() -> None:
-    assert not [line for line in LINES if len(line) > 120 and ".py" not in line]
+    assert not [line for line in LINES if len(line) > 120]
 
 
 # The figures: of the data sets, and of tables 1 and 2 as our file has them.
@@ -130,7 +127,7 @@ def test_figures_of_the_data_sets() -> None:
 
 
 def tables() -> dict[tuple[str, str, str, int], list[int]]:
-    """Data set, encoders, loss and batch size to the six recalls, in tenths of a percent."""
+    """Return the six recalls, in tenths of a percent, by data set, encoders, loss and batch size."""
     stored = json.loads(PAPER_TABLES.read_text(encoding="utf-8"))
     return {
         (row["dataset"], row["encoders"], row["loss"], row["batch_size"]): [
@@ -145,7 +142,15 @@ def row_of(claim: str) -> str:
     return row
 
 
-def test_figures_of_section_4() -> None:
+def points(*tenths: int) -> tuple[str, ...]:
+    return tuple(f"{number / 10:.1f}" for number in tenths)
+
+
+def span(differences: list[int]) -> str:
+    return "{} to {}".format(*points(min(differences), max(differences)))
+
+
+def test_figures_of_table_1() -> None:
     table = tables()
     batch = {"AudioCaps": 32, "Clotho": 24}
     groups = [(dataset, encoders) for dataset in batch for encoders in ("frozen", "fine-tuned")]
@@ -158,12 +163,6 @@ def test_figures_of_section_4() -> None:
     }
     everywhere = [column for group in groups for column in columns[group]]
     assert len(everywhere) == 24
-
-    def points(*tenths: int) -> tuple[str, ...]:
-        return tuple(f"{number / 10:.1f}" for number in tenths)
-
-    def span(differences: list[int]) -> str:
-        return "{} to {}".format(*points(min(differences), max(differences)))
 
     def differences(of: tuple[str, str], minus: tuple[str, str]) -> list[int]:
         return [a[x] - b[x] for a, b in zip(columns[of], columns[minus], strict=True) for x in LOSSES]
@@ -195,6 +194,15 @@ def test_figures_of_section_4() -> None:
     assert f"within {alike} in" in row_of("triplet-max and -weighted are alike")
     assert "{} lower to {} higher".format(*points(-min(beside), max(beside))) in row_of("weighting")
 
+    for loss in LOSSES[:3]:
+        signs = [(column["nt_xent"] > column[loss]) - (column["nt_xent"] < column[loss]) for column in everywhere]
+        counted = " | ".join(str(signs.count(sign)) for sign in (1, 0, -1))
+        assert f"| {loss.replace('_', '-')} | {counted} |" in LINES
+
+
+def test_figures_of_table_2() -> None:
+    table = tables()
+
     def falls(loss: str) -> list[int]:
         return [a - b for a, b in zip(*(table["AudioCaps", "frozen", loss, size] for size in (32, 128)), strict=True)]
 
@@ -204,8 +212,3 @@ def test_figures_of_section_4() -> None:
     assert "within {} and {} |".format(*stays) in row_of("at 128 triplet-sum")
     recalls = [table["AudioCaps", "frozen", x, 128][k] for x in ("triplet_max", "triplet_weighted") for k in (0, 3)]
     assert f"R@1 {span(recalls)};" in row_of("at 128 triplet-max and -weighted do not")
-
-    for loss in LOSSES[:3]:
-        signs = [(column["nt_xent"] > column[loss]) - (column["nt_xent"] < column[loss]) for column in everywhere]
-        counted = " | ".join(str(signs.count(sign)) for sign in (1, 0, -1))
-        assert f"| {loss.replace('_', '-')} | {counted} |" in LINES
