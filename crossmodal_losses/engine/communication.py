@@ -73,9 +73,6 @@ class Ranks(OneProcess, ABC):
         everywhere[1] = self._everywhere(of_anchors[1:])[0]
         return everywhere
 
-    def collect(self, of_columns: Tensor) -> Tensor:
-        return self._to_owners(of_columns).sum(0)
-
     def sum(self, value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value, group=self.group)

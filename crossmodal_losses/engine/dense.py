@@ -12,7 +12,7 @@ from torch import Tensor
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.engine.hardest_backward import of_selected
 from crossmodal_losses.engine.objective import EXCLUDED
-from crossmodal_losses.engine.operands import Sides, full_precision, measured
+from crossmodal_losses.engine.operands import Sides, full_precision, measured, normalisation_backward
 from crossmodal_losses.engine.reference import bidirectional
 from crossmodal_losses.engine.rules import Rule, has_negatives, is_batched, reduced, upstream_of_anchors
 from crossmodal_losses.similarity import cosine_similarity
@@ -38,23 +38,23 @@ class ClosedForm(torch.autograd.Function):
             else:
                 S.masked_fill_(ids[:, None] == ids, EXCLUDED)
             scratch = torch.empty_like(S)
-            tile = fold.prepare(S, out=torch.empty_like(S))
+            tile = fold.prepare(S)
             rows, columns = (fold.of_tile(tile, dim, 0, positive, scratch) for dim in (1, 0))
             state = tuple(torch.stack(both) for both in zip(rows, columns, strict=True))
             folded = fold.finish(state, positive)
         if sides.poison is not None:
             positive, folded = positive * sides.poison, folded * sides.poison
         has_negative = has_negatives(ids, positive)
-        kept = (None, None) if fold.selects and len(x) >= FEWEST_TO_GATHER else (S, tile)
+        kept = None if fold.selects and len(x) >= FEWEST_TO_GATHER else tile
         ctx.rule, ctx.reduction = rule, reduction
         ctx.save_for_backward(
-            x, y, ids, parameter, sides.inverse, sides.scales, positive, folded, has_negative, *kept, *state
+            x, y, ids, parameter, sides.inverse, sides.scales, positive, folded, has_negative, kept, *state
         )
         return reduced(rule, positive, folded, has_negative, reduction, len(x))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, ids, parameter, inverse, scales, positive, folded, has_negative, S, tile, *state = ctx.saved_tensors
+        x, y, ids, parameter, inverse, scales, positive, folded, has_negative, tile, *state = ctx.saved_tensors
         rule, reduction = ctx.rule, ctx.reduction
         if torch.is_grad_enabled() or is_batched(upstream):
             return _differentiable(x, y, ids, parameter, rule, reduction, ctx.needs_input_grad, upstream)
@@ -66,10 +66,10 @@ class ClosedForm(torch.autograd.Function):
             of_positive, of_fold = upstream_of_anchors(
                 rule, state, positive, folded, has_negative, reduction, upstream, len(x)
             )
-            if S is None:
-                gx, gy = of_selected(sides, state, positive, of_positive, of_fold, (wants_x, wants_y))
+            if tile is None:
+                gx, gy = of_selected(sides, state, of_positive, of_fold, (wants_x, wants_y))
                 return gx, gy, None, None, None, None
-            weights, scratch = torch.empty_like(S), torch.empty_like(S)
+            weights, scratch = torch.empty_like(tile), torch.empty_like(tile)
             rows, columns = fold.coefficients(state, of_fold)
             fold.weigh(tile, 1, 0, tuple(part[0] for part in state), positive, rows, weights)
             fold.weigh(tile, 0, 0, tuple(part[1] for part in state), positive, columns, scratch)
@@ -77,20 +77,14 @@ class ClosedForm(torch.autograd.Function):
             slope = None
             if wants_parameter:
                 slope = fold.slope(tile, weights, scratch) + fold.slope_of_positives(positive, of_fold)
-            # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
-            torch.mul(weights, S, out=scratch)
-            own = torch.stack([scratch.sum(1), scratch.sum(0)]).addcmul_(of_positive, positive)
-            own_x, own_y = own.mul_(inverse).mul_(inverse)[:, :, None]
             weights.diagonal().add_(of_positive)
             weights.mul_(sides.inverse[0][:, None]).mul_(sides.inverse[1])
             a, b = sides.x.all(), sides.y.all()
-            gx = torch.mm(weights, b).addcmul_(a, own_x, value=-1) if wants_x else None
-            gy = torch.mm(weights.T, a).addcmul_(b, own_y, value=-1) if wants_y else None
-            if scales is not None:
-                gx, gy = (
-                    None if g is None else g.div_(scale[:, None]).to(rows.dtype)
-                    for g, scale, rows in zip((gx, gy), scales, (x, y), strict=True)
-                )
+            gx = gy = None
+            if wants_x:
+                gx = normalisation_backward(torch.mm(weights, b), a, inverse[0], sides.x.scale).to(x.dtype)
+            if wants_y:
+                gy = normalisation_backward(torch.mm(weights.T, a), b, inverse[1], sides.y.scale).to(y.dtype)
         return gx, gy, None, slope, None, None
 
 

@@ -40,7 +40,7 @@ class Epilogue(ABC):
     @abstractmethod
     def weigh(self, state: State, coefficients: Tensor) -> Tensor:
         """dL/ds of the tile's pairs, divided by the lengths of their x and y, in the dtype of the products' operands;
-        and with it what the next three methods return.
+        and with it what the next two methods return.
 
         Args:
             state: of all anchors, ``[2, B]`` each part; empty for a fold of one pass.
@@ -52,16 +52,12 @@ class Epilogue(ABC):
         """Whether a pair of the tile has a weight; true where finding out would take waiting for the device."""
 
     @abstractmethod
-    def own(self) -> tuple[Tensor, Tensor]:
-        """sum_j dL/ds_ij s_ij of the tile's rows, and likewise of its columns."""
-
-    @abstractmethod
     def slope(self) -> Tensor:
         """What the tile adds to the derivative in the fold's parameter."""
 
 
 class Plain(Epilogue):
-    """Keeps three more tiles."""
+    """Plain torch epilogue; needs two more t x t buffers."""
 
     def __init__(self, inverse: Tensor, ids: Tensor | None, fold: Fold, positive: Tensor, operand: torch.dtype) -> None:
         super().__init__(inverse, ids, fold, positive, operand)
@@ -71,15 +67,15 @@ class Plain(Epilogue):
         super().take(products, I, J)
         if not self.memory or len(self.memory[0]) < products.numel():
             self.memory = []  # before there is more
-            self.memory = [products.new_empty(products.numel()) for _ in range(3)]
-        prepared, self.weights, self.scratch = (m[: products.numel()].view_as(products) for m in self.memory)
+            self.memory = [products.new_empty(products.numel()) for _ in range(2)]
+        self.weights, self.scratch = (m[: products.numel()].view_as(products) for m in self.memory)
         self._scale(products)
         if self.ids is not None:
             same = torch.eq(along(self.ids[I], 1), self.ids[J], out=self.scratch)
             products.add_(same, alpha=EXCLUDED)
         elif I == J:
             products.fill_diagonal_(EXCLUDED)
-        self.prepared = self.fold.prepare(products, out=prepared)
+        self.prepared = self.fold.prepare(products)
 
     def _scale(self, values: Tensor) -> None:
         values.mul_(along(self.inverse[0, self.I], 1)).mul_(self.inverse[1, self.J])
@@ -102,16 +98,11 @@ class Plain(Epilogue):
         weights.add_(scratch)
         if self.fold.parameter is not None:
             self._slope = self.fold.slope(self.prepared, weights, scratch)
-        torch.mul(weights, self.tile, out=scratch)
-        self._own = scratch.sum(1), scratch.sum(0)
         self._scale(weights)
         return weights.to(self.operand)
 
     def any_weight(self) -> bool:
         return self.weights.device.type != "cpu" or bool(self.weights.any())
-
-    def own(self) -> tuple[Tensor, Tensor]:
-        return self._own
 
     def slope(self) -> Tensor:
         return self._slope

@@ -174,7 +174,7 @@ def _weights_along(
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def _weights(
     products, inverse, group, positive, settings, B, first_row, first_column, rows, columns,
-    state, coefficients, weights, own_rows, own_columns, slopes,
+    state, coefficients, weights, slopes,
     FOLD: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     s, i, j, inverse_x, inverse_y, positive_x, positive_y = _block(
@@ -187,8 +187,6 @@ def _weights(
         prepared, positive_y, setting, state + B, coefficients + B, first_column, j, columns, 0, FOLD
     )
     w = of_rows + of_columns
-    _put(tl.sum(w * s, 1), 0, own_rows, i, rows, 1)
-    _put(tl.sum(w * s, 0), 0, own_columns, j, columns, 0)
     if slopes is not None:
         place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         tl.store(slopes + place, -tl.sum(prepared * w))
@@ -253,21 +251,16 @@ class Fused(Epilogue):
             raise NotImplementedError("expected a fold of many pairs: one that selects a pair has no tile of weights")
         coefficients = coefficients.contiguous()
         weights = torch.empty_like(self.tile, dtype=self.operand)
-        own_rows, own_columns = self._partials(1)
         slopes = None if self.fold.parameter is None else self.tile.new_empty(self._grid)
         # Without a running maximum the weights do not depend on the state.
         folded = state[0].contiguous() if self.kind == "logarithm" else coefficients
-        self._launch(_weights, folded, coefficients, weights, own_rows, own_columns, slopes)
-        self._own = own_rows[0].sum(0), own_columns[0].sum(0)
+        self._launch(_weights, folded, coefficients, weights, slopes)
         if slopes is not None:
             self._slope = slopes.sum()
         return weights
 
     def any_weight(self) -> bool:
         return True
-
-    def own(self) -> tuple[Tensor, Tensor]:
-        return self._own
 
     def slope(self) -> Tensor:
         return self._slope

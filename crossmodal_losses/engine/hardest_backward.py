@@ -11,7 +11,7 @@ from torch.nn.functional import embedding_bag
 
 from crossmodal_losses.engine.objective import State
 from crossmodal_losses.engine.one_process import Visit
-from crossmodal_losses.engine.operands import Side, Sides, blocks
+from crossmodal_losses.engine.operands import Side, Sides, blocks, normalisation_backward
 
 # Where rows have to be scaled or widened, so many entries at a time, but at least so many columns.
 ENTRIES, NARROWEST = 1 << 20, 32
@@ -29,7 +29,7 @@ def _summed(rows: Tensor, of: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
 
 
 def of_selected(
-    sides: Sides, state: State, positive: Tensor, of_positive: Tensor, of_fold: Tensor, wanted: Sequence[bool]
+    sides: Sides, state: State, of_positive: Tensor, of_fold: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x and y of a whole batch.
 
@@ -37,48 +37,42 @@ def of_selected(
         state: similarity and index of the selected negatives, ``[2, B]`` each: of the rows, then of the columns.
         of_positive, of_fold: dL/dpositive ``[B]`` and dL/dfold ``[2, B]``.
     """
-    similarity, index = state
+    _, index = state
     B, D = sides.x.rows.shape
     anchors = torch.arange(B, device=index.device).expand(2, B)
     # The pairs that a row of each side is in: with its positive, with what it selected, with what selected it.
     to, order = torch.cat([anchors, anchors, index.flip(0)], 1).sort(dim=1, stable=True)
     of = torch.cat([anchors, index, anchors], 1).gather(1, order)
     weight = torch.cat([of_positive.expand(2, B), of_fold, of_fold.flip(0)], 1).gather(1, order)
-    s = torch.cat([positive.expand(2, B), similarity, similarity.flip(0)], 1).gather(1, order)
     starts = torch.searchsorted(to, torch.arange(B + 1, device=index.device).repeat(2, 1))
-    # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
-    own = torch.segment_reduce(weight.mul(s), "sum", offsets=starts, axis=1).mul_(sides.inverse.square())[:, :, None]
     weight = weight * sides.inverse.gather(1, to) * sides.inverse.flip(0).gather(1, of)
     gradients: list[Tensor | None] = []
     for k, (side, other) in enumerate(((sides.x, sides.y), (sides.y, sides.x))):
         if not wanted[k]:
             gradients.append(None)
             continue
-        gradient = side.rows.new_empty(B, D)
-        for columns in _widths(side):
-            some = _summed(other.columns(columns), of[k], weight[k], starts[k])
-            some.addcmul_(side.columns(columns), own[k], value=-1)
-            if side.scale is not None:
-                some.div_(side.scale[:, None])
-            if some.shape == gradient.shape and some.dtype == gradient.dtype:
-                gradient = some
-            else:
-                gradient[:, columns] = some
-        gradients.append(gradient)
+        widths = _widths(side)
+        if len(widths) == 1:
+            gradient = _summed(other.columns(widths[0]), of[k], weight[k], starts[k])
+        else:
+            gradient = weight.new_empty(B, D)
+            for columns in widths:
+                gradient[:, columns] = _summed(other.columns(columns), of[k], weight[k], starts[k])
+        for block in blocks(slice(0, B), max(1, ENTRIES // D)):
+            scale = None if side.scale is None else side.scale[block]
+            normalisation_backward(gradient[block], side.block(block), sides.inverse[k, block], scale)
+        gradients.append(gradient.to(side.rows.dtype))
     return gradients[0], gradients[1]
 
 
-def add_selected(
-    sides: Sides, state: State, coefficients: Tensor, visit: Visit, of_x: Tensor | None, own: Tensor
-) -> None:
-    """Add what the selected pairs among the rows held and all columns give: to the sums of the gradients where they
-    are wanted, and to ``own``, ``[2, B]``, what of it lies along the rows.
+def add_selected(sides: Sides, state: State, coefficients: Tensor, visit: Visit, of_x: Tensor | None) -> None:
+    """Add what the selected pairs among the rows held and all columns give to the sums of the gradients.
 
     Args:
         state: similarity and index of the selected negatives, ``[2, B]`` each: of the rows held, and of all columns.
         coefficients: their weights, ``[2, B]``.
     """
-    similarity, index = state
+    _, index = state
     I = sides.own  # noqa: E741
     rows = torch.arange(I.stop - I.start, device=index.device)
     for J, rows_of_y, of_y in visit:
@@ -92,16 +86,11 @@ def add_selected(
         i = torch.cat([rows, torch.where(column_counts, row_of, columns % len(rows))])
         j = torch.cat([torch.where(row_counts, column_of, rows % len(columns)), columns])
         weight = torch.cat([coefficients[0, I] * row_counts, coefficients[1, J] * column_counts])
-        along_rows = weight * torch.cat([similarity[0, I], similarity[1, J]])
         weight = weight * sides.inverse[0, I][i] * sides.inverse[1, J][j]
-        for total, side, other, to, of, own_of_side in (
-            (of_x, sides.x, y, i, j, own[0, I]),
-            (of_y, y, sides.x, j, i, own[1, J]),
-        ):
+        for total, side, other, to, of in ((of_x, sides.x, y, i, j), (of_y, y, sides.x, j, i)):
             if total is None:
                 continue
             to, order = to.sort(stable=True)
             starts = torch.searchsorted(to, torch.arange(len(total) + 1, device=to.device))
-            own_of_side += torch.segment_reduce(along_rows[order], "sum", offsets=starts)
             for width in _widths(side):
                 total[:, width] += _summed(other.columns(width), of[order], weight[order], starts)

@@ -46,8 +46,8 @@ class Fold(ABC):
     def of_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         """The definition: over the negatives of every row of S, ``[B, B], [B, B] bool -> [B]``."""
 
-    def prepare(self, S: Tensor, out: Tensor) -> Tensor:
-        """A tile as the other methods want it: S itself, or something computed into ``out``."""
+    def prepare(self, S: Tensor) -> Tensor:
+        """A tile as the other methods want it: S itself, or something computed in its place."""
         return S
 
     @abstractmethod
@@ -188,9 +188,9 @@ class LogSumExp(Fold):
         difference = (S - S.diagonal()[:, None]) / self.temperature
         return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
 
-    def prepare(self, S: Tensor, out: Tensor) -> Tensor:
-        torch.div(S, self.temperature, out=out)
-        return out.exp_() if self.is_warm else out
+    def prepare(self, S: Tensor) -> Tensor:
+        S.div_(self.temperature)
+        return S.exp_() if self.is_warm else S
 
     def of_tile(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
         if self.is_warm:

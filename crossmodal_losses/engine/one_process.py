@@ -60,10 +60,6 @@ class OneProcess:
         and of its own rows."""
         return of_anchors
 
-    def collect(self, of_columns: Tensor) -> Tensor:
-        """Numbers of all columns, ``[B]``, summed over the processes: those of its own columns."""
-        return of_columns
-
     def sum(self, value: Tensor) -> Tensor:
         """Over the processes."""
         return value

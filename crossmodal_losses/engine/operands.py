@@ -25,6 +25,22 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def normalisation_backward(gradient: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor | None) -> Tensor:
+    r"""Turn the gradient of normalised rows into that of the rows, in place.
+
+    .. math:: dL/dx = (g - (g \cdot \hat{x}) \hat{x}) / |x|, \qquad \hat{x} = x / |x|
+
+    Args:
+        gradient: g / |x|, ``[n, D]``, the finished sum over all pairs of a row, its positive included.
+        rows: x, ``[n, D]``, as they enter the matrix products: divided by their scale.
+        inverse: 1 / |x| of these rows, ``[n]``; 0 for a row of zeros.
+        scale: the power of two by which each row was divided, ``[n]``. None: 1.
+    """
+    along_row = (gradient * rows).sum(1).mul_(inverse).mul_(inverse)
+    gradient.addcmul_(rows, along_row[:, None], value=-1)
+    return gradient if scale is None else gradient.div_(scale[:, None])
+
+
 class Side:
     """The embeddings of one side, ``[B, D]``, or some of them.
 
@@ -54,9 +70,8 @@ class Side:
         if self.scale is None:
             return self.rows[here]
         count = block.stop - block.start
-        if self.buffer is None:
-            shape = (count, self.rows.shape[1])  # the first block is the longest
-            self.buffer = self.scale.new_empty(shape, dtype=self.operand)
+        if self.buffer is None or len(self.buffer) < count:
+            self.buffer = self.scale.new_empty(count, self.rows.shape[1], dtype=self.operand)
         if self.held is None or self.held != block:
             torch.div(self.rows[here], self.scale[here, None], out=self.buffer[:count])
             self.held = block
@@ -77,7 +92,6 @@ class Sides:
         scales: what the rows held are divided by before anything else, ``[2, rows]``. None: they are used as they are.
         scales_of_y: those of all rows of y, ``[B]``.
         own: the indices in the batch of the rows held.
-        poison: 1, or NaN if x or y holds a NaN or an inf. None stands for 1.
     """
 
     def __init__(
@@ -94,7 +108,11 @@ class Sides:
         self.scales_of_y = scale_y if scales_of_y is None else scales_of_y
         operand = x.dtype if can_widen(x, y) else inverse.dtype
         self.x, self.y = Side(x, scale_x, operand, start), Side(y, scale_y, operand, start)
-        self.poison = None if scales is None else 1 + 0 * inverse.sum()
+
+    @property
+    def poison(self) -> Tensor | None:
+        """NaN if x or y holds a NaN or an inf, else 1; None stands for 1."""
+        return None if self.scales is None else 1 + 0 * self.inverse.sum()
 
     def columns(self, columns: slice, rows: Tensor) -> Side:
         """Some columns of S, given their rows of y, as a side."""
@@ -124,5 +142,4 @@ def measured(x: Tensor, y: Tensor, step: int) -> Sides:
         for block in blocks(sides.own, step):
             length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=dtype)
             inverse_of_side[block] = length.reciprocal().masked_fill_(length == 0, 0)
-    sides.poison = 1 + 0 * inverse.sum()
     return sides

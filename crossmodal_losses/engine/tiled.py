@@ -7,7 +7,7 @@ tile is the fold's. In units of one B x B x D product, forward and backward cost
 * 3 where the weight of a pair depends on positives alone: one pass finds value and gradients together (1 without them);
 * 4 otherwise: statistics first, then every tile again, for its weights.
 
-Memory beyond inputs and gradients is O(t^2 + t D + B): four tiles of t x t, O(B) statistics, and a few blocks of t x D
+Memory beyond inputs and gradients is O(t^2 + t D + B): three tiles of t x t, O(B) statistics, and a few blocks of t x D
 where rows have to be scaled or widened. For half precision the gradients are summed in float32, B x D each.
 
 Of equal hardest negatives the lowest index takes the gradient, whatever the tiles. Equal are similarities whose
@@ -26,7 +26,7 @@ from crossmodal_losses.engine.epilogue import Epilogue, Plain
 from crossmodal_losses.engine.hardest_backward import add_selected, of_selected
 from crossmodal_losses.engine.objective import Fold, State, along
 from crossmodal_losses.engine.one_process import OneProcess, Visit
-from crossmodal_losses.engine.operands import Side, Sides, blocks, full_precision, measured
+from crossmodal_losses.engine.operands import Side, Sides, blocks, full_precision, measured, normalisation_backward
 from crossmodal_losses.engine.products import accumulate, multiply
 from crossmodal_losses.engine.rules import Rule, has_negatives, of_positives, reduced, upstream_of_anchors
 from crossmodal_losses.similarity import computation_dtype
@@ -52,8 +52,6 @@ class Gradients:
         self.sides, self.step, self.coefficients = sides, step, coefficients
         x = sides.x.rows
         self.x = x.new_zeros(x.shape, dtype=coefficients.dtype) if wants_x else None
-        # Normalisation takes out of a row's gradient what lies along the row: sum_j dL/ds_ij s_ij.
-        self.own = torch.zeros_like(coefficients)
 
     def add(self, epilogue: Epilogue, state: State, y: Side, of_y: Tensor | None) -> None:
         """A tile's part."""
@@ -62,33 +60,25 @@ class Gradients:
         # A trained model has few violations: most products are saved.
         if epilogue.fold.one_pass and not epilogue.any_weight():
             return
-        rows, columns = epilogue.own()
-        self.own[0, I] += rows
-        self.own[1, J] += columns
         x = self.sides.x
         if self.x is not None:
             accumulate(self.x[x.here(I)], weights, y.block(J))
         if of_y is not None:
             accumulate(of_y[y.here(J)], weights.T, x.block(I))
 
-    def finish(
-        self, of_y: Tensor | None, positive: Tensor, of_positive: Tensor, processes: OneProcess
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def finish(self, of_y: Tensor | None, of_positive: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients, after the last tile, given dL/dpositive; in the dtype of the computation."""
         x, y, mine = self.sides.x, self.sides.y, self.sides.own
-        own = torch.stack([self.own[0, mine], processes.collect(self.own[1])])
         inverse = self.sides.inverse[:, mine]
-        own_x, own_y = own.addcmul_(of_positive, positive[mine]).mul_(inverse).mul_(inverse)
         between = of_positive * inverse[0] * inverse[1]
-        for total, side, other, along_row in ((self.x, x, y, own_x), (of_y, y, x, own_y)):
+        for total, side, other, inverse_of_side in ((self.x, x, y, inverse[0]), (of_y, y, x, inverse[1])):
             if total is None:
                 continue
             for block in blocks(mine, self.step):
                 here = side.here(block)
                 gradient = total[here].addcmul_(other.block(block), along(between[here], 1))
-                gradient.addcmul_(side.block(block), along(along_row[here], 1), value=-1)
-                if side.scale is not None:
-                    gradient.div_(along(side.scale[here], 1))
+                scale = None if side.scale is None else side.scale[here]
+                normalisation_backward(gradient, side.block(block), inverse_of_side[here], scale)
         return self.x, of_y
 
 
@@ -182,11 +172,12 @@ def forward(
         state = statistics(sides, tile_size, epilogue, visit, gradients, processes)
         if gradients is not None:
             of_positive = of_positives(fold, state, gradients.coefficients[:, sides.own])
-            found = gradients.finish(visit.total, positive, of_positive, processes)
+            found = gradients.finish(visit.total, of_positive)
     folded = fold.finish(state, of_own)
-    if sides.poison is not None:
-        of_own, folded = of_own * sides.poison, folded * sides.poison
-        found = tuple(None if g is None else g.mul_(sides.poison) for g in found)
+    poison = sides.poison
+    if poison is not None:
+        of_own, folded = of_own * poison, folded * poison
+        found = tuple(None if g is None else g.mul_(poison) for g in found)
     loss = reduced(rule, of_own, folded, has_negatives(ids, positive), reduction, B)
     if reduction != "none":
         loss = processes.sum(loss)
@@ -219,21 +210,21 @@ def backward(
             rule, state, of_own, folded, has_negative, reduction, upstream, len(positive)
         )
         if fold.selects and processes.alone:
-            return *of_selected(sides, state, positive, of_positive, of_fold, wanted[:2]), None
+            return *of_selected(sides, state, of_positive, of_fold, wanted[:2]), None
         coefficients = processes.publish(fold.coefficients(state, of_fold))
         state = tuple(processes.publish(part) for part in state)
         gradients = Gradients(sides, tile_size, wanted[0], coefficients)
         visit = processes.visit(sides, dtype if wanted[1] else None, kept)
         slope = fold.slope_of_positives(of_own, of_fold) if wanted[2] else None
         if fold.selects:
-            add_selected(sides, state, coefficients, visit, gradients.x, gradients.own)
+            add_selected(sides, state, coefficients, visit, gradients.x)
         else:
             epilogue = epilogue_of(sides, ids, fold, positive)
             for _, _, side, of_y in tiles(sides, tile_size, epilogue, visit):
                 gradients.add(epilogue, state, side, of_y)
                 if slope is not None:
                     slope = slope + epilogue.slope()
-        gx, gy = gradients.finish(visit.total, positive, of_positive, processes)
+        gx, gy = gradients.finish(visit.total, of_positive)
         if slope is not None:
             slope = processes.mean(slope)
     return _to(gx, x), _to(gy, y), _to(slope, fold.parameter)

@@ -150,8 +150,6 @@ def test_weights(name: str, with_ids: bool, place: str) -> None:
     fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
     weights, expected = fused.weigh(state, coefficients), plain.weigh(state, coefficients)
     assert_close_in_scale(weights, expected)
-    for own, expected_own in zip(fused.own(), plain.own(), strict=True):
-        assert_close_in_scale(own, expected_own)
     if fold.parameter is not None:
         scale = float(expected.abs().sum() / fold.parameter)
         torch.testing.assert_close(fused.slope(), plain.slope().detach(), rtol=RTOL, atol=ATOL * scale)
@@ -197,8 +195,6 @@ def test_many_blocks(name: str) -> None:
         state = batch.state(fold)
         coefficients = fold.coefficients(state, batch.upstream).detach()
         assert_close_in_scale(fused.weigh(state, coefficients), plain.weigh(state, coefficients))
-        for own, expected in zip(fused.own(), plain.own(), strict=True):
-            assert_close_in_scale(own, expected)
 
 
 @pytest.mark.parametrize("name", FOLDS)
@@ -268,7 +264,6 @@ def test_waits_for_nothing(name: str) -> None:
         fused.states()
         if not fold.selects:
             fused.weigh(state, batch.upstream)
-            fused.own()
             assert fused.any_weight()
 
 
