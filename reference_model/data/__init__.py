@@ -1,0 +1,1 @@
+"""Data sets: from a download to batches of tensors."""

@@ -1,4 +1,4 @@
-"""Audio files: what is wrong with one, and its waveform at 32 kHz."""
+"""Audio files: finding and checking them, reading them as waveforms at 32 kHz, and writing those."""
 
 import functools
 import os
@@ -21,21 +21,21 @@ SAMPLE_RATE = 32_000  # Hz, of every waveform in memory; section 3.2
 HOP = 320  # samples between the frames of a spectrogram; section 3.2
 SHORTEST = 31 * HOP  # samples; ResNet-38 halves time five times, and of a shorter clip nothing would remain
 
-# What libsndfile reads, by its usual names.
+# The usual names of the formats that libsndfile reads.
 SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64")
 )
 
 
 class Fault(NamedTuple):
-    """Why an audio file cannot be used."""
+    """The reason why an audio file cannot be used."""
 
-    status: str  # "missing", "unreadable" or "truncated"
+    status: str  # "missing", "unreadable", "truncated"; of a decoded one also "too short" or "silent"
     reason: str
 
 
-def fault(path: Path) -> Fault | None:
-    """What is wrong with an audio file; its header, its end and its size are looked at, not every sample."""
+def find_fault(path: Path) -> Fault | None:
+    """Check the header, the size and the last sample of an audio file, without decoding all of it."""
     try:
         if not path.exists():
             return Fault("missing", "no such file")
@@ -48,7 +48,7 @@ def fault(path: Path) -> Fault | None:
             start = file.read(12)
         if start[:4] == b"RIFF" and start[8:] == b"WAVE":
             (promised,) = struct.unpack("<I", start[4:8])
-            # Writers that stream leave 0 or 2^32 - 1, "unknown"; some forget the last byte of padding.
+            # Programs that stream leave 0 or 2^32 - 1 for "unknown"; some omit the last byte of padding.
             if promised not in (0, 2**32 - 1) and promised + 8 > size + 8:
                 return Fault("truncated", f"{size} of {promised + 8} bytes")
         with soundfile.SoundFile(path) as audio:
@@ -67,10 +67,10 @@ def fault(path: Path) -> Fault | None:
 
 
 def audio_files_in(folder: Path) -> Iterator[str]:
-    """The audio files in a folder and the folders in it, by their names relative to it; in no particular order.
+    """Yield the audio files in a folder and its subfolders, by their names relative to it, in no particular order.
 
-    Known by their suffixes, in capitals or not. Links are followed, and no folder is entered twice. What begins with a
-    dot is hidden, and left out.
+    Audio files are recognised by their suffixes, in capitals or not. Links are followed, and no folder is entered
+    twice. Names that begin with a dot are left out.
     """
     entered: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -86,14 +86,14 @@ def audio_files_in(folder: Path) -> Iterator[str]:
 
 
 def check_audio(files: Iterable[Path]) -> None:
-    """Look at every file before anything is trained on any of them.
+    """Check all files before any of them is used.
 
     Raises:
         InputError: files are missing, empty, truncated or no audio; names every one of them.
     """
     paths = list(files)
     with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
-        faults = list(tqdm(pool.map(fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
+        faults = list(tqdm(pool.map(find_fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
     bad = [f"  {path}: {': '.join(found)}" for path, found in zip(paths, faults, strict=True) if found]
     if bad:
         raise InputError("\n".join([f"expected readable audio, got {len(bad)} bad of {len(paths)} files:", *bad]))
@@ -101,7 +101,7 @@ def check_audio(files: Iterable[Path]) -> None:
 
 @functools.cache
 def _resampler(rate: int) -> Resample:
-    """To 32 kHz by a windowed sinc; these constants are those of librosa's "kaiser_best"."""
+    """Resample to 32 kHz with a windowed sinc; the constants are those of librosa's "kaiser_best"."""
     return Resample(
         rate,
         SAMPLE_RATE,
@@ -113,13 +113,14 @@ def _resampler(rate: int) -> Resample:
 
 
 def decode(path: Path, seconds: float | None = None) -> Tensor:
-    """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``: the mean of its channels, resampled.
+    """Decode an audio file of any rate and channel count to 32 kHz mono, ``[samples]``: the resampled channel mean.
 
     Args:
-        seconds: decode so much of its beginning, and a little more for the resampling filter; None: all of it.
+        path: the file.
+        seconds: decode only this much of its beginning, and a little more for the resampling filter; None: all of it.
 
     Raises:
-        InputError: the file cannot be decoded, or holds samples that are not finite.
+        InputError: the file cannot be decoded, or contains samples that are not finite.
     """
     try:
         with soundfile.SoundFile(path) as audio:
@@ -135,12 +136,25 @@ def decode(path: Path, seconds: float | None = None) -> Tensor:
 
 
 def load_waveform(path: Path, seconds: float) -> Tensor:
-    """An audio file of any rate and channel count as 32 kHz mono, ``[samples]``, cut or zero-padded at its end.
+    """Decode an audio file to 32 kHz mono of a fixed length, ``[samples]``, cut or zero-padded at its end.
 
     Raises:
-        InputError: the file cannot be decoded, or holds samples that are not finite.
+        InputError: the file cannot be decoded, or contains samples that are not finite.
     """
     samples = round(seconds * SAMPLE_RATE)
-    # What lies beyond the fixed length need not be decoded.
     waveform = decode(path, seconds)[:samples]
     return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))
+
+
+def write_wav(path: Path, waveform: Tensor, modified: int) -> None:
+    """Write 32 kHz mono, ``[samples]``, as WAV of 32-bit floats, last modified at a time in nanoseconds.
+
+    libsndfile would write the time of day into the file, and the same clip would have another checksum every time.
+    """
+    samples = waveform.numpy().astype("<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 32)  # 3: floats
+    fact = struct.pack("<4sII", b"fact", 4, len(waveform))
+    data = struct.pack("<4sI", b"data", len(samples))
+    chunks = b"WAVE" + form + fact + data + samples
+    path.write_bytes(struct.pack("<4sI", b"RIFF", len(chunks)) + chunks)
+    os.utime(path, ns=(modified, modified))

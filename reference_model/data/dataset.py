@@ -10,18 +10,15 @@ begin with spaces or hyphens, and contain quotes and HTML entities.
 """
 
 import csv
-import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from reference_model import InputError
-from reference_model.data.manifest import MANIFEST, read_manifest
+from reference_model.runtime.files import atomic_write
 
 SPLITS = ("train", "val", "test")
 
@@ -53,6 +50,16 @@ def csv_rows(table: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, row
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"expected a CSV file in UTF-8 at {table}, got {error}") from error
+
+
+def write_csv(table: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file in UTF-8, completely or not at all; the first row is the header."""
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    atomic_write(table, write)
 
 
 def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
@@ -118,16 +125,3 @@ def captions_of(clips: list[Clip]) -> list[str]:
 def clip_of_caption(clips: list[Clip]) -> Tensor:
     """Return the index of its clip for every caption, ``[M]``."""
     return torch.repeat_interleave(torch.tensor([len(clip.captions) for clip in clips]))
-
-
-def audio_checksums(root: str | Path, dataset: str, split: str, clips: list[Clip]) -> list[str]:
-    """Return the SHA-256 of every clip's file, from the manifest of a prepared data set, or else computed."""
-    manifest = Path(root) / dataset / MANIFEST
-    rows = read_manifest(manifest) if manifest.exists() else []
-    known = {row.file_name: row.sha256 for row in rows if row.split == split}
-
-    def checksum(clip: Clip) -> str:
-        return known.get(clip.path.name) or hashlib.sha256(clip.path.read_bytes()).hexdigest()
-
-    with ThreadPoolExecutor() as pool:
-        return list(tqdm(pool.map(checksum, clips), "checksums of audio files", len(clips), leave=False, unit="file"))

@@ -1,23 +1,27 @@
 """The manifest of a prepared data set: every clip of its tables, usable or not and why; length, peak, checksum."""
 
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from tqdm import tqdm
+
 from reference_model import InputError
 from reference_model.data.audio import SAMPLE_RATE
+from reference_model.data.dataset import Clip, write_csv
 from reference_model.paper import DATASET_SIZES
-from reference_model.runtime.files import atomic_write
 
 MANIFEST = "manifest.csv"  # in the folder of the data set
 STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A clip in the manifest; fields of which nothing is known are None or empty."""
+class ManifestRow:
+    """A clip in the manifest; unknown fields are None or empty."""
 
     split: str
     file_name: str  # within waveforms/SPLIT
@@ -30,11 +34,11 @@ class Row:
     reason: str = ""
 
 
-COLUMNS = [field.name for field in fields(Row)]
+MANIFEST_COLUMNS = [field.name for field in fields(ManifestRow)]
 
 
-def read_manifest(path: Path) -> list[Row]:
-    """The rows of a manifest.
+def read_manifest(path: Path) -> list[ManifestRow]:
+    """Return the rows of a manifest.
 
     Raises:
         InputError: the file is something else.
@@ -42,16 +46,21 @@ def read_manifest(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as lines:
         try:
             header, *rows = csv.reader(lines)
-            if header != COLUMNS:
+            if header != MANIFEST_COLUMNS:
                 raise ValueError(",".join(header))
             return [_parse(row) for row in rows]
         except (ValueError, csv.Error) as error:
             raise InputError(f"expected a manifest of prepared clips at {path}, got {error}") from error
 
 
-def _parse(cells: list[str]) -> Row:
+def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
+    """Write a manifest, completely or not at all."""
+    write_csv(path, [MANIFEST_COLUMNS, *(astuple(row) for row in rows)])
+
+
+def _parse(cells: list[str]) -> ManifestRow:
     split, file_name, status, seconds, rate, channels, peak, sha256, reason = cells
-    return Row(
+    return ManifestRow(
         split,
         file_name,
         status,
@@ -64,8 +73,8 @@ def _parse(cells: list[str]) -> Row:
     )
 
 
-def summary(dataset: str, rows: Sequence[Row]) -> str:
-    """A table of the clips of each split by status, beside the numbers of the paper; and their length."""
+def summary(dataset: str, rows: Sequence[ManifestRow]) -> str:
+    """Return a text table: clips of each split by status, the counts of the paper, hours, and size when prepared."""
     paper = DATASET_SIZES.get(dataset)
     header = ["split", "listed", *STATUSES, *(["paper"] if paper else []), "hours", "GB"]
     lines = [header]
@@ -83,9 +92,9 @@ def summary(dataset: str, rows: Sequence[Row]) -> str:
     )
 
 
-def in_several_splits(rows: Sequence[Row]) -> list[str]:
-    """Clips of the same samples in different splits, a line for each sound."""
-    same: dict[str, list[Row]] = {}
+def in_several_splits(rows: Sequence[ManifestRow]) -> list[str]:
+    """Return the clips with the same samples in different splits, as one line for each sound."""
+    same: dict[str, list[ManifestRow]] = {}
     for row in rows:
         if row.status == "ok":
             same.setdefault(row.sha256, []).append(row)
@@ -96,13 +105,14 @@ def in_several_splits(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def write_manifest(path: Path, rows: Sequence[Row]) -> None:
-    """Whole or not at all."""
+def audio_checksums(root: str | Path, dataset: str, split: str, clips: list[Clip]) -> list[str]:
+    """Return the SHA-256 of every clip's file, from the manifest of a prepared data set, or else computed."""
+    manifest = Path(root) / dataset / MANIFEST
+    rows = read_manifest(manifest) if manifest.exists() else []
+    known = {row.file_name: row.sha256 for row in rows if row.split == split}
 
-    def write(beside: Path) -> None:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(astuple(row) for row in rows)
+    def checksum(clip: Clip) -> str:
+        return known.get(clip.path.name) or hashlib.sha256(clip.path.read_bytes()).hexdigest()
 
-    atomic_write(path, write)
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(checksum, clips), "checksums of audio files", len(clips), leave=False, unit="file"))

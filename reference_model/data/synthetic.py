@@ -1,4 +1,4 @@
-"""A small corpus of rendered sound scenes with captions, as files: the experiment without a download.
+"""A small corpus of rendered sound scenes with captions, to run the experiment without a download.
 
 A scene is one event, or one "then" another, or one "while" another. An event is a kind of sound in a register, quiet or
 loud. Clips of one scene differ in pitch, timing, level and background noise; its captions differ in wording, order, and
@@ -6,11 +6,10 @@ in whether they mention the loudness. Everything follows from the seed: each cli
 an interrupted rendering continues where it stopped.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.data.audio import HOP, SAMPLE_RATE
-from reference_model.runtime.files import atomic_write, read_json, require_same_settings, write_json, write_text
+from reference_model.data.dataset import write_csv
+from reference_model.data.layouts import DATA_SETS
+from reference_model.runtime.files import atomic_write, read_json, require_same_settings, write_json
 
 Signal = NDArray[np.float64]
 Random = np.random.Generator
@@ -53,13 +54,13 @@ def _time(samples: int) -> Signal:
 
 
 def _oscillate(frequency: Signal) -> Signal:
-    """A sine of this momentary frequency in Hz."""
+    """Return a sine with the given frequency in Hz at every sample."""
     wave: Signal = np.sin(2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
     return wave
 
 
 def _band(random: Random, samples: int, low: float, high: float) -> Signal:
-    """Noise between two frequencies in Hz, of unit power."""
+    """Return noise of unit power between two frequencies in Hz."""
     spectrum = np.fft.rfft(random.standard_normal(samples))
     frequency = np.fft.rfftfreq(samples, 1 / SAMPLE_RATE)
     spectrum[(frequency < low) | (frequency > high)] = 0
@@ -68,15 +69,15 @@ def _band(random: Random, samples: int, low: float, high: float) -> Signal:
     return noise
 
 
-def _tone(random: Random, samples: int, pitch: float) -> Signal:
+def _tone(_random: Random, samples: int, pitch: float) -> Signal:
     return _oscillate(np.full(samples, pitch))
 
 
-def _buzz(random: Random, samples: int, pitch: float) -> Signal:
+def _buzz(_random: Random, samples: int, pitch: float) -> Signal:
     return sum((_oscillate(np.full(samples, pitch * k)) / k for k in (1, 3, 5, 7, 9)), np.zeros(samples))
 
 
-def _rising(random: Random, samples: int, pitch: float) -> Signal:
+def _rising(_random: Random, samples: int, pitch: float) -> Signal:
     return _oscillate(np.geomspace(0.6 * pitch, 1.6 * pitch, samples))
 
 
@@ -107,7 +108,7 @@ def _clicks(random: Random, samples: int, pitch: float) -> Signal:
     return np.convolve(impulses, ring)[:samples]
 
 
-# Kind of sound: how it is rendered, given its pitch in Hz, and what captions call it.
+# Kind of sound: a function that renders it at a pitch in Hz, and its names in captions.
 SOUNDS: dict[str, tuple[Callable[[Random, int, float], Signal], tuple[str, ...]]] = {
     "tone": (_tone, ("tone", "steady beep", "constant note")),
     "buzz": (_buzz, ("buzz", "buzzing noise", "droning buzzer")),
@@ -133,7 +134,7 @@ def _render_event(random: Random, event: Event, samples: int) -> Signal:
 
 
 def render(random: Random, scene: Scene, seconds: float) -> Signal:
-    """The waveform of a scene at 32 kHz mono, ``[samples]``, in [-1, 1]."""
+    """Return the waveform of a scene at 32 kHz mono, ``[samples]``, in [-1, 1]."""
     total = round(seconds * SAMPLE_RATE)
     waveform = 10 ** (random.uniform(-70, -50) / 20) * random.standard_normal(total)
     if scene.joint == "then":
@@ -143,7 +144,7 @@ def render(random: Random, scene: Scene, seconds: float) -> Signal:
         windows = [(0, total)] * len(scene.events)
     for event, (start, end) in zip(scene.events, windows, strict=True):
         length = round((end - start) * random.uniform(0.7, 0.95))
-        length -= length % HOP  # a length with small factors only: Fourier transforms of others are slow
+        length -= length % HOP  # Fourier transforms are fast for lengths with small prime factors
         onset = start + random.integers(end - start - length + 1)
         waveform[onset : onset + length] += _render_event(random, event, length)
     return waveform.clip(-1, 1)
@@ -161,7 +162,7 @@ def _name(random: Random, event: Event) -> str:
 
 
 def describe(random: Random, scene: Scene) -> str:
-    """One caption."""
+    """Return a caption of a scene, in random words."""
     first, *rest = (_name(random, event) for event in scene.events)
     second = rest[0] if rest else ""
     sentences = {
@@ -179,13 +180,13 @@ def describe(random: Random, scene: Scene) -> str:
             f"a {second} over a {first}",
             f"a {first} and a {second} at the same time",
         ),
-    }  # fmt: skip
+    }
     sentence = _choose(random, sentences[scene.joint])
     return sentence[0].upper() + sentence[1:]
 
 
 def describe_differently(random: Random, scene: Scene) -> list[str]:
-    """Five different captions."""
+    """Return five different captions of a scene."""
     captions: dict[str, None] = {}
     while len(captions) < CAPTIONS:
         captions[describe(random, scene)] = None
@@ -196,20 +197,20 @@ EVENTS = [Event(*words) for words in itertools.product(SOUNDS, REGISTERS, LEVELS
 
 
 def draw_scene(random: Random) -> Scene:
-    """A fifth of the scenes are one event; in the others the two events are of different kinds."""
+    """Draw a scene: one event in a fifth of the cases, otherwise two events of different kinds."""
     joint = ("alone", "then", "then", "while", "while")[random.integers(5)]
     first = EVENTS[random.integers(len(EVENTS))]
     if joint == "alone":
         return Scene((first,), joint)
     others = [event for event in EVENTS if event.kind != first.kind]
     second = others[random.integers(len(others))]
-    if joint == "while":  # both at once: neither is the first
+    if joint == "while":  # the order of simultaneous events has no meaning
         first, second = sorted((first, second), key=EVENTS.index)
     return Scene((first, second), joint)
 
 
 def draw_scenes(random: Random, number: int) -> list[Scene]:
-    """Different scenes; yet a caption that leaves the loudness out may fit two of them."""
+    """Draw different scenes; a caption that does not mention the loudness may still fit two of them."""
     scenes: dict[Scene, None] = {}
     for _ in range(100 * number):
         if len(scenes) == number:
@@ -222,12 +223,12 @@ def draw_scenes(random: Random, number: int) -> list[Scene]:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What a corpus is made of; the same settings make the same files."""
+    """The settings of a corpus; the same settings make the same files."""
 
     train: int = 600  # clips
     val: int = 200
     test: int = 200
-    seconds: float = 1.5
+    seconds: float = DATA_SETS["Synthetic"].clip_seconds
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -236,10 +237,12 @@ class Corpus:
 
 
 def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
-    """Render the corpus into ``out/name`` in the layout that :mod:`reference_model.data` reads; what is there stays.
+    """Render the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`.
+
+    Clips that exist already are not rendered again.
 
     Raises:
-        InputError: another corpus is there.
+        InputError: the folder contains another corpus, or something else.
     """
     folder = out / name
     settings = folder / "corpus.json"
@@ -256,25 +259,19 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
         scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), number)
         waveforms = folder / "waveforms" / split
         waveforms.mkdir(parents=True, exist_ok=True)
-        rows, tags = [], []
+        captions, tags = [], []
         for clip, scene in enumerate(tqdm(scenes, f"rendering {split}", unit="clip")):
             random = np.random.default_rng([corpus.seed, index, clip])
             path = waveforms / f"{clip:05d}.wav"
-            rows.append([path.name, *describe_differently(random, scene)])
+            captions.append([path.name, *describe_differently(random, scene)])
             tags.append(
                 [path.name, "; ".join(f"{event.register} {event.level} {event.kind}" for event in scene.events)]
             )
             if not path.exists():
                 waveform = render(random, scene, corpus.seconds)
-                atomic_write(path, lambda beside, w=waveform: soundfile.write(beside, w, SAMPLE_RATE))  # type: ignore[misc]
-        _write_table(folder / "tags" / f"{split}.csv", [["file_name", "tags"], *tags])
-        captions = [f"caption_{k}" for k in range(1, CAPTIONS + 1)]
-        _write_table(folder / "csv_files" / f"{split}.csv", [["file_name", *captions], *rows])
+                atomic_write(path, partial(soundfile.write, data=waveform, samplerate=SAMPLE_RATE))
+        columns = {"tags": ["tags"], "csv_files": [f"caption_{k}" for k in range(1, CAPTIONS + 1)]}
+        for name, rows in (("tags", tags), ("csv_files", captions)):
+            (folder / name).mkdir(exist_ok=True)
+            write_csv(folder / name / f"{split}.csv", [["file_name", *columns[name]], *rows])
     return folder
-
-
-def _write_table(path: Path, rows: list[list[str]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, text.getvalue())

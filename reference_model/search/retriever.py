@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data.audio import check_audio, fault, load_waveform
+from reference_model.data.audio import check_audio, find_fault, load_waveform
 from reference_model.data.batches import data_loader, pad_tokens, read_batches
 from reference_model.data.dataset import read_captions
 from reference_model.models import bert as text_encoder
@@ -304,7 +304,7 @@ class _Readable(Dataset[Tensor | str]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor | str:
-        found = fault(self.files[index])
+        found = find_fault(self.files[index])
         if found is not None:
             return f"{found.status}: {found.reason}"
         try:

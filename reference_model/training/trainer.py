@@ -33,7 +33,8 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio
 from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
-from reference_model.data.dataset import SPLITS, Clip, audio_checksums, captions_of, read_split
+from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
+from reference_model.data.manifest import audio_checksums
 from reference_model.evaluation.evaluate import embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.models import bert as text_encoder

@@ -22,9 +22,9 @@ import torch
 
 from reference_model import InputError
 from reference_model.data import prepare
-from reference_model.data.audio import decode, load_waveform
+from reference_model.data.audio import decode, load_waveform, write_wav
 from reference_model.data.dataset import read_split
-from reference_model.data.manifest import COLUMNS, Row, in_several_splits, read_manifest
+from reference_model.data.manifest import MANIFEST_COLUMNS, ManifestRow, in_several_splits, read_manifest
 from reference_model.data.prepare import Prepared
 from reference_model.paper import DATASET_SIZES
 from reference_model.runtime.signals import Stopped, handle_signals
@@ -148,7 +148,7 @@ def test_the_manifest_says_what_is_in_the_files(tmp_path: Path, small: Path) -> 
     assert prepared.folder == folder
     assert read_manifest(folder / "manifest.csv") == prepared.rows
     with (folder / "manifest.csv").open(encoding="utf-8", newline="") as lines:
-        assert next(csv.reader(lines)) == COLUMNS
+        assert next(csv.reader(lines)) == MANIFEST_COLUMNS
     assert [(row.split, row.file_name) for row in prepared.rows] == [
         (split, clip.file_name) for split, clips in miniature.clotho_clips(SMALL).items() for clip in clips
     ]
@@ -163,7 +163,7 @@ def test_the_manifest_says_what_is_in_the_files(tmp_path: Path, small: Path) -> 
             assert row.seconds == len(samples) / 32_000
             assert (row.source_sample_rate, row.source_channels, row.reason) == (miniature.RATE, 1, "")
         else:
-            assert row == Row("train", " leading space.wav", "missing", reason="no file of this clip")
+            assert row == ManifestRow("train", " leading space.wav", "missing", reason="no file of this clip")
 
 
 def test_the_papers_numbers_of_clips() -> None:
@@ -188,7 +188,8 @@ def test_the_summary_stands_beside_the_paper(tmp_path: Path, small: Path) -> Non
         ["test", "2", "2", "0", "0", "0", "0", "0", "1,045"],
         ["all", "8", "7", "1", "0", "0", "0", "0", "5,929"],
     ]
-    long = Prepared(prepared.folder, [Row("test", "x", "ok", 3600 * 36.5), Row("test", "y", "silent", 3600)])
+    rows = [ManifestRow("test", "x", "ok", 3600 * 36.5), ManifestRow("test", "y", "silent", 3600)]
+    long = Prepared(prepared.folder, rows)
     assert long.summary().splitlines()[-1].split()[-2:] == ["36.50", "16.82"]  # 36.5 h at 32,000 samples of 4 bytes
     assert "paper" not in Prepared(tmp_path / "Mine", prepared.rows).summary()
 
@@ -319,15 +320,14 @@ def test_clips_that_are_listed_no_longer_are_removed(tmp_path: Path, clotho: Pat
 def test_an_interrupted_preparation_continues(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small, tmp_path / "expected")
     decoded = decoded_by(monkeypatch)
-    write = prepare._write_wav
 
     def interrupted(path: Path, waveform: torch.Tensor, modified: int) -> None:
-        write(path, waveform, modified)
+        write_wav(path, waveform, modified)
         if len(decoded) == 5:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_write_wav", interrupted)
+        patch.setattr(prepare, "write_wav", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(small, tmp_path)
     assert tables(tmp_path / "Clotho") == []
@@ -342,7 +342,7 @@ import os, signal, sys
 from pathlib import Path
 from reference_model.data import prepare
 
-write, before = prepare._write_wav, []
+write, before = prepare.write_wav, []
 
 def killed(path, waveform, modified):
     if len(before) == 4:
@@ -351,7 +351,7 @@ def killed(path, waveform, modified):
     before.append(path)
     write(path, waveform, modified)
 
-prepare._write_wav = killed
+prepare.write_wav = killed
 prepare.prepare(Path(sys.argv[1]), "Clotho", Path(sys.argv[2]), workers=0)
 """
 
@@ -479,7 +479,7 @@ def test_originals_are_never_overwritten(tmp_path: Path) -> None:
     assert everything_in(raw) == before
 
 
-@pytest.mark.parametrize("content", [None, "file_name,caption\n", ",".join(COLUMNS) + "\ntoo,few\n"])
+@pytest.mark.parametrize("content", [None, "file_name,caption\n", ",".join(MANIFEST_COLUMNS) + "\ntoo,few\n"])
 def test_folders_of_others_are_left_alone(tmp_path: Path, small: Path, content: str | None) -> None:
     other = miniature.standard(tmp_path / "Clotho", miniature.clotho_clips(SMALL))
     if content is not None:

@@ -15,7 +15,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
-from reference_model.data.dataset import audio_checksums, captions_of, read_split
+from reference_model.data.dataset import captions_of, read_split
+from reference_model.data.manifest import audio_checksums
 from reference_model.models import bert as text_encoder
 from reference_model.models import features
 from reference_model.models.dual_encoder import DualEncoder, new_model
