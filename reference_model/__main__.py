@@ -1,4 +1,4 @@
-"""``python -m reference_model``."""
+"""Entry point of ``python -m reference_model``."""
 
 from reference_model.cli.app import run
 

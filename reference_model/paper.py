@@ -28,6 +28,8 @@ LOSS_NAMES = {  # in the tables
     "nt_xent": "NT-Xent",
 }
 
+SIMILAR_LOSSES = {"triplet_weighted_mined": "triplet_weighted"}  # a loss that is not in the tables, and one that is
+
 # Section 3.2. The batch size and the learning rate of a run stand in its row of the tables.
 EPOCHS = 50
 LEARNING_RATE = 1e-4  # a star in table 1 marks the rows with another one
@@ -93,11 +95,19 @@ def published() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
 
 
 def chosen(
-    tables: Sequence[str], *, datasets: Sequence[str] = (), encoders: Sequence[str] = (), losses: Sequence[str] = ()
+    tables: Sequence[str],
+    *,
+    datasets: Sequence[str] = (),
+    encoders: Sequence[str] = (),
+    losses: Sequence[str] = (),
+    learning_rate: float | None = None,
 ) -> dict[str, list[Experiment]]:
     """Return the rows of these tables, in their order: all, or those of the data sets, encoders and losses given.
 
     A data set that the paper does not have takes the rows of AudioCaps.
+
+    Args:
+        learning_rate: replaces that of every row.
 
     Raises:
         InputError: a table is left without rows.
@@ -105,7 +115,11 @@ def chosen(
     kept: dict[str, list[Experiment]] = {}
     for table in tables:
         kept[table] = [
-            {**{name: row[name] for name in ROW_SETTINGS}, "dataset": dataset}
+            {
+                **{name: row[name] for name in ROW_SETTINGS},
+                "dataset": dataset,
+                "learning_rate": row["learning_rate"] if learning_rate is None else learning_rate,
+            }
             for dataset in datasets or DATASET_SIZES
             for row in _rows(table)
             if row["dataset"] == (dataset if dataset in DATASET_SIZES else DEFAULT_DATASET)
@@ -115,3 +129,17 @@ def chosen(
         if not kept[table]:
             raise InputError(f"expected rows of table {table}, got none of these data sets, encoders and losses")
     return kept
+
+
+def row_for(dataset: str, encoders: str, loss: str) -> tuple[Experiment, str]:
+    """Return the row of table 1 from which a run takes its settings, and in words which row that is.
+
+    A data set that the paper does not have takes the row of AudioCaps, triplet_weighted_mined that of triplet_weighted,
+    and any other loss that is not in the table that of NT-Xent.
+    """
+    row_dataset = dataset if dataset in DATASET_SIZES else DEFAULT_DATASET
+    row_loss = loss if loss in LOSS_NAMES else SIMILAR_LOSSES.get(loss, "nt_xent")
+    (row,) = chosen(["1"], datasets=[row_dataset], encoders=[encoders], losses=[row_loss])["1"]
+    words = f"table 1, {row_dataset}, {encoders}, {LOSS_NAMES[row_loss]}"
+    absent = [name for name in (dataset, loss) if name not in (row_dataset, row_loss)]
+    return row, f"{words}, for it has no row of {' and '.join(absent)}" if absent else words

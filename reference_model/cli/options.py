@@ -1,0 +1,140 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from reference_model.config import FrozenMode, Precision, SelectOn, Size, WeightedRule
+from reference_model.paper import DECAY_EVERY, EPOCHS, PROTOCOLS
+
+Command = Callable[..., None]
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class SeveralValues(click.Command):
+    """A command whose repeatable options take several values at once too: ``--seeds 0 1`` is ``--seeds 0 --seeds 1``.
+
+    Click has no option for any number of values (``nargs=-1`` is for arguments alone), so that the option is repeated
+    before each of its values ahead of click's own parser.
+    """
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments after writing the option before each of its values."""
+        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        repeated: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument if argument in repeatable else None
+            elif option is not None and repeated[-1] != option:
+                repeated.append(option)
+            repeated.append(argument)
+        return super().parse_args(context, repeated)
+
+
+def with_options(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command these options, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# For each setting of PROTOCOLS the type or the values of its option, and the help.
+_PROTOCOL_OPTIONS: dict[str, tuple[Any, str]] = {
+    "frozen_mode": (click.Choice(get_args(FrozenMode)), "Frozen encoders: constant, or with dropout and drift."),
+    "spec_augment": (bool, "Erase stripes of the spectrograms, where the audio encoder is in train mode."),
+    "dropout": (float, "Dropout of BERT and of the residual blocks, in train mode."),
+    "clip_norm": (float, "Scale larger gradients down to this norm; 0: none."),
+    "nt_xent_factor": (float, "1: equation 7. 0.5: the mean of its two directions."),
+    "weighted_rule": (click.Choice(get_args(WeightedRule)), "The loss that triplet_weighted is."),
+    "mask_same_clip": (bool, "Captions of one clip are no negatives of each other, except in nt_xent."),
+    "select_on": (click.Choice(get_args(SelectOn)), "The best epoch has the highest sum of these recalls."),
+}
+
+
+def _protocol_option(name: str) -> Callable[[Command], Command]:
+    """Return the option of one setting of the protocols, with its value in both of them in the help."""
+    kind, text = _PROTOCOL_OPTIONS[name]
+    values = ", ".join(f"{protocol}: {_in_words(preset[name])}" for protocol, preset in PROTOCOLS.items())
+    return click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{text} {values}.")
+
+
+def _in_words(value: Any) -> str:
+    """Format a value as it is typed on the command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+
+
+# Settings of a run that are no part of a row of the tables.
+_run_options: list[Callable[[Command], Command]] = [
+    click.option("--data", default="data", help="The folder that holds a folder for each data set."),
+    click.option(
+        "--model",
+        type=click.Choice(get_args(Size)),
+        default="full",
+        help="full: ResNet-38 of PANNs and BERT. tiny: small ones, for two CPU cores.",
+    ),
+    click.option(
+        "--audio-checkpoint",
+        show_default="ResNet38_mAP=0.434.pth, of the tiny model new weights",
+        help="The file from Zenodo, record 3987831; for the tiny model that of pretrain.",
+    ),
+    click.option(
+        "--bert",
+        show_default="bert-base-uncased, of the tiny model a small one with new weights",
+        help="BERT by name, or its folder.",
+    ),
+    click.option("--epochs", type=int, default=EPOCHS, help="Each sees every caption once."),
+    click.option("--decay-every", type=int, default=DECAY_EVERY, help="Epochs between falls of the rate to 1/10."),
+    click.option(
+        "--protocol",
+        "protocol_name",
+        type=click.Choice(list(PROTOCOLS)),
+        default="paper",
+        help="What the paper's text says, or what its published code did; the next options change it one by one.",
+    ),
+    *(_protocol_option(name) for name in _PROTOCOL_OPTIONS),
+    click.option(
+        "--gradient-cache-micro-batch",
+        type=int,
+        help="Embed so many pairs at a time, which takes the memory of as many, and one more forward pass.",
+    ),
+    click.option("--clip-seconds", type=float, help="AudioCaps 10, Clotho 30, Synthetic 1.5; others need it."),
+    click.option(
+        "--precision",
+        type=click.Choice(get_args(Precision)),
+        default="no",
+        help="Mixed precision of the encoders; the losses are always computed in float32.",
+    ),
+    click.option("--workers", type=int, default=2, help="Processes that read audio."),
+    click.option(
+        "--features",
+        type=FOLDER,
+        show_default=False,
+        help="Where features of frozen encoders are kept for all runs; by default DATA/DATASET/features.",
+    ),
+    click.option(
+        "--checkpoint-minutes",
+        type=click.FloatRange(min=0),
+        default=10.0,
+        help="Save the state so often, besides after every epoch.",
+    ),
+]
+run_options = with_options(_run_options)
+
+
+def run_settings(options: Mapping[str, Any], row: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return settings of :class:`reference_model.config.Config` from the values of options, None where not given.
+
+    Those that were not given come from the row of a table, the protocol, and the size of the model.
+    """
+    settings = dict(options)
+    defaults = {**PROTOCOLS[settings.pop("protocol_name")], **(row or {})}
+    if settings["model"] == "full":
+        defaults |= {"audio_checkpoint": "ResNet38_mAP=0.434.pth", "bert": "bert-base-uncased"}
+    return {name: defaults.get(name) if value is None else value for name, value in settings.items()}

@@ -1,0 +1,133 @@
+"""Commands of the paper's tables: ``reproduce`` and ``report``."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from reference_model import InputError
+from reference_model.cli.options import FOLDER, SeveralValues, run_options, run_settings
+from reference_model.config import Encoders
+from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, chosen
+
+if TYPE_CHECKING:
+    from reference_model.reproduction.grid import Grid
+
+
+@click.command(cls=SeveralValues)
+@click.option("--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="1, 2, or both: --tables 1 2.")
+@click.option("--seeds", multiple=True, type=int, default=SEEDS, help="One or several: --seeds 0 1 2.")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    help="Only these of the tables' data sets. Another than the paper's takes the rows of AudioCaps.",
+)
+@click.option("--encoders", multiple=True, type=click.Choice(get_args(Encoders)), help="Only these rows.")
+@click.option(
+    "--losses",
+    multiple=True,
+    type=click.Choice(list(LOSS_NAMES)),
+    help="Only these rows: --losses nt_xent triplet_max.",
+)
+@click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
+@run_options
+@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
+@click.option(
+    "--plan", "plan_only", is_flag=True, help="Show every run, its state, the hours and the disk; train nothing."
+)
+@click.option("--retry-failed", is_flag=True, help="Train those again that ended in an error.")
+@click.option("--out", type=FOLDER, default="results", help="Where to put the runs, the tables and the report.")
+def reproduce(
+    tables: tuple[str, ...],
+    seeds: tuple[int, ...],
+    datasets: tuple[str, ...],
+    encoders: tuple[str, ...],
+    losses: tuple[str, ...],
+    learning_rate: float | None,
+    features: Path | None,
+    checkpoint_minutes: float,
+    jobs: int,
+    plan_only: bool,
+    retry_failed: bool,
+    out: Path,
+    **options: Any,
+) -> None:
+    """Train what the paper's tables need, and make the tables, ours beside the published numbers.
+
+    \b
+        python -m reference_model reproduce --tables 1 2 --seeds 0 1 2
+        python -m reference_model reproduce --plan          what there is to do, what is done, what failed
+        python -m reference_model reproduce --tables 2      and later the other: what both share is run once
+
+    A row that stands in both tables is run once, and a finished run is not repeated. It can be stopped and started
+    again at any time, and the same command may be at work on several GPUs or machines that see the same --out: each
+    takes the next run that nobody is at. --jobs N trains N runs at a time here, which small models and frozen encoders
+    gain by. A run that ends in an error is recorded, and the others go on.
+
+    --out receives table_1 and table_2 as .md, .tex, .json and .png, claims.md, report.html, and a folder for each run.
+    """
+    from reference_model.reproduction.grid import Grid, plan
+    from reference_model.reproduction.workers import estimate, refuse_others
+
+    if "LOCAL_RANK" in os.environ:
+        raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
+    rows = chosen(tables, datasets=datasets, encoders=encoders, losses=losses, learning_rate=learning_rate)
+    requested = Grid.of(rows, seeds, run_settings(options))
+    whole = requested.with_those_of(out)  # with the runs of earlier commands, which the tables show too
+    runs = requested.runs(out)
+    refuse_others(runs)
+    if retry_failed and not plan_only:
+        for run in runs:
+            run.failure.unlink(missing_ok=True)
+    click.echo(plan(whole, out))
+    click.echo(estimate(runs, jobs=jobs, out=out))
+    if not plan_only:
+        whole.write(out)
+        _train_and_write(requested, out, jobs=jobs, features=features, checkpoint_minutes=checkpoint_minutes)
+
+
+def _train_and_write(requested: "Grid", out: Path, **options: Any) -> None:
+    """Train the runs, write the tables and the report, and print the tables.
+
+    Raises:
+        InputError: a run has failed.
+    """
+    from reference_model.reproduction.grid import Grid, counts
+    from reference_model.reproduction.report import write_report, write_tables
+    from reference_model.reproduction.tables import markdown
+    from reference_model.reproduction.workers import reproduce as train_all
+
+    train_all(requested, out, when_settled=lambda: write_tables(Grid.read(out), out), **options)
+    grid = Grid.read(out)  # others may have added to it
+    tables = write_tables(grid, out)
+    write_report(grid, out)
+    for table in tables:
+        click.echo("\n" + markdown(table))
+    click.echo(f"{out}/report.html shows it all; {out}/table_*.md, .tex, .json and .png, {out}/claims.md")
+    states = [run.state() for run in requested.runs(out)]
+    click.echo(f"{len(states)} runs: {counts(states)}")
+    if "running" in states:
+        click.echo(f"next: python -m reference_model report --results {out}, when those that others are at are done")
+    if "failed" in states:
+        raise InputError(
+            f"expected every run to end well, got {states.count('failed')} that failed: "
+            "--plan says why, --retry-failed tries again"
+        )
+
+
+@click.command()
+@click.option("--results", type=FOLDER, default="results", help="The folder that reproduce works in.")
+def report(results: Path) -> None:
+    """Make the tables and report.html of a folder of results again, of the runs that there are so far.
+
+    One page that holds everything: tables and pictures, what the paper reports beside what these runs show, the curves
+    of every run, similarities of pairs, retrieved clips and captions to listen to, settings and versions.
+    """
+    from reference_model.reproduction.grid import Grid
+    from reference_model.reproduction.report import write_report, write_tables
+
+    grid = Grid.read(results)
+    write_tables(grid, results)
+    click.echo(f"{write_report(grid, results)} opens in any browser, without a network")
