@@ -1,12 +1,11 @@
-"""Clotho and AudioCaps in miniature, in every layout that people have, with the traps of the real files.
+"""Clotho and AudioCaps in miniature, in every layout that downloads have, with the traps of the real files.
 
-The same sounds and captions in all of them: a clip is a tone in noise, captions say which. Everything follows from
-the numbers of clips.
+All layouts contain the same sounds and captions: a clip is a tone in noise, and its captions name the frequency. The
+numbers of clips determine everything.
 """
 
 import csv
 import itertools
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ SPLITS = ("train", "val", "test")
 CLOTHO_SPLITS = ("development", "validation", "evaluation")
 CLIPS = (12, 4, 4)  # of each split
 
-# Names as Clotho has them. "same name.wav" is in every split, another sound in each.
+# Kinds of file names that Clotho has. "same name.wav" is a different sound in every split.
 TRAPS = (
     "same name.wav",
     " leading space.wav",
@@ -34,7 +33,7 @@ TRAPS = (
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as every layout holds it."""
+    """A clip, equal in every layout."""
 
     file_name: str
     captions: tuple[str, ...]
@@ -42,7 +41,7 @@ class Clip:
 
 
 def _samples(split: int, clip: int) -> NDArray[np.int16]:
-    """0.5 to 1.5 s, another pitch for each."""
+    """Return 0.5 to 1.5 s of sound; the pitch depends on the clip."""
     random = np.random.default_rng([split, clip])
     time = np.arange(round(RATE * (0.5 + (7 * clip + 3 * split) % 11 / 11.1))) / RATE
     tone = 0.4 * np.sin(2 * np.pi * 200 * 1.19 ** (clip % 16) * time)
@@ -63,7 +62,7 @@ def _captions(split: int, clip: int, number: int) -> tuple[str, ...]:
 
 
 def clotho_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
-    """By split, the clips of every layout of Clotho: five captions each."""
+    """Return the clips of Clotho by split: five captions each."""
     return {
         name: [
             Clip(file_name, _captions(split, clip, 5), _samples(split, clip))
@@ -78,17 +77,18 @@ def _clotho_names() -> itertools.chain[str]:
 
 
 def video(split: int, clip: int) -> str:
-    """Eleven characters, as YouTube has them; some begin with a hyphen, one with Y, one ends like a time."""
+    """Return an id of eleven characters, like YouTube's; some begin with a hyphen, one with Y, one ends like a time."""
     last = "_12" if clip == 2 else f"{clip:03d}"
     return f"{'-Y_ab'[clip % 5]}cd-_eF{'GHI'[split]}{last}"
 
 
 def start(clip: int) -> int:
+    """Return the start of a clip in its video, in seconds."""
     return 10 * (clip % 4)
 
 
 def audiocaps_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
-    """By split, the clips of every layout of AudioCaps: one caption each to train on, five elsewhere."""
+    """Return the clips of AudioCaps by split: one caption each for training, five for validation and test."""
     return {
         name: [
             Clip(f"Y{video(split, clip)}.wav", _captions(split, clip, 1 if split == 0 else 5), _samples(split, clip))
@@ -99,7 +99,7 @@ def audiocaps_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
 
 
 def standard(folder: Path, clips: dict[str, list[Clip]]) -> Path:
-    """The layout that training reads."""
+    """Write the layout that training reads."""
     for split, of_split in clips.items():
         _one_row_a_clip(folder / "csv_files" / f"{split}.csv", of_split)
         _write(folder / "waveforms" / split, {clip.file_name: clip for clip in of_split})
@@ -107,7 +107,7 @@ def standard(folder: Path, clips: dict[str, list[Clip]]) -> Path:
 
 
 def clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
-    """Zenodo record 4783391, its archives unpacked beside the tables."""
+    """Write Zenodo record 4783391, with its archives unpacked beside the tables."""
     for name, of_split in zip(CLOTHO_SPLITS, clotho_clips(clips).values(), strict=True):
         _one_row_a_clip(folder / f"clotho_captions_{name}.csv", of_split)
         _write(folder / name, {clip.file_name: clip for clip in of_split})
@@ -116,7 +116,7 @@ def clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
 
 
 def aac_datasets_clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
-    """What ``aac-datasets-download --root FOLDER clotho`` leaves."""
+    """Write the output of ``aac-datasets-download --root FOLDER clotho``."""
     inside = folder / "CLOTHO_v2.1"
     for name, of_split in zip(CLOTHO_SPLITS, clotho_clips(clips).values(), strict=True):
         _one_row_a_clip(inside / "clotho_csv_files" / f"clotho_captions_{name}.csv", of_split)
@@ -125,7 +125,7 @@ def aac_datasets_clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
     return folder
 
 
-# How tools name the file of an AudioCaps clip, given its video and its start in seconds.
+# Names that tools give to the file of an AudioCaps clip, as functions of its video and its start in seconds.
 CLIP_NAMES: dict[str, Callable[[str, int], str]] = {
     "Y<id>": lambda video, start: f"Y{video}.wav",
     "<id>": lambda video, start: f"{video}.WAV",
@@ -139,7 +139,7 @@ CLIP_NAMES: dict[str, Callable[[str, int], str]] = {
 def audiocaps(
     folder: Path, clips: Sequence[int] = CLIPS, *, names: str = "Y<id>", flat: bool = False, clips_in: str = "audio"
 ) -> Path:
-    """The tables of the official repository, and a folder of clips or one for each split."""
+    """Write the tables of the official repository, and a folder of clips or one for each split."""
     for split, (name, of_split) in enumerate(audiocaps_clips(clips).items()):
         _one_row_a_caption_of_a_video(folder / f"{name}.csv", split, of_split)
         files = {CLIP_NAMES[names](video(split, k), start(k)): clip for k, clip in enumerate(of_split)}
@@ -148,14 +148,14 @@ def audiocaps(
 
 
 def aac_datasets_audiocaps(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
-    """What ``aac-datasets-download --root FOLDER audiocaps`` leaves."""
+    """Write the output of ``aac-datasets-download --root FOLDER audiocaps``."""
     inside = audiocaps(folder / "AUDIOCAPS", clips, names="<id>_<start>", clips_in="audio_32000Hz")
     (inside / "class_labels_indices.csv").write_text("index,mid,display_name\n")
     return folder
 
 
 def aac_datasets_audiocaps_since_0_7(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
-    """The same with its tables in a folder of their own."""
+    """Write the same with the tables in a folder of their own."""
     inside = aac_datasets_audiocaps(folder, clips) / "AUDIOCAPS"
     (inside / "csv_files_v1").mkdir()
     for split in SPLITS:
@@ -164,7 +164,7 @@ def aac_datasets_audiocaps_since_0_7(folder: Path, clips: Sequence[int] = CLIPS)
 
 
 def audiocaps_by_file_name(folder: Path, clips: Sequence[int] = CLIPS, *, flat: bool = True) -> Path:
-    """Tables of ``file_name,caption``, one row a caption, in UTF-8 with its mark, and clips of these names."""
+    """Write tables of ``file_name,caption``, one row a caption, in UTF-8 with its mark, and clips of these names."""
     for split, of_split in audiocaps_clips(clips).items():
         rows = [[clip.file_name, caption] for clip in of_split for caption in clip.captions]
         _write_table(folder / f"{split}.csv", ["file_name", "caption"], rows, encoding="utf-8-sig")
@@ -206,7 +206,7 @@ def _make_folder(path: Path) -> None:
     path.mkdir()
 
 
-# What happens to files: each takes the path of a good one, longer than half a second, and spoils it.
+# Kinds of damage: the status that the clip then has, and a function that spoils a good file longer than 0.5 s.
 FAULTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "no file": ("missing", lambda path: path.unlink()),
     "0 bytes": ("unreadable", lambda path: path.write_bytes(b"")),
@@ -223,12 +223,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 def spoil(path: Path, kind: str) -> str:
-    """Do to a file what FAULTS says; returns the status it then has."""
+    """Damage a file in one of the ways of FAULTS, and return the status that it then has."""
     status, change = FAULTS[kind]
     change(path)
     return status
-
-
-def copy(folder: Path, to: Path) -> Path:
-    """A copy with the same times of modification, to spoil."""
-    return Path(shutil.copytree(folder, to))

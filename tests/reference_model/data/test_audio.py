@@ -1,4 +1,4 @@
-"""Any audio file becomes 32 kHz mono, and every file that cannot is named before training starts."""
+"""Any audio file becomes 32 kHz mono, and every file that cannot be read is named before training starts."""
 
 import struct
 from pathlib import Path
@@ -44,8 +44,8 @@ def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
     check_audio(paths[-2:])
 
 
-def test_headers_of_streamed_files_are_no_fault(tmp_path: Path) -> None:
-    """Programs that write WAV into a pipe do not know the size and leave the largest number."""
+def test_streamed_files_without_a_size_are_accepted(tmp_path: Path) -> None:
+    """Programs that write WAV into a pipe leave the largest number instead of the size."""
     path = tmp_path / "streamed.wav"
     soundfile.write(path, sine(32_000, 1), 32_000)
     whole = path.read_bytes()
@@ -58,7 +58,7 @@ def test_headers_of_streamed_files_are_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 8])
 @pytest.mark.parametrize("file", [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")])
 def test_any_format_becomes_32_kHz_mono(tmp_path: Path, rate: int, channels: int, file: tuple[str, str]) -> None:
-    """Channels that hold the sine at different levels; their mean, at 32 kHz, is that sine at the mean level."""
+    """The mean of channels with a sine at different levels is that sine at the mean level."""
     container, subtype = file
     levels = np.linspace(0.2, 1, channels)
     path = tmp_path / f"x.{container.lower()}"
@@ -73,7 +73,7 @@ def test_any_format_becomes_32_kHz_mono(tmp_path: Path, rate: int, channels: int
 
 @pytest.mark.parametrize("frequency, kept", [(14_000, 1.0), (14_800, 0.9), (16_500, 0.0)])
 def test_the_resampler_is_kaiser_best(tmp_path: Path, frequency: float, kept: float) -> None:
-    """Its pass band ends at 0.9476 of 16 kHz, and above 16 kHz nothing is left that would fold back."""
+    """The pass band ends at 0.9476 of 16 kHz, and nothing above 16 kHz remains to alias."""
     path = tmp_path / "x.wav"
     soundfile.write(path, sine(48_000, 1, frequency), 48_000, "FLOAT")
     level = float(load_waveform(path, 1)[4_000:28_000].abs().max()) / 0.5

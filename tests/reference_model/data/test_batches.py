@@ -26,7 +26,7 @@ def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
 
 
 def test_the_number_of_workers_changes_nothing(corpus: Path) -> None:
-    """Nor does beginning in the middle of an epoch, as a run that continues does."""
+    """A run that continues begins in the middle of an epoch, which changes nothing either."""
     clips = read_split(corpus, "Synthetic", "val")
     pairs = Pairs(clips, [[k] for k in range(30)], 0.5)
 

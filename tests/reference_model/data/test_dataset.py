@@ -1,4 +1,4 @@
-"""Clips and captions are read from disk as they stand; a table that does not follow the layout is refused."""
+"""Clips and captions are read from disk unchanged; a table that does not follow the layout is refused."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def test_one_caption_a_row_or_five(tmp_path: Path) -> None:
     assert clip_of_caption([a, b]).tolist() == [0, 0, 1]
 
 
-def test_names_and_captions_are_used_as_they_stand(tmp_path: Path) -> None:
-    """The traps of the real files."""
+def test_names_and_captions_are_not_changed(tmp_path: Path) -> None:
+    """Names and captions have the traps of the real files."""
     names = [" leading space.wav", "-starts.wav", "Q&amp;A.wav", "it's '#1' (take 2).WAV.wav", "x" * 129 + ".wav"]
     quoted = [f'"{name}","A ""quoted"" caption, with a comma and “curly” é"' for name in names]
     write_csv(tmp_path, "\ufefffile_name,caption\r\n" + "\r\n".join(quoted))

@@ -1,4 +1,4 @@
-"""Every layout that people have gives the same clips, and their names and captions stay as they are."""
+"""Every layout of a download gives the same clips, with unchanged names and captions."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from reference_model.data.layouts import DownloadedClip, clip_seconds, read_down
 
 
 def check(found: dict[str, list[DownloadedClip]], expected: dict[str, list[miniature.Clip]]) -> None:
-    """Same names, captions and sounds, in the same order."""
+    """Require the same names, captions and sounds, in the same order."""
     assert list(found) == ["train", "val", "test"]
     for split, clips in expected.items():
-        assert [entry.file_name for entry in found[split]] == [clip.file_name for clip in clips]
-        assert [entry.captions for entry in found[split]] == [clip.captions for clip in clips]
-        for entry, clip in zip(found[split], clips, strict=True):
-            assert entry.source is not None, entry.file_name
-            assert np.array_equal(soundfile.read(entry.source, dtype="int16")[0], clip.samples), entry
+        assert [c.file_name for c in found[split]] == [clip.file_name for clip in clips]
+        assert [c.captions for c in found[split]] == [clip.captions for clip in clips]
+        for clip_read, clip in zip(found[split], clips, strict=True):
+            assert clip_read.source is not None, clip_read.file_name
+            assert np.array_equal(soundfile.read(clip_read.source, dtype="int16")[0], clip.samples), clip_read
 
 
 def test_every_layout_of_clotho(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_every_layout_of_clotho(tmp_path: Path) -> None:
     for folder in miniature.CLOTHO_SPLITS:
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         (published / folder).rename(tmp_path / "elsewhere" / folder)
-    assert {entry.source for entry in read_download(published, "Clotho")["val"]} == {None}
+    assert {clip.source for clip in read_download(published, "Clotho")["val"]} == {None}
     check(read_download(published, "Clotho", audio=tmp_path / "elsewhere"), clips)
 
 
@@ -64,7 +64,7 @@ def test_every_layout_of_audiocaps(tmp_path: Path) -> None:
 
 
 def test_videos_are_told_apart(tmp_path: Path) -> None:
-    """Ids are prefixes and suffixes of one another's file names; times belong to names, not to ids."""
+    """Ids are prefixes and suffixes of other file names; a start time is part of the name, not of the id."""
     folder = miniature.audiocaps(tmp_path, (1, 1, 1), clips_in="audio")
     header = "audiocap_id,youtube_id,start_time,caption\n"
     videos = ["Ybcdefghijk", "bcdefghijkl", "-cdefgh_120", "cdefghi_120"]
@@ -81,12 +81,12 @@ def test_videos_are_told_apart(tmp_path: Path) -> None:
     }
     for name in names:
         (folder / "audio" / "test" / name).touch()
-    found = {entry.captions[0]: entry.source for entry in read_download(folder, "AudioCaps")["test"]}
+    found = {clip.captions[0]: clip.source for clip in read_download(folder, "AudioCaps")["test"]}
     for name, video in names.items():
         if video is not None:
             assert found[f"{video} heard"] == folder / "audio" / "test" / name
     (folder / "audio" / "test" / "-cdefgh_120_30000_38500.ogg").unlink()
-    found = {entry.captions[0]: entry.source for entry in read_download(folder, "AudioCaps")["test"]}
+    found = {clip.captions[0]: clip.source for clip in read_download(folder, "AudioCaps")["test"]}
     assert found["-cdefgh_120 heard"] is None
 
 

@@ -1,4 +1,4 @@
-"""Downloads become what training reads: exactly, completely, and in spite of every interruption."""
+"""A download is prepared exactly and completely, in spite of every interruption."""
 
 import csv
 import hashlib
@@ -39,13 +39,13 @@ def run(raw: Path, root: Path, dataset: str = "Clotho", **settings: Any) -> Prep
 
 @pytest.fixture(scope="session")
 def clotho(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature download; for reading only."""
+    """A miniature download, only to be read."""
     return miniature.clotho(tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A smaller one, to spoil."""
+    """A smaller download that a test may damage."""
     return miniature.clotho(tmp_path / "raw", SMALL)
 
 
@@ -62,7 +62,7 @@ def statuses(prepared: Prepared) -> dict[tuple[str, str], str]:
 
 
 def decoded_by(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Notes which originals are decoded."""
+    """Return a list to which every original is appended when it is decoded."""
     decoded: list[Path] = []
 
     def noting(path: Path) -> torch.Tensor:
@@ -76,7 +76,7 @@ def decoded_by(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.mark.parametrize("layout", [miniature.clotho, miniature.aac_datasets_clotho])
 def test_clotho_becomes_what_training_reads(tmp_path: Path, layout: Any) -> None:
-    """Names, captions and sounds, byte for byte and bit for bit."""
+    """Names and captions are equal byte for byte, sounds bit for bit."""
     run(layout(tmp_path / "raw"), tmp_path)
     for split, clips in miniature.clotho_clips().items():
         read = read_split(tmp_path, "Clotho", split)
@@ -104,7 +104,7 @@ def test_every_layout_of_audiocaps_becomes_the_same(tmp_path: Path, layout: Any)
 
 
 def test_prepared_files_are_the_originals_bit_for_bit(tmp_path: Path) -> None:
-    """Any rate, channels and format; also samples beyond 1, which 16 bits could not hold."""
+    """Rate, channels and format may be any; samples may exceed 1, which 16 bits could not hold."""
     raw = tmp_path / "raw"
     raw.mkdir()
     random = np.random.default_rng(0)
@@ -195,7 +195,7 @@ def test_the_summary_stands_beside_the_paper(tmp_path: Path, small: Path) -> Non
 
 
 def test_every_clip_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    """All kinds of damage at once, in two splits; what is merely unusual is no fault."""
+    """All kinds of damage occur at once, in two splits; unusual formats are no fault."""
     raw = miniature.clotho(tmp_path / "raw", (len(miniature.FAULTS) + 2, 4, len(miniature.FAULTS) + 1))
     spoilt = {}
     for split, folder in (("train", "development"), ("test", "evaluation")):
@@ -238,7 +238,7 @@ def test_a_split_without_clips_is_always_refused(tmp_path: Path, small: Path) ->
 
 @pytest.mark.parametrize("kind", miniature.FAULTS)
 def test_tables_of_before_do_not_outlive_damage(tmp_path: Path, small: Path, kind: str) -> None:
-    """A file that is spoilt after it was prepared, unless it is merely deleted, is prepared no more."""
+    """A source that is damaged after it was prepared invalidates the result; one that is deleted does not."""
     run(small, tmp_path)
     assert tables(tmp_path / "Clotho") == ["test.csv", "train.csv", "val.csv"]
     path = small / "development" / "same name.wav"
@@ -269,7 +269,7 @@ def test_nothing_is_done_twice(tmp_path: Path, small: Path, monkeypatch: pytest.
 def test_replaced_originals_are_prepared_again(
     tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, later: int, longer: int
 ) -> None:
-    """Of another time by a nanosecond; or, when an archive gave it the old one's time, of another length."""
+    """A new original differs by a nanosecond in time; or in length, if an archive restored the old time."""
     run(small, tmp_path)
     path = small / "development" / "same name.wav"
     before = path.stat()
@@ -372,7 +372,7 @@ def test_a_killed_preparation_continues(tmp_path: Path, small: Path, monkeypatch
     assert not half.exists()
 
 
-def test_a_folder_in_which_only_the_manifest_was_begun_is_ours(tmp_path: Path, small: Path) -> None:
+def test_a_folder_with_only_an_unfinished_manifest_is_used(tmp_path: Path, small: Path) -> None:
     (tmp_path / "Clotho" / ".manifest.csv.part").mkdir(parents=True)
     run(small, tmp_path)
     assert sorted(path.name for path in (tmp_path / "Clotho").iterdir()) == ["csv_files", "manifest.csv", "waveforms"]
@@ -390,7 +390,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes by /proc")
 def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
-    """They would go on writing beside the next run."""
+    """Surviving workers would write at the same time as the next run."""
     long = tmp_path / "long.wav"
     soundfile.write(long, np.random.default_rng(0).uniform(-0.1, 0.1, 20 * 44_100), 44_100)
     for split in miniature.SPLITS:
@@ -417,7 +417,7 @@ def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether a condition comes true in time."""
+    """Return whether a condition becomes true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -451,7 +451,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half(tmp_path: Path, small: 
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What a full disk does to a file, done by a limit on its size; of processes started within as well."""
+    """Limit the size of files, of child processes too, which fails like a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -480,7 +480,7 @@ def test_originals_are_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "file_name,caption\n", ",".join(MANIFEST_COLUMNS) + "\ntoo,few\n"])
-def test_folders_of_others_are_left_alone(tmp_path: Path, small: Path, content: str | None) -> None:
+def test_folders_with_other_contents_are_left_alone(tmp_path: Path, small: Path, content: str | None) -> None:
     other = miniature.standard(tmp_path / "Clotho", miniature.clotho_clips(SMALL))
     if content is not None:
         (other / "manifest.csv").write_text(content)
@@ -499,7 +499,7 @@ def test_names_that_become_the_same_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_decoder_that_gives_less_than_promised(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damage in the middle of a file: some formats then end early, without an error."""
+    """Damage in the middle of a file makes some formats end early, without an error."""
 
     def shorter(path: Path) -> torch.Tensor:
         waveform = decode(path)
@@ -510,12 +510,12 @@ def test_a_decoder_that_gives_less_than_promised(tmp_path: Path, small: Path, mo
         run(small, tmp_path)
 
 
-def test_known_names_are_written_as_they_are(tmp_path: Path, small: Path) -> None:
+def test_known_data_sets_need_their_exact_name(tmp_path: Path, small: Path) -> None:
     with pytest.raises(InputError, match="expected --dataset Clotho, got clotho"):
         run(small, tmp_path / "root", "clotho")
 
 
-def test_a_sound_in_two_splits_is_told(tmp_path: Path, small: Path) -> None:
+def test_a_sound_in_two_splits_is_reported(tmp_path: Path, small: Path) -> None:
     name = next((small / "development").iterdir()).name
     other = next((small / "evaluation").iterdir())
     other.write_bytes((small / "development" / name).read_bytes())
@@ -524,8 +524,8 @@ def test_a_sound_in_two_splits_is_told(tmp_path: Path, small: Path) -> None:
     assert not in_several_splits([row for row in rows if row.split == "train"])
 
 
-def test_asked_to_stop(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the clip under way; the same command continues."""
+def test_a_stop_signal_takes_effect_after_a_clip(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command continues later."""
     decoded = decoded_by(monkeypatch)
 
     def stopped() -> None:

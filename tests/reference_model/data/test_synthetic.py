@@ -1,4 +1,4 @@
-"""The synthetic corpus: the same for the same seed, in the standard layout, and telling scenes apart."""
+"""The synthetic corpus depends on its seed alone, has the standard layout, and its captions describe its sounds."""
 
 import hashlib
 from pathlib import Path
