@@ -27,7 +27,8 @@ from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import Heads
 from reference_model.models.features import FeatureBatches, Features
 from reference_model.paper import DATASET_SIZES, PROTOCOLS, experiments
-from reference_model.runtime.tensors import save_checkpoint, save_tensors
+from reference_model.runtime.tensors import save_tensors
+from reference_model.training.checkpoint import save_checkpoint
 from reference_model.training.step import Step
 
 EPOCHS, SEEDS = 50, 3

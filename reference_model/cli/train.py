@@ -92,7 +92,7 @@ def train(
     with handle_signals():
         from accelerate import PartialState
 
-        from reference_model.training.trainer import summary
+        from reference_model.training.monitor import summary
         from reference_model.training.trainer import train as train_run
 
         metrics = train_run(config, out, features=features, checkpoint_minutes=checkpoint_minutes)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 RECALLS = (1, 5, 10, 50)
 DIRECTIONS = ("text_to_audio", "audio_to_text")
+TITLES = {"text_to_audio": "Text-to-Audio", "audio_to_text": "Audio-to-Text"}
 QUERIES_AT_ONCE = 1024  # bounds memory: the full similarity matrix is never formed
 
 Metrics = dict[str, dict[str, float]]

@@ -1,44 +1,22 @@
-"""Pictures: the curves of a run, the bars of a table, the similarities of pairs."""
+"""Pictures: the curves of runs, the bars of a table, the similarities of pairs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from reference_model.evaluation.metrics import DIRECTIONS
+from reference_model.evaluation.metrics import DIRECTIONS, TITLES
 from reference_model.paper import LOSS_NAMES
-from reference_model.reproduction.tables import TITLES, Row, Table, blocks, head
-from reference_model.runtime.files import atomic_write
-
-matplotlib.use("Agg")
+from reference_model.reproduction.tables import Row, Table, blocks, head
+from reference_model.training.curves import show_whole_epochs, write_figure
 
 # Okabe and Ito's, which colour-blind readers can tell apart.
 COLOURS = {"triplet_sum": "#0072B2", "triplet_max": "#E69F00", "triplet_weighted": "#CC79A7", "nt_xent": "#009E73"}
 RANKS = (1, 5, 10)
-
-
-def plot_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) -> None:
-    """Training loss and validation recalls over the epochs of one run."""
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    loss, recall = figure.subplots(1, 2)
-    figure.suptitle(title)
-    loss.plot(_epochs(history), [record["loss"] for record in history], marker=".")
-    loss.set(xlabel="epoch", ylabel="training loss")
-    for direction, style in zip(DIRECTIONS, ("-", "--"), strict=True):
-        for k, colour in zip(RANKS, ("C0", "C1", "C2"), strict=True):
-            values = [record["val"][direction][f"R@{k}"] for record in history]
-            recall.plot(_epochs(history), values, style, color=colour, marker=".", label=f"{TITLES[direction]} R@{k}")
-    recall.set(xlabel="epoch", ylabel="validation recall, %", ylim=(0, 100))
-    recall.legend(fontsize=7)
-    for axes in (loss, recall):
-        _over_epochs(axes)
-    _write(path, figure)
 
 
 def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> None:
@@ -58,10 +36,10 @@ def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[di
         below.set_xlabel("epoch")
         below.legend(fontsize=7)
         for axes in (above, below):
-            _over_epochs(axes)
+            show_whole_epochs(axes)
     grid[0, 0].set_ylabel("training loss\n(first epoch = 1)", fontsize=9)
     grid[1, 0].set_ylabel("mean validation\nrecall, %", fontsize=9)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def plot_table(path: Path, table: Table) -> None:
@@ -77,7 +55,7 @@ def plot_table(path: Path, table: Table) -> None:
         line[0].set_ylim(bottom=0)  # of both, once the bars of both are there
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _bars(axes: Axes, block: Sequence[Row], direction: str) -> None:
@@ -121,7 +99,7 @@ def plot_similarities(path: Path, pairs: Mapping[str, tuple[NDArray[Any], NDArra
         low = min(float(positive.min()), float(hardest.min()))
         axes.set_xlim(max(-1.0, low - 0.05), 1.02)
         axes.legend(fontsize=7)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _styles(number: int) -> list[str]:
@@ -130,12 +108,3 @@ def _styles(number: int) -> list[str]:
 
 def _epochs(history: Sequence[dict[str, Any]]) -> list[int]:
     return [record["epoch"] for record in history]
-
-
-def _over_epochs(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-
-
-def _write(path: Path, figure: Figure) -> None:
-    atomic_write(path, lambda beside: figure.savefig(beside, dpi=120))

@@ -10,14 +10,13 @@ import numpy as np
 from filelock import FileLock
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reference_model.evaluation.metrics import sum_of_recalls
+from reference_model.evaluation.metrics import TITLES, sum_of_recalls
 from reference_model.reproduction import claims
 from reference_model.reproduction.examples import Pool, captions_as_queries, clips_as_queries, similarities
 from reference_model.reproduction.grid import Grid, Run, counts
 from reference_model.reproduction.plots import plot_all_curves, plot_similarities, plot_table
 from reference_model.reproduction.tables import (
     COLUMNS,
-    TITLES,
     Table,
     caption,
     header,

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reference_model.evaluation.metrics import DIRECTIONS
+from reference_model.evaluation.metrics import DIRECTIONS, TITLES
 from reference_model.paper import DATASET_SIZES, LEARNING_RATE, LOSS_NAMES, published
 from reference_model.reproduction.grid import SETTLED, Grid, Run
 from reference_model.run_folder import METRICS, stored_metrics
 
 COLUMNS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in (1, 5, 10)]
-TITLES = {"text_to_audio": "Text-to-Audio", "audio_to_text": "Audio-to-Text"}
 
 Table = dict[str, Any]
 Row = dict[str, Any]

@@ -61,7 +61,7 @@ def started(*command: str) -> "subprocess.Popen[str]":
 def begun(out: Path) -> dict[str, int]:
     """How often each run was begun, by its log."""
     return {
-        log.parent.name: len(re.findall("for the whole run", log.read_text()))
+        log.parent.name: len(re.findall(r"epochs of \d+ steps on", log.read_text()))
         for log in sorted((out / "runs").glob("*/log.txt"))
     }
 

@@ -26,23 +26,20 @@ from reference_model.models import bert as text_encoder
 from reference_model.models import dual_encoder
 from reference_model.models.resnet38 import ResNet38
 from reference_model.paper import PROTOCOLS
-from reference_model.reproduction import cost as estimate
 from reference_model.run_folder import Diverged
 from reference_model.runtime import devices
 from reference_model.runtime import tensors as checkpoint
 from reference_model.runtime.lease import lock_run_folder
 from reference_model.runtime.tensors import load_tensors
+from reference_model.training import setup
 from reference_model.training import trainer as train
+from reference_model.training.checkpoint import fingerprint
+from reference_model.training.setup import spread_seed
 from reference_model.training.step import Step
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "best.safetensors")
-
-
-def rehearsed(calls: int) -> int:
-    """Which call of the loss that many steps are at: the first three are a rehearsal."""
-    return estimate.REHEARSED + calls
 
 
 def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
@@ -120,7 +117,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == rehearsed(13):  # 5 steps an epoch: in the middle of the third
+        if calls == 13:  # 5 steps an epoch: in the middle of the third
             raise Interrupted
         return original(self, x, y, ids)
 
@@ -182,7 +179,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return original(self, x * (math.nan if calls == rehearsed(5 * epochs_before + 3) else 1), y, ids)
+        return original(self, x * (math.nan if calls == 5 * epochs_before + 3 else 1), y, ids)
 
     monkeypatch.setattr(LOSSES["nt_xent"], "forward", forward)
     with pytest.raises(Diverged, match=f"the loss is nan at step 3 of epoch {epochs_before + 1}; {kept}"):
@@ -224,7 +221,7 @@ def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: 
             head.requires_grad_(False)
         return model, tokenizer
 
-    monkeypatch.setattr(train, "new_model", collapsed_model)
+    monkeypatch.setattr(setup, "new_model", collapsed_model)
     metrics = train.train(config, tmp_path / "collapsed")
     assert metrics["collapsed"]
     assert metrics["history"][0]["loss"] == pytest.approx(2 * 0.2, rel=1e-4)
@@ -351,7 +348,7 @@ def test_order_seed_rate_and_loss_of_every_step(
     for seed in (0, 1):
         seen.clear()
         metrics = train.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
-        steps = seen[estimate.REHEARSED :]
+        steps = list(seen)
         assert [len(ids) for ids, *_ in steps] == [24] * 9
         assert [rate for _, _, rate, _ in steps] == pytest.approx([1e-3] * 6 + [1e-4] * 3)
         epochs = [steps[k : k + 3] for k in (0, 3, 6)]
@@ -368,7 +365,7 @@ def test_every_process_draws_other_numbers() -> None:
     assert (
         len(
             {
-                train._seed(seed, epoch, step, p)
+                spread_seed(seed, epoch, step, p)
                 for seed in (0, 1)
                 for epoch in (1, 2)
                 for step in (1, 2)
@@ -377,12 +374,6 @@ def test_every_process_draws_other_numbers() -> None:
         )
         == 16
     )
-
-
-def test_the_rehearsal_leaves_no_trace(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = train.train(replace(config, epochs=1), tmp_path / "rehearsed")
-    monkeypatch.setattr(train._Training, "_estimate", lambda self: None)
-    assert train.train(replace(config, epochs=1), tmp_path / "plain") == expected
 
 
 def test_the_last_good_state_outlives_a_divergence(
@@ -394,7 +385,7 @@ def test_the_last_good_state_outlives_a_divergence(
     def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return original(self, x * (math.nan if calls == rehearsed(3) else 1), y, ids)
+        return original(self, x * (math.nan if calls == 3 else 1), y, ids)
 
     monkeypatch.setattr(LOSSES["nt_xent"], "forward", forward)
     with pytest.raises(Diverged):
@@ -439,9 +430,9 @@ def test_names_of_clips_are_part_of_the_fingerprint(corpus: Path) -> None:
     clips = {split: read_split(corpus, "Synthetic", split) for split in SPLITS}
     first, *rest = clips["val"]
     renamed = {**clips, "val": [replace(first, path=first.path.with_name("other.wav")), *rest]}
-    assert train._fingerprint(renamed) != train._fingerprint(clips)
+    assert fingerprint(renamed) != fingerprint(clips)
     elsewhere = {split: [replace(c, path=Path("/moved") / c.path.name) for c in of] for split, of in clips.items()}
-    assert train._fingerprint(elsewhere) == train._fingerprint(clips)
+    assert fingerprint(elsewhere) == fingerprint(clips)
 
 
 def test_killed_while_the_folder_was_made(config: Config, tmp_path: Path) -> None:
@@ -477,7 +468,7 @@ def half_done(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def forward(self: PairLoss, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == rehearsed(8):
+        if calls == 8:
             raise Interrupted
         return original(self, x, y, ids)
 
@@ -507,7 +498,7 @@ def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monke
         torch.manual_seed(1)
         return dual_encoder.new_model(*arguments)
 
-    monkeypatch.setattr(train, "new_model", other_model)
+    monkeypatch.setattr(setup, "new_model", other_model)
     with pytest.raises(InputError, match=r"expected the frozen encoders that .* was begun with, got others in"):
         train.train(*half_done)
 

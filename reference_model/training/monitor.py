@@ -1,0 +1,146 @@
+"""The log, the progress bar, TensorBoard and the curves of a run; and the check that its loss is finite."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite
+from reference_model.run_folder import CURVES, LOG, TENSORBOARD
+from reference_model.runtime.signals import Stopped
+from reference_model.training.checkpoint import Progress
+from reference_model.training.curves import plot_curves
+
+SECONDS_BETWEEN_FETCHES = 0.5  # of the losses: a GPU would wait if each were fetched at once
+
+log = logging.getLogger(__name__)
+log_of_training = logging.getLogger("reference_model.training")
+log_of_training.setLevel(logging.INFO)
+
+
+@contextmanager
+def log_to_folder(folder: Path, *, is_main: bool) -> Iterator[None]:
+    """Write the log of the main process to ``log.txt`` too; other processes log errors only."""
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8") if is_main else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log_of_training.addHandler(handler)
+    log_of_training.setLevel(logging.INFO if is_main else logging.ERROR)
+    try:
+        with logging_redirect_tqdm():
+            yield
+    except InputError as error:
+        log.error("%s", error)
+        raise
+    except Stopped:
+        log.info("%s: stopped when asked to; the same command continues", folder)
+        raise
+    finally:
+        log_of_training.removeHandler(handler)
+        handler.close()
+
+
+class Monitor:
+    """Follows one run from step to step.
+
+    Args:
+        config: the settings of the run.
+        folder: the folder of the run.
+        progress: how far the run is; the trainer changes it.
+        steps: the number of steps of an epoch.
+        position: the line of the progress bar.
+        is_main: whether this is the main process; the others show and write nothing.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, progress: Progress, steps: int, *, position: int, is_main: bool
+    ) -> None:
+        self.config, self.folder, self.progress, self.steps = config, folder, progress, steps
+        self.unfetched: list[Tensor] = []  # losses of the last steps
+        self.fetched_at = time.monotonic()
+        done = (progress.epoch - 1) * steps + progress.step
+        self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=done + 1) if is_main else None
+        self.bar = tqdm(
+            desc=f"{config.loss}, seed {config.seed}",
+            total=config.epochs * steps,
+            initial=done,
+            unit="step",
+            position=position,
+            disable=not is_main,  # None would hide the bar where nobody watches, and a log keeps it
+        )
+
+    def close(self) -> None:
+        """Remove the progress bar and close TensorBoard's file."""
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Keep the loss of a finished step on its device until the next fetch."""
+        self.unfetched.append(loss)
+        self.bar.update()
+
+    def fetch_is_due(self) -> bool:
+        """Return whether the losses were not fetched for half a second."""
+        return time.monotonic() - self.fetched_at >= SECONDS_BETWEEN_FETCHES
+
+    def fetch_losses(self) -> None:
+        """Fetch the losses of the last steps from the device, add them to the progress and report them.
+
+        Raises:
+            NotFinite: a loss is NaN or inf.
+        """
+        progress = self.progress
+        first = progress.step - len(self.unfetched) + 1
+        values = torch.stack(self.unfetched).tolist()
+        self.unfetched.clear()
+        self.fetched_at = time.monotonic()
+        for step, value in enumerate(values, start=first):
+            if not math.isfinite(value):
+                raise NotFinite(f"the loss is {value} at step {step} of epoch {progress.epoch}")
+            progress.total += value
+            if self.board is not None:
+                self.board.add_scalar("loss", value, (progress.epoch - 1) * self.steps + step)
+        shown = {"loss": f"{values[-1]:.3f}"}
+        if progress.history:
+            shown["val R@10"] = f"{progress.history[-1]['val']['text_to_audio']['R@10']:.1f}%"
+        self.bar.set_postfix(shown)
+
+    def report_epoch(self) -> None:
+        """Report the last epoch of the history."""
+        if self.board is None:
+            return
+        config, history = self.config, self.progress.history
+        record, name = history[-1], self.folder.name
+        self._add_scalars(record)
+        plot_curves(self.folder / CURVES, history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
+        log.info("%s, epoch %d: loss %.4f; val %s", name, record["epoch"], record["loss"], summary(record["val"]))
+        if record["diagnosis"]["collapsed"]:
+            log.warning("%s, epoch %d: the model has collapsed, all similarities are alike", name, record["epoch"])
+
+    def _add_scalars(self, record: dict[str, Any]) -> None:
+        assert self.board is not None
+        scalars = {"learning_rate": record["learning_rate"]}
+        scalars |= {f"diagnosis/{name}": value for name, value in record["diagnosis"].items()}
+        for direction in DIRECTIONS:
+            scalars |= {f"{direction}/{name}": value for name, value in record["val"][direction].items()}
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, self.bar.n)
+
+
+def summary(metrics: Metrics) -> str:
+    """Return the recalls of both directions in one line."""
+    return "; ".join(
+        f"{direction.replace('_', ' ')} R@1/5/10 " + "/".join(f"{metrics[direction][f'R@{k}']:.1f}" for k in (1, 5, 10))
+        for direction in DIRECTIONS
+    )

@@ -1,0 +1,136 @@
+"""Data, model and batches of a run, as they are before its first step."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import BatchSampler, DistributedSampler
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.data.audio import check_audio
+from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
+from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
+from reference_model.data.manifest import audio_checksums
+from reference_model.models import bert as text_encoder
+from reference_model.models.dual_encoder import DualEncoder, new_model
+from reference_model.models.features import FeatureBatches, Features, kept_features
+from reference_model.paper import DATASET_SIZES
+from reference_model.run_folder import CHECKPOINT, CONFIG, FROZEN_WEIGHTS, TEXT_ENCODER
+from reference_model.runtime.files import write_json
+from reference_model.runtime.signals import raise_if_stop_requested
+from reference_model.runtime.tensors import save_tensors
+from reference_model.training.checkpoint import require_same_data
+
+log = logging.getLogger(__name__)
+
+Clips = dict[str, list[Clip]]  # of every split
+TokenIds = dict[str, list[list[int]]]  # of the captions of every split
+
+
+def read_clips(config: Config, folder: Path, accelerator: Accelerator) -> Clips:
+    """Read the clips of every split.
+
+    Raises:
+        InputError: the data is not as expected, too small for a batch, or not that of the run's checkpoint.
+    """
+    clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
+    for split, number in DATASET_SIZES.get(config.dataset, {}).items():
+        if accelerator.is_main_process and len(clips[split]) != number:
+            here = len(clips[split])
+            log.warning("%s, %s: %d clips, where the paper had %d", config.dataset, split, here, number)
+    pairs, processes = len(captions_of(clips["train"])), accelerator.num_processes
+    if pairs < config.batch_size:
+        raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {pairs}; lower --batch-size")
+    if config.batch_size < processes:
+        raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
+    if (folder / CHECKPOINT).exists():
+        require_same_data(config, folder, clips)
+    return clips
+
+
+def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelerator) -> tuple[DualEncoder, TokenIds]:
+    """Make the model as training begins with it, tokenise the captions, and write settings and encoders of the run.
+
+    Raises:
+        InputError: an encoder or an audio file is not as expected; nothing was written.
+    """
+    captions = {split: captions_of(of_split) for split, of_split in clips.items()}
+    torch.manual_seed(config.seed)
+    model, tokenizer = new_model(config, captions["train"])
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole batch, not of a process's part
+    check_audio(clip.path for split in SPLITS for clip in clips[split])
+    raise_if_stop_requested()
+    if accelerator.is_main_process:
+        write_json(folder / CONFIG, config.as_dict())
+        text_encoder.save(folder / TEXT_ENCODER, model.text_encoder, tokenizer)
+        if model.frozen and not (folder / CHECKPOINT).exists():
+            save_tensors(folder / FROZEN_WEIGHTS, model.frozen_parameters())
+    token_ids = {split: text_encoder.tokenize(tokenizer, texts) for split, texts in captions.items()}
+    return model.to(accelerator.device), token_ids
+
+
+def constant_features(
+    config: Config, folder: Path, model: DualEncoder, clips: Clips, token_ids: TokenIds, accelerator: Accelerator
+) -> dict[str, Features]:
+    """Return the features of every split by constant encoders, from ``folder`` or computed and kept there."""
+    features = {}
+    for split in SPLITS:
+        checksums = audio_checksums(config.data, config.dataset, split, clips[split])
+        features[split] = kept_features(folder, model, clips[split], checksums, token_ids[split], config, accelerator)
+    return features
+
+
+class EpochBatches:
+    """The batches of this process; every epoch has another order, which follows from seed and epoch.
+
+    Args:
+        config: seed, batch size, length of the clips and number of reading processes.
+        clips: the clips of the training set.
+        token_ids: the token ids of their captions.
+        features: their features; None: the batches are waveforms and tokens.
+        accelerator: device and processes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clips: list[Clip],
+        token_ids: list[list[int]],
+        features: Features | None,
+        accelerator: Accelerator,
+    ) -> None:
+        self.order: DistributedSampler[Any] = DistributedSampler(
+            range(len(token_ids)),  # type: ignore[arg-type]
+            num_replicas=1,
+            rank=0,
+            seed=spread_seed(config.seed),
+        )
+        whole = BatchSampler(self.order, config.batch_size, drop_last=True)
+        self.sampler = DistributedBatchSampler(whole, accelerator.process_index, accelerator.num_processes)
+        self.batches: FeatureBatches | WaveformBatches
+        if features is None:
+            pairs = Pairs(clips, token_ids, config.clip_seconds)
+            self.batches = WaveformBatches(pairs, self.sampler, config.workers, accelerator.device)
+        else:
+            self.batches = FeatureBatches(features, self.sampler)
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return len(self.sampler)
+
+    def of_epoch(self, epoch: int, *, first: int) -> Iterator[dict[str, Any]]:
+        """Yield the batches of an epoch without the first ones."""
+        self.order.set_epoch(epoch)
+        return self.batches.from_step(first)
+
+
+def spread_seed(*numbers: int) -> int:
+    """Return a seed for these numbers; close numbers give seeds that are far apart."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:6], "little")
