@@ -1,4 +1,5 @@
-"""What the losses cost: one module a question, each of which writes its table and plot into results/.
+"""Benchmarks: what the losses cost. One module answers one question and writes its table and plot into results/.
 
-``python -m benchmarks`` asks all of them that a CPU can answer; ``python -m benchmarks.gpu`` what only a GPU can.
+``python -m benchmarks`` runs all that a CPU can answer; ``python -m benchmarks.gpu`` runs what only a GPU can. The
+benchmarks of losses need ``crossmodal_losses`` alone; those in ``training`` need ``reference_model``, too.
 """

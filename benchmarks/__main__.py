@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every question that this machine can answer, with default settings, one after another."""
+"""Run every benchmark that a CPU can answer, with default settings: ``python -m benchmarks``."""
 
 import tempfile
 import time
@@ -10,19 +10,17 @@ from benchmarks import losses, memory, ranks, roofline, tile_size
 from benchmarks.results import RESULTS
 from benchmarks.training import fine_tuning, frozen_runs, reading
 
-# With arguments that make a minute of it, to see whether everything runs.
-QUICK_TIMES = ["--seconds", "0", "--rounds", "2"]
-SUITE: list[tuple[click.Command, list[str]]] = [
-    (losses.main, ["-b", "32", "-b", "64", "--dimension", "64", "--no-compile", *QUICK_TIMES]),
-    (roofline.main, ["-b", "2048", "--dimension", "64", *QUICK_TIMES]),
-    (tile_size.main, ["-b", "512", "-t", "128", "-t", "256", "--dimension", "64", *QUICK_TIMES]),
-    (memory.main, ["-b", "1024", "--dimension", "64", "--loss", "nt_xent"]),
-    (ranks.main, ["-w", "1", "-w", "2", "-b", "512", "--rows", "128", "--dimension", "64", "--tile-size", "128",
-                  "--rounds", "2", "--loss", "nt_xent"]),
-    (reading.main, QUICK_TIMES),
-    (frozen_runs.main, ["--divisor", "20", *QUICK_TIMES]),
-    (fine_tuning.main, ["--batch-size", "2", "--seconds-a-clip", "1", "--no-compile", *QUICK_TIMES]),
-]  # fmt: skip
+# The benchmarks, and arguments with which each takes seconds, for a trial.
+SUITE: list[tuple[click.Command, str]] = [
+    (losses.main, "-b 32 -b 64 --dimension 64 --no-compile --seconds 0 --rounds 2"),
+    (roofline.main, "-b 2048 --dimension 64 --seconds 0 --rounds 2"),
+    (tile_size.main, "-b 512 -t 128 -t 256 --dimension 64 --seconds 0 --rounds 2"),
+    (memory.main, "-b 1024 --dimension 64 --loss nt_xent"),
+    (ranks.main, "-w 1 -w 2 -b 512 --rows 128 --dimension 64 --tile-size 128 --rounds 2 --loss nt_xent"),
+    (reading.main, "--seconds 0 --rounds 2"),
+    (frozen_runs.main, "--divisor 20 --seconds 0 --rounds 2"),
+    (fine_tuning.main, "--batch-size 2 --seconds-a-clip 1 --no-compile --seconds 0 --rounds 2"),
+]
 
 
 @click.command()
@@ -37,7 +35,7 @@ def main(quick: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
     started = time.perf_counter()
     for command, tiny in SUITE:
-        command.main([*(tiny if quick else []), "--out", str(folder)], standalone_mode=False)
+        command.main([*(tiny.split() if quick else []), "--out", str(folder)], standalone_mode=False)
     click.echo(f"results are in {folder}, after {(time.perf_counter() - started) / 60:.1f} minutes")
 
 

@@ -1,6 +1,7 @@
-"""The losses as one would write them by hand: all of S, natural operations, derivatives from autograd.
+"""The losses as one would write them by hand: all of S, natural operations, gradients by autograd.
 
-Several forms of each, because none is the fastest everywhere. Distinct pairs, default settings, mean over anchors.
+There are several forms of each, because none is the fastest everywhere. Pairs are distinct, settings are the default
+ones, and the value is the mean over anchors.
 """
 
 import torch
@@ -13,31 +14,35 @@ PERFECT = 1 - 1e-5
 
 
 def similarities(x: Tensor, y: Tensor) -> Tensor:
+    """Compute S, ``[B, B]``."""
     return normalize(x) @ normalize(y).T
 
 
 def diagonal(S: Tensor) -> Tensor:
-    """Where the positives are: bool ``[B, B]``."""
+    """Return the mask of the positives, bool ``[B, B]``."""
     return torch.eye(len(S), dtype=torch.bool, device=S.device)
 
 
 def logits(x: Tensor, y: Tensor) -> Tensor:
-    """S / temperature, divided where it is cheap."""
+    """Compute S / temperature, ``[B, B]``, by a division of x, which is smaller than S."""
     return (normalize(x) / TEMPERATURE) @ normalize(y).T
 
 
 def nt_xent_cross_entropy(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 7."""
     S = logits(x, y)
     labels = torch.arange(len(S), device=S.device)
     return cross_entropy(S, labels) + cross_entropy(S.T, labels)
 
 
 def nt_xent_logsumexp(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 7."""
     S = logits(x, y)
     return (S.logsumexp(1) + S.logsumexp(0) - 2 * S.diagonal()).mean()
 
 
 def triplet_sum_masked(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 2."""
     S = similarities(x, y)
     shift = MARGIN - S.diagonal()
     hinges = (S + shift[:, None]).relu() + (S + shift).relu()
@@ -45,14 +50,14 @@ def triplet_sum_masked(x: Tensor, y: Tensor) -> Tensor:
 
 
 def triplet_sum_subtracted(x: Tensor, y: Tensor) -> Tensor:
-    """On the diagonal a hinge is the margin, whatever the similarity."""
+    """Compute equation 2; on the diagonal a hinge is the margin, whatever the similarity."""
     S = similarities(x, y)
     shift = MARGIN - S.diagonal()
     return ((S + shift[:, None]).relu().sum() + (S + shift).relu().sum()) / len(S) - 2 * MARGIN
 
 
 def _hardest_by_max(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The positives ``[B]``, and the hardest negatives ``[2, B]`` of rows and columns."""
+    """Return the positives, ``[B]``, and the hardest negatives of rows and columns, ``[2, B]``."""
     S = similarities(x, y)
     negatives = S.clone().fill_diagonal_(-torch.inf)
     return S.diagonal(), torch.stack([negatives.max(1).values, negatives.max(0).values])
@@ -86,24 +91,30 @@ def _triplet_weighted_mined(positive: Tensor, hardest: Tensor) -> Tensor:
 
 
 def triplet_max_max(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 3."""
     return _triplet_max(*_hardest_by_max(x, y))
 
 
 def triplet_max_amax(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 3."""
     return _triplet_max(*_hardest_by_amax(x, y))
 
 
 def triplet_weighted_max(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 6."""
     return _triplet_weighted(*_hardest_by_max(x, y))
 
 
 def triplet_weighted_amax(x: Tensor, y: Tensor) -> Tensor:
+    """Compute equation 6."""
     return _triplet_weighted(*_hardest_by_amax(x, y))
 
 
 def triplet_weighted_mined_max(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mined rule of Wei et al. 2020."""
     return _triplet_weighted_mined(*_hardest_by_max(x, y))
 
 
 def triplet_weighted_mined_amax(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the mined rule of Wei et al. 2020."""
     return _triplet_weighted_mined(*_hardest_by_amax(x, y))

@@ -1,8 +1,9 @@
-"""What our losses are compared with: public implementations, forms written by hand, and those compiled.
+"""Baselines of our losses: public implementations, forms written by hand, and compiled ones.
 
-Each is multiplied by the constant that makes it equal to ours. The constants follow from the definitions: others
-take the mean of the two directions where equation 7 takes the sum, and sum over all pairs where equations 2 and 3 have
-1/B. They know no ids; batches hold distinct pairs. A package is imported when its loss is first called.
+Each is multiplied by the constant that makes it equal to ours. The constants follow from the definitions: public
+implementations take the mean of the two directions where equation 7 takes the sum, and sum over all pairs where
+equations 2 and 3 have 1/B. They take no ids; batches hold distinct pairs. A package is imported when its loss is first
+called.
 """
 
 import functools
@@ -18,14 +19,19 @@ from torch.nn.functional import normalize
 
 from benchmarks import autograd
 from benchmarks.autograd import MARGIN, TEMPERATURE
-from benchmarks.batch import Loss as Loss
+from benchmarks.batch import Loss
 
-# Not in every torch.
+# Names in torch that not every version of it has.
 LINEAR_CROSS_ENTROPY, CHUNKS = "linear_cross_entropy", "LinearCrossEntropyOptions"
 
 
 def open_clip_loss(temperature: float, **settings: object) -> Loss:
-    """ClipLoss, the mean of both directions: half of equation 7. The settings are for batches on many processes."""
+    """Return ClipLoss, times 2: it is the mean of both directions, half of equation 7.
+
+    Args:
+        temperature: 1 / logit_scale.
+        settings: settings of ClipLoss for batches on several processes.
+    """
 
     @functools.cache
     def loss() -> Callable[..., Tensor]:
@@ -38,7 +44,7 @@ def open_clip_loss(temperature: float, **settings: object) -> Loss:
 
 
 def sentence_transformers_loss(temperature: float) -> Loss:
-    """The symmetric ranking loss, likewise half of equation 7."""
+    """Return the symmetric ranking loss, times 2: it is half of equation 7, too."""
 
     @functools.cache
     def loss() -> Callable[..., Tensor]:
@@ -56,7 +62,11 @@ def sentence_transformers_loss(temperature: float) -> Loss:
 
 
 def both_ways(make: Callable[[], tuple[Callable[..., Tensor], Callable[..., object] | None]]) -> Loss:
-    """x to y plus y to x of a loss of pytorch-metric-learning, which ``make`` gives together with its miner."""
+    """Return the sum of both directions of a loss of pytorch-metric-learning.
+
+    Args:
+        make: returns the loss and its miner; called once.
+    """
     made = functools.cache(make)
 
     def directions(x: Tensor, y: Tensor) -> Tensor:
@@ -73,7 +83,7 @@ def both_ways(make: Callable[[], tuple[Callable[..., Tensor], Callable[..., obje
 
 
 def metric_learning_nt_xent(temperature: float) -> Loss:
-    """NTXentLoss, both ways: equation 7."""
+    """Return NTXentLoss in both directions: equation 7."""
 
     def make() -> tuple[Callable[..., Tensor], None]:
         from pytorch_metric_learning.losses import NTXentLoss
@@ -84,7 +94,7 @@ def metric_learning_nt_xent(temperature: float) -> Loss:
 
 
 def metric_learning_triplet(hardest: bool = False) -> Loss:
-    """TripletMarginLoss, summed over triplets: B times equation 2; with BatchHardMiner, B times equation 3."""
+    """Return TripletMarginLoss over B: its sum is B times equation 2; with BatchHardMiner, B times equation 3."""
 
     def make() -> tuple[Callable[..., Tensor], Callable[..., object] | None]:
         from pytorch_metric_learning.distances import CosineSimilarity
@@ -100,7 +110,7 @@ def metric_learning_triplet(hardest: bool = False) -> Loss:
 
 
 def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
-    """The mined polynomial loss anchor by anchor in Python, as its published implementation has it."""
+    """Compute the mined polynomial loss anchor by anchor in Python, as its published implementation does."""
     S = normalize(x) @ normalize(y).T
     total = 0 * S.sum()
     for T in (S, S.T):
@@ -116,95 +126,114 @@ def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
 
 
 def linear_cross_entropies(**options: object) -> Loss:
-    """torch.nn.functional.linear_cross_entropy (torch 2.13), both ways; in chunks if options of them are given."""
+    """Return torch.nn.functional.linear_cross_entropy (torch 2.13) in both directions.
+
+    Args:
+        options: options of its chunks; none: it does without chunks.
+    """
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         chunks = getattr(torch.nn, CHUNKS)(**options) if options else None
-        of = functools.partial(getattr(functional, LINEAR_CROSS_ENTROPY), options=chunks)
+        direction = functools.partial(getattr(functional, LINEAR_CROSS_ENTROPY), options=chunks)
         x, y = normalize(x), normalize(y)
         labels = torch.arange(len(x), device=x.device)
-        total: Tensor = of(x / TEMPERATURE, y, labels) + of(y / TEMPERATURE, x, labels)
+        total: Tensor = direction(x / TEMPERATURE, y, labels) + direction(y / TEMPERATURE, x, labels)
         return total
 
     return loss
 
 
 def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Inf-CL (PyPI inf-cl 1.2) on one GPU, both ways. Its kernels take D in equal parts of at most 256."""
+    """Compute Inf-CL (PyPI inf-cl 1.2) on one GPU in both directions.
+
+    Its kernels take D in equal parts of at most 256.
+    """
     cal_flash_loss: Callable[..., Tensor] = importlib.import_module("inf_cl").cal_flash_loss
     x, y = normalize(x), normalize(y)
     settings = {"scale": 1 / TEMPERATURE, "head_dim": min(256, x.shape[1])}
     return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()
 
 
-OPEN_CLIP = "open_clip"
-# S and a few more of its size, in float32, fit into 24 GB.
+OPEN_CLIP, COMPILED, INF_CL = "open_clip", "autograd, compiled", "Inf-CL"
+# S and a few more tensors of its size, in float32, fit into 24 GB.
 LARGEST = 16384
 
 
-class Peer(NamedTuple):
+class Baseline(NamedTuple):
     """A loss, and the largest B that it is benchmarked at.
 
     On a CPU that bounds memory and time. On a GPU running out of memory is an error that the benchmark survives, so
     there only time counts.
+
+    Attributes:
+        loss: the loss, with the default settings of ours.
+        largest: largest B on a CPU.
+        largest_on_cuda: largest B on a GPU.
+        needs: the package that it imports, or ``LINEAR_CROSS_ENTROPY``.
     """
 
     loss: Loss
     largest: int = LARGEST
     largest_on_cuda: int = 1 << 20
-    needs: str = "torch"  # what is imported when it is called
+    needs: str = "torch"
 
     def is_available(self) -> bool:
+        """Return whether this environment has what the baseline needs."""
         if self.needs == LINEAR_CROSS_ENTROPY:
             return hasattr(functional, LINEAR_CROSS_ENTROPY)
         return importlib.util.find_spec(self.needs) is not None
 
 
-def metric_learning(loss: Loss, largest: int) -> Peer:
-    """NTXentLoss and the triplets form O(B^3) numbers, which at B = 1024 do not fit into 24 GB."""
-    return Peer(loss, largest, largest, needs="pytorch_metric_learning")
+def metric_learning(loss: Loss, largest: int) -> Baseline:
+    """Return a baseline that is small everywhere: O(B^3) numbers, at B = 1024, do not fit into 24 GB."""
+    return Baseline(loss, largest, largest, needs="pytorch_metric_learning")
 
 
-def in_torch(largest: int = LARGEST, **options: object) -> Peer:
-    return Peer(linear_cross_entropies(**options), largest, needs=LINEAR_CROSS_ENTROPY)
+def in_torch(largest: int = LARGEST, **options: object) -> Baseline:
+    """Return linear_cross_entropy with these options of its chunks as a baseline."""
+    return Baseline(linear_cross_entropies(**options), largest, needs=LINEAR_CROSS_ENTROPY)
 
 
-# Of each loss with its default settings.
-ALL: dict[str, dict[str, Peer]] = {
+# Loss -> name of a baseline -> the baseline, whether this environment has it or not.
+ALL_BASELINES: dict[str, dict[str, Baseline]] = {
     "nt_xent": {
-        "autograd, cross_entropy": Peer(autograd.nt_xent_cross_entropy),
-        "autograd, logsumexp": Peer(autograd.nt_xent_logsumexp),
-        OPEN_CLIP: Peer(open_clip_loss(TEMPERATURE), needs="open_clip"),
-        "sentence-transformers": Peer(sentence_transformers_loss(TEMPERATURE), needs="sentence_transformers"),
+        "autograd, cross_entropy": Baseline(autograd.nt_xent_cross_entropy),
+        "autograd, logsumexp": Baseline(autograd.nt_xent_logsumexp),
+        OPEN_CLIP: Baseline(open_clip_loss(TEMPERATURE), needs="open_clip"),
+        "sentence-transformers": Baseline(sentence_transformers_loss(TEMPERATURE), needs="sentence_transformers"),
         "pytorch-metric-learning": metric_learning(metric_learning_nt_xent(TEMPERATURE), 128),
         "linear_cross_entropy": in_torch(),
         "linear_cross_entropy, one chunk": in_torch(batch_chunk_size=1 << 20),
         "linear_cross_entropy, chunks": in_torch(65536, chunking_method="auto"),
     },
     "triplet_sum": {
-        "autograd, mask": Peer(autograd.triplet_sum_masked),
-        "autograd, diagonal subtracted": Peer(autograd.triplet_sum_subtracted),
+        "autograd, mask": Baseline(autograd.triplet_sum_masked),
+        "autograd, diagonal subtracted": Baseline(autograd.triplet_sum_subtracted),
         "pytorch-metric-learning": metric_learning(metric_learning_triplet(), 128),
     },
     "triplet_max": {
-        "autograd, max": Peer(autograd.triplet_max_max),
-        "autograd, amax": Peer(autograd.triplet_max_amax),
+        "autograd, max": Baseline(autograd.triplet_max_max),
+        "autograd, amax": Baseline(autograd.triplet_max_amax),
         "pytorch-metric-learning": metric_learning(metric_learning_triplet(hardest=True), 4096),
     },
     "triplet_weighted": {
-        "autograd, max": Peer(autograd.triplet_weighted_max),
-        "autograd, amax": Peer(autograd.triplet_weighted_amax),
+        "autograd, max": Baseline(autograd.triplet_weighted_max),
+        "autograd, amax": Baseline(autograd.triplet_weighted_amax),
     },
     "triplet_weighted_mined": {
-        "autograd, max": Peer(autograd.triplet_weighted_mined_max),
-        "autograd, amax": Peer(autograd.triplet_weighted_mined_amax),
-        "loop over anchors": Peer(loop_over_anchors, 1024, 1024),
+        "autograd, max": Baseline(autograd.triplet_weighted_mined_max),
+        "autograd, amax": Baseline(autograd.triplet_weighted_mined_amax),
+        "loop over anchors": Baseline(loop_over_anchors, 1024, 1024),
     },
 }
-# Those that this environment has: tests compare them with ours.
-PEERS = {name: {peer: p for peer, p in peers.items() if p.is_available()} for name, peers in ALL.items()}
+# The same, of those that this environment has. Tests compare them with ours.
+BASELINES = {
+    loss: {name: baseline for name, baseline in baselines.items() if baseline.is_available()}
+    for loss, baselines in ALL_BASELINES.items()
+}
+NAMES = sorted({COMPILED, INF_CL}.union(*ALL_BASELINES.values()))
 
-# For torch.compile: of each loss the form that it makes fastest.
+# Loss -> the form that torch.compile makes fastest.
 TO_COMPILE: dict[str, Loss] = {
     "nt_xent": autograd.nt_xent_logsumexp,
     "triplet_sum": autograd.triplet_sum_subtracted,
@@ -212,24 +241,24 @@ TO_COMPILE: dict[str, Loss] = {
     "triplet_weighted": autograd.triplet_weighted_amax,
     "triplet_weighted_mined": autograd.triplet_weighted_mined_amax,
 }
-COMPILED, INF_CL = "autograd, compiled", "Inf-CL"
 
 
-def rivals(name: str, B: int, device: str, *, compiled: bool = True) -> dict[str, Loss]:
-    """All that a loss is measured against, at this B and on this device, as far as it is installed."""
+def baselines_at(loss: str, B: int, device: str, *, compiled: bool = True) -> dict[str, Loss]:
+    """Return the installed baselines of a loss that are measured at this B on this device."""
     on_cuda = device == "cuda"
-    found = {peer: p.loss for peer, p in PEERS[name].items() if (p.largest_on_cuda if on_cuda else p.largest) >= B}
-    if compiled and (on_cuda or LARGEST >= B):
-        torch.compiler.reset()  # so that no size is one too many for what is kept of compiled functions
-        found[COMPILED] = torch.compile(TO_COMPILE[name], dynamic=False)
-    if name == "nt_xent" and on_cuda and importlib.util.find_spec("inf_cl"):
+    found = {
+        name: baseline.loss
+        for name, baseline in BASELINES[loss].items()
+        if (baseline.largest_on_cuda if on_cuda else baseline.largest) >= B
+    }
+    if compiled and (on_cuda or B <= LARGEST):
+        torch.compiler.reset()  # torch keeps only so many compiled sizes of a function
+        found[COMPILED] = torch.compile(TO_COMPILE[loss], dynamic=False)
+    if loss == "nt_xent" and on_cuda and importlib.util.find_spec("inf_cl"):
         found[INF_CL] = inf_cl_loss
     return found
 
 
-NAMES = sorted({COMPILED, INF_CL}.union(*ALL.values()))
-
-
-def absent(names: Collection[str]) -> list[str]:
-    """Of these losses, the peers that are not installed here."""
-    return sorted({peer for name in names for peer in ALL[name] if peer not in PEERS[name]})
+def missing(losses: Collection[str]) -> list[str]:
+    """Return the names of these losses' baselines that are not installed here."""
+    return sorted({name for loss in losses for name in ALL_BASELINES[loss] if name not in BASELINES[loss]})

@@ -1,31 +1,61 @@
-"""The batches that losses are measured on, and the call that is measured."""
+"""Embeddings that losses are measured on, the measured call, and the conditions of a measurement."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# How our implementation is called in every table.
+# Name of our implementation in every table.
 OURS = "crossmodal_losses"
 
 
-def embeddings(B: int, D: int, *, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
-    """x and y, ``[B, D]``, always the same for one B and D.
+@dataclass(frozen=True)
+class Conditions:
+    """Settings that all measurements of one benchmark share.
 
-    Positives are around 0.1, as early in training: every loss has violations, and gradients.
+    Attributes:
+        losses: names of the measured losses, keys of ``LOSSES``.
+        D: number of columns of the embeddings.
+        dtype: dtype of the embeddings.
+        device: "cpu" or "cuda".
+        seconds: least time of the repetitions, per call and size.
+        rounds: least number of repetitions.
+    """
+
+    losses: tuple[str, ...]
+    D: int
+    dtype: torch.dtype
+    device: str = "cpu"
+    seconds: float = 0.0
+    rounds: int = 2
+
+    def __str__(self) -> str:
+        """Dtype and device, for the line above a table."""
+        return f"{self.dtype}, {self.device}"
+
+    def embeddings(self, B: int) -> tuple[Tensor, Tensor]:
+        """Return x and y, ``[B, D]``, of this dtype on this device."""
+        return embeddings(B, self.D, dtype=self.dtype, device=self.device)
+
+
+def embeddings(B: int, D: int, *, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """Return x and y, ``[B, D]``, which require gradients and are always the same for one B and D.
+
+    Similarities of positives are around 0.1, as early in training: every loss has violations, and gradients.
     """
     generator = torch.Generator(device).manual_seed(B)
     shared = torch.randn(B, D, generator=generator, dtype=dtype, device=device)
 
-    def side() -> Tensor:
+    def noisy_view() -> Tensor:
         noise = torch.randn(B, D, generator=generator, dtype=dtype, device=device)
         return noise.mul_(3).add_(shared).requires_grad_()
 
-    return side(), side()
+    return noisy_view(), noisy_view()
 
 
 def gradients(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """Forward and backward."""
+    """Run forward and backward of a loss; return its gradients."""
     return torch.autograd.grad(loss(x, y), (x, y))

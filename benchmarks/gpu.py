@@ -1,16 +1,19 @@
 """What only a GPU can answer: ``python -m benchmarks.gpu`` writes \\*-gpu.csv, .md and .png; by default in bfloat16.
 
-* floor: how close to its matrix products every loss comes, B = 16384 and 65536;
-* rivals: times beside what torch.compile makes of all of S, and Inf-CL, from B = 4096 while they fit;
+* roofline: how close to its matrix products every loss comes, B = 16384 and 65536;
+* baselines: times beside what torch.compile makes of all of S, and Inf-CL, from B = 4096 while they fit;
 * memory: the peak beyond inputs and gradients, up to B = 262144;
 * million: one step at B = 1048576;
 * ranks: where there are several GPUs, batches of 65536 over them, and of 16384 on each.
+
+Before anything is measured, value and gradients of every loss, over all of S and in tiles, must be those of all of S in
+float64 on the same embeddings.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import torch
@@ -18,78 +21,86 @@ from tqdm import tqdm
 
 from benchmarks import losses, memory, options, ranks, roofline
 from benchmarks.baselines import COMPILED, INF_CL
-from benchmarks.batch import embeddings, gradients
-from benchmarks.measure import repeated
-from benchmarks.results import Row, write_table
-from crossmodal_losses import LOSSES
+from benchmarks.batch import Conditions, gradients
+from benchmarks.measure import deviation, repeated
+from benchmarks.results import Record, write_table
+from crossmodal_losses import LOSSES, cosine_similarity
 
 
-class Setting(NamedTuple):
-    names: tuple[str, ...]
-    D: int
-    dtype: torch.dtype
-    device: str
-    divisor: int  # of every B
-    folder: Path
+def check(conditions: Conditions, B: int, tile_size: int) -> None:
+    """Compare value and gradients of every loss, over all of S and in tiles, with all of S in float64.
 
-    @property
-    def about(self) -> str:
-        return f"forward and backward, {self.dtype}, {self.device}"
-
-
-def measure_floor(of: Setting) -> None:
-    t = max(1, roofline.SIDE["cuda"] // of.divisor)
-    sizes = [B // of.divisor for B in (16384, 65536)]
-    rows = roofline.measure(of.names, sizes, of.D, t, dtype=of.dtype, device=of.device, seconds=1.0, rounds=5)
-    write_table(of.folder, "roofline-gpu", rows, roofline.about(t, of.dtype, of.device))
-
-
-def measure_rivals(of: Setting) -> None:
-    sizes = [B // of.divisor for B in (4096, 16384, 65536)]
-    only = (COMPILED, INF_CL)
-    rows = losses.measure(
-        of.names, sizes, of.D, dtype=of.dtype, device=of.device, seconds=0.5, rounds=5, only=only
-    )  # fmt: skip
-    losses.write(of.folder, rows, of.about, "-gpu")
+    Raises:
+        click.ClickException: a value or a gradient is further away than ``ranks.TOLERANCE`` allows for this dtype.
+    """
+    x, y = conditions.embeddings(B)
+    x64, y64 = (e.detach().double().requires_grad_() for e in (x, y))
+    allowed = ranks.TOLERANCE[conditions.dtype]
+    for name in conditions.losses:
+        expected = LOSSES[name]().of_similarities(cosine_similarity(x64, y64))
+        expected_gradients = torch.autograd.grad(expected, (x64, y64))
+        for t in (None, tile_size):
+            value = LOSSES[name](tile_size=t)(x, y)
+            of_value = deviation([value], [expected])
+            of_gradients = deviation(torch.autograd.grad(value, (x, y)), expected_gradients)
+            if not max(of_value, of_gradients) <= allowed:
+                raise click.ClickException(
+                    f"expected {name} at B = {B}, tile size {t}, within {allowed:g} of float64, "
+                    f"got {of_value:.1e} away in the value and {of_gradients:.1e} in the gradients"
+                )
 
 
-def measure_memory(of: Setting) -> None:
-    sizes = [B // of.divisor for B in (16384, 65536, 262144)]
-    rows = memory.measure(
-        of.names, sizes, of.D, dtype=of.dtype, device=of.device, largest_dense=32768 // of.divisor
-    )  # fmt: skip
-    memory.write(of.folder, "memory-gpu", rows, f"{of.dtype}, {of.device}")
+def measure_roofline(conditions: Conditions, divisor: int, folder: Path) -> None:
+    """Time every loss over the roofline of its matrix products."""
+    t = max(1, roofline.SIDE["cuda"] // divisor)
+    conditions = dataclasses.replace(conditions, seconds=1.0)
+    records = roofline.measure(conditions, [B // divisor for B in (16384, 65536)], t)
+    roofline.write(folder, "roofline-gpu", records, conditions, t)
 
 
-def measure_million(of: Setting) -> None:
-    B = (1 << 20) // of.divisor
-    x, y = embeddings(B, of.D, dtype=of.dtype, device=of.device)
-    small = embeddings(min(B, 16384), of.D, dtype=of.dtype, device=of.device)
-    rows: list[Row] = []
-    for name in tqdm(of.names, f"one step at B = {B}"):
+def measure_baselines(conditions: Conditions, divisor: int, folder: Path) -> None:
+    """Time every loss beside its compiled baseline and Inf-CL."""
+    sizes = [B // divisor for B in (4096, 16384, 65536)]
+    records = losses.measure(dataclasses.replace(conditions, seconds=0.5), sizes, only=(COMPILED, INF_CL))
+    losses.write(folder, records, f"forward and backward, {conditions}", "-gpu")
+
+
+def measure_memory(conditions: Conditions, divisor: int, folder: Path) -> None:
+    """Measure peak memory over B."""
+    sizes = [B // divisor for B in (16384, 65536, 262144)]
+    records = memory.measure(conditions, sizes, largest_dense=32768 // divisor)
+    memory.write(folder, "memory-gpu", records, conditions)
+
+
+def measure_million(conditions: Conditions, divisor: int, folder: Path) -> None:
+    """Time one step at B = 1048576."""
+    B = (1 << 20) // divisor
+    x, y = conditions.embeddings(B)
+    small = conditions.embeddings(min(B, 16384))
+    records: list[Record] = []
+    for name in tqdm(conditions.losses, f"one step at B = {B}"):
         loss = LOSSES[name]()
         gradients(loss, *small)
         seconds = repeated(functools.partial(gradients, loss, x, y), 1)
-        rows.append({"loss": name, "B": B, "D": of.D, "s": round(seconds, 3)})
-    write_table(of.folder, "million-gpu", rows, f"one {of.about}")
+        records.append({"loss": name, "B": B, "D": conditions.D, "s": round(seconds, 3)})
+    write_table(folder, "million-gpu", records, f"one forward and backward, {conditions}")
 
 
-def measure_ranks(of: Setting) -> None:
+def measure_ranks(conditions: Conditions, divisor: int, folder: Path) -> None:
+    """Measure the costs of a rank over the number of GPUs."""
     count = torch.cuda.device_count()
     if count < 2:
         click.echo(f"ranks are left out: expected 2 GPUs or more, got {count}")
         return
     processes = [W for W in (1, 2, 4, 8) if count >= W]
-    t, B, rows = (max(1, size // of.divisor) for size in (roofline.SIDE["cuda"], 65536, 16384))
-    found = ranks.measure(
-        of.names, processes, B, rows, of.D, tile_size=t, dtype=of.dtype, device=of.device, rounds=5, timeout=600
-    )  # fmt: skip
-    ranks.write(of.folder, "ranks-gpu", found, B, rows, f"{of.dtype}, {of.device}, tiles of {t}")
+    t, B, rows = (max(1, size // divisor) for size in (roofline.SIDE["cuda"], 65536, 16384))
+    records = ranks.measure(conditions, processes, B, rows, tile_size=t, timeout=600)
+    ranks.write(folder, "ranks-gpu", records, B, rows, f"{conditions}, tiles of {t}")
 
 
-PARTS: dict[str, Callable[[Setting], None]] = {
-    "floor": measure_floor,
-    "rivals": measure_rivals,
+PARTS: dict[str, Callable[[Conditions, int, Path], None]] = {
+    "roofline": measure_roofline,
+    "baselines": measure_baselines,
     "memory": measure_memory,
     "million": measure_million,
     "ranks": measure_ranks,
@@ -97,27 +108,24 @@ PARTS: dict[str, Callable[[Setting], None]] = {
 
 
 @click.command()
+@options.several("--part", "parts", type=click.Choice(list(PARTS)), default=list(PARTS), help="A part to measure")
+@options.conditions(dimension=1024, dtype="bfloat16")
 @click.option(
-    "--part", "parts", multiple=True, type=click.Choice(list(PARTS)), default=list(PARTS), show_default=True,
-    help="What to measure; give it several times for several.",
-)  # fmt: skip
-@options.losses
-@options.dimension(1024)
-@options.dtype("bfloat16")
-@click.option(
-    "--divisor", type=click.Choice(["1", "2", "4", "8", "16", "32", "64"]), default="1", show_default=True,
-    help="Of every B: for a small GPU, or a trial.",
-)  # fmt: skip
+    "--divisor",
+    type=click.Choice(["1", "2", "4", "8", "16", "32", "64"]),
+    default="1",
+    show_default=True,
+    help="Divides every B: for a small GPU, or a trial.",
+)
 @options.out
-def main(
-    parts: tuple[str, ...], names: tuple[str, ...], dimension: int, dtype: torch.dtype, divisor: str, folder: Path
-) -> None:
-    """Measure on a CUDA device what a CPU cannot answer: floor, compiled rivals, memory, a million pairs, ranks."""
+def main(conditions: Conditions, parts: tuple[str, ...], divisor: str, folder: Path) -> None:
+    """Check the losses on a CUDA device, then measure roofline, baselines, memory, a million pairs, and ranks."""
     if not torch.cuda.is_available():
         raise click.ClickException(f"expected a CUDA device, got none: torch {torch.__version__} sees no GPU")
-    setting = Setting(names, dimension, dtype, "cuda", int(divisor), folder)
+    conditions = dataclasses.replace(conditions, device="cuda", rounds=5)
+    check(conditions, 4096 // int(divisor), max(1, 1024 // int(divisor)))
     for part in parts:
-        PARTS[part](setting)
+        PARTS[part](conditions, int(divisor), folder)
         torch.cuda.empty_cache()
 
 

@@ -1,7 +1,7 @@
-"""How a benchmark measures: time, peak memory, deviation; and on which machine.
+"""Measure time, peak memory and the deviation of gradients.
 
 Times are medians, with quartiles, of interleaved repetitions after a warm-up. One repetition of a short call is many
-calls in a row: thread pools fall asleep while other candidates have their turn, and waking them is not the call's cost.
+calls in a row: thread pools fall asleep while other calls have their turn, and waking them is not the call's cost.
 """
 
 import ctypes
@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.batch import Conditions, Loss, gradients
+
 Call = Callable[[], object]
 
-# Seconds that one repetition lasts at least; and a first call that lasted so long is warm-up enough.
+# Seconds: the least time of one repetition; and the time of a first call that is warm-up enough.
 REPETITION, LONG = 0.01, 1.0
-
-COLUMNS = ("ms", "lower quartile", "upper quartile")
 
 
 @dataclass(frozen=True)
@@ -37,68 +37,86 @@ class Timing:
 
     @classmethod
     def of(cls, ms: Sequence[float]) -> "Timing":
-        """At least two repetitions."""
+        """Summarise the milliseconds of two repetitions or more."""
         lower, median, upper = statistics.quantiles(ms, n=4, method="inclusive")
         return cls(median, lower, upper)
 
     def columns(self) -> dict[str, float]:
-        """As columns of a table."""
-        return {name: round(ms, 3) for name, ms in zip(COLUMNS, (self.median, self.lower, self.upper), strict=True)}
+        """Return the timing as columns of a table."""
+        of_column = {"ms": self.median, "lower quartile": self.lower, "upper quartile": self.upper}
+        return {column: round(ms, 3) for column, ms in of_column.items()}
+
+    @classmethod
+    def of_columns(cls, record: Mapping[str, float]) -> "Timing":
+        """Return the timing that these columns hold."""
+        return cls(record["ms"], record["lower quartile"], record["upper quartile"])
 
 
 def synchronise() -> None:
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def repeated(run: Call, count: int) -> float:
-    """Seconds that ``count`` calls in a row take."""
+def repeated(call: Call, count: int) -> float:
+    """Return the seconds that ``count`` calls in a row take."""
     synchronise()
     before = time.perf_counter()
     for _ in range(count):
-        run()
+        call()
     synchronise()
     return time.perf_counter() - before
 
 
-def calls_per_repetition(run: Call) -> int:
-    """Warm up, and find how many calls in a row last long enough."""
-    if repeated(run, 1) >= LONG:
+def calls_per_repetition(call: Call) -> int:
+    """Warm up; return the number of calls in a row that last as long as one repetition should."""
+    if repeated(call, 1) >= LONG:
         return 1
-    run()
+    call()
     count = 1
-    while (elapsed := repeated(run, count)) < REPETITION:
+    while (elapsed := repeated(call, count)) < REPETITION:
         count = max(count + 1, math.ceil(count * REPETITION / elapsed))
     return count
 
 
-def interleaved(candidates: Mapping[str, Call], *, seconds: float = 1.0, rounds: int = 5) -> dict[str, Timing]:
-    """Time candidates in turn, A B C A B C ..., so that what slows the machine down slows all of them down.
+def interleaved(calls: Mapping[str, Call], *, seconds: float, rounds: int) -> dict[str, Timing]:
+    """Time calls in turn, A B C A B C ..., so that what slows the machine down slows all of them down.
 
-    There are as many rounds as fit into ``seconds`` per candidate, but at least ``rounds``, and at least 2.
+    There are as many rounds as fit into ``seconds`` per call, but at least ``rounds``, and at least 2.
     """
-    counts = {name: calls_per_repetition(run) for name, run in candidates.items()}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    counts = {name: calls_per_repetition(call) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     done, started = 0, time.perf_counter()
-    while done < max(rounds, 2) or time.perf_counter() - started < seconds * len(candidates):
-        for name, run in candidates.items():
-            times[name].append(1e3 * repeated(run, counts[name]) / counts[name])
+    while done < max(rounds, 2) or time.perf_counter() - started < seconds * len(calls):
+        for name, call in calls.items():
+            times[name].append(1e3 * repeated(call, counts[name]) / counts[name])
         done += 1
     return {name: Timing.of(ms) for name, ms in times.items()}
 
 
+def time_losses(
+    losses: Mapping[str, Loss], x: Tensor, y: Tensor, conditions: Conditions, **others: Call
+) -> dict[str, Timing]:
+    """Time forward and backward of losses, and other calls, in one interleaved run."""
+    calls = {name: functools.partial(gradients, loss, x, y) for name, loss in losses.items()}
+    return interleaved({**others, **calls}, seconds=conditions.seconds, rounds=conditions.rounds)
+
+
 def deviation(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest error of gradients, relative to the largest entry of the expected ones."""
+    """Return the largest error of gradients, relative to the largest entry of the expected ones."""
     scale = max(float(e.abs().max()) for e in expected)
     error = max(float((f.double() - e).abs().max()) for f, e in zip(found, expected, strict=True))
     return error / (scale or 1)
 
 
 def peak_memory(make: Callable[..., Call], *arguments: object, device: str) -> int:
-    """The bytes by which one call raises memory above what was in use just before it, at the highest.
+    """Return the bytes by which one call, at its peak, raises memory above the level just before it.
 
-    ``make(*arguments)`` prepares the call: inputs, warm-up. What the call returns counts. On a CPU both happen in a
-    fresh process, so ``make`` is a function of a module.
+    On a CPU this happens in a new process.
+
+    Args:
+        make: ``make(*arguments)`` prepares the call: inputs, warm-up. It is a function of a module, which another
+            process can import. The memory of the call's result counts.
     """
     if device == "cuda":
         return peak_here(make, *arguments, device=device)
@@ -109,7 +127,10 @@ def peak_memory(make: Callable[..., Call], *arguments: object, device: str) -> i
 
 
 def peak_here(make: Callable[..., Call], *arguments: object, device: str) -> int:
-    """The same in this process, which on a CPU has not allocated much before, and measures no times afterwards."""
+    """Return the same, measured in this process.
+
+    On a CPU, it should have allocated little before, and should measure no times afterwards.
+    """
     return _peak_allocated(make(*arguments)) if device == "cuda" else _peak_resident(make, arguments)
 
 
@@ -124,7 +145,7 @@ def _peak_allocated(call: Call) -> int:
 
 
 def _resident(field: str) -> int:
-    """Bytes; VmRSS: now, VmHWM: at the highest."""
+    """Return the resident bytes of this process: VmRSS, now; VmHWM, at the highest."""
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
 

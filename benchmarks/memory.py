@@ -1,7 +1,7 @@
 """How much memory does a loss take beyond its inputs and gradients?
 
-``python -m benchmarks.memory`` writes memory.csv, .md and .png: of one forward and backward pass the highest memory
-above what is in use just before it, less the bytes of the two gradients. What is freed before the gradients come can
+``python -m benchmarks.memory`` writes memory.csv, .md and .png: the peak memory of one forward and backward pass above
+the level just before it, less the bytes of the two gradients. Memory that is freed before the gradients are made can
 hide behind them: the number may be less than a tile.
 """
 
@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import torch
 from tqdm import tqdm
 
 from benchmarks import options
-from benchmarks.baselines import PEERS
-from benchmarks.batch import OURS, Loss, embeddings, gradients
+from benchmarks.baselines import BASELINES
+from benchmarks.batch import OURS, Conditions, Loss, gradients
 from benchmarks.measure import Call, peak_memory
-from benchmarks.results import Row, write_plot, write_table
+from benchmarks.results import Record, panels_of, write_plot, write_table
 from crossmodal_losses import LOSSES
 
-# The leaner of the forms written by hand, and what one would use.
+# Loss -> its measured baselines: the leaner of the forms written by hand, and the package that one would use.
 COMPARED = {
     "nt_xent": ("autograd, logsumexp", "open_clip"),
     "triplet_sum": ("autograd, diagonal subtracted",),
@@ -28,76 +27,58 @@ COMPARED = {
     "triplet_weighted": ("autograd, amax",),
     "triplet_weighted_mined": ("autograd, amax",),
 }
-# More than every loss keeps all of S for by default: its tiles are warm, too.
+# The largest B of the warm-up: at this B every loss takes tiles by default.
 WARM_UP = 5000
 WHOLE = "B x B numbers"
 
 
-def prepared(name: str, implementation: str, B: int, D: int, dtype: torch.dtype, device: str) -> Call:
-    """Forward and backward, after it was done once for a smaller batch: code and buffers are loaded."""
-    loss: Loss = LOSSES[name]() if implementation == OURS else PEERS[name][implementation].loss
-    gradients(loss, *embeddings(min(B, WARM_UP), D, dtype=dtype, device=device))
-    return functools.partial(gradients, loss, *embeddings(B, D, dtype=dtype, device=device))
+def prepared(name: str, implementation: str, B: int, conditions: Conditions) -> Call:
+    """Return forward and backward as a call, after a smaller batch has loaded code and buffers."""
+    loss: Loss = LOSSES[name]() if implementation == OURS else BASELINES[name][implementation].loss
+    gradients(loss, *conditions.embeddings(min(B, WARM_UP)))
+    return functools.partial(gradients, loss, *conditions.embeddings(B))
 
 
-def measure(
-    names: Sequence[str], batch_sizes: Sequence[int], D: int, *, dtype: torch.dtype, device: str,
-    largest_dense: int, alone: bool = False,
-) -> list[Row]:  # fmt: skip
-    """A row for every loss, size and implementation; alone: of ours."""
+def measure(conditions: Conditions, batch_sizes: Sequence[int], *, largest_dense: int) -> list[Record]:
+    """Return a record for every loss, size and implementation; for baselines up to B = ``largest_dense``."""
     cases = [
         (name, B, implementation)
-        for name in names
+        for name in conditions.losses
         for B in batch_sizes
-        for implementation in (OURS, *(() if alone or largest_dense < B else COMPARED[name]))
-        if implementation == OURS or implementation in PEERS[name]
+        for implementation in (OURS, *COMPARED[name])
+        if implementation == OURS or (largest_dense >= B and implementation in BASELINES[name])
     ]
-    rows: list[Row] = []
+    records: list[Record] = []
     for name, B, implementation in tqdm(cases, "losses, sizes and implementations"):
-        embedding = B * D * dtype.itemsize
-        peak = peak_memory(prepared, name, implementation, B, D, dtype, device, device=device)
+        embedding = B * conditions.D * conditions.dtype.itemsize
+        peak = peak_memory(prepared, name, implementation, B, conditions, device=conditions.device)
         extra = peak - 2 * embedding
-        rows.append(
-            {"loss": name, "B": B, "D": D, "implementation": implementation, "extra MiB": round(extra / 2**20, 1),
-             "bytes per pair": f"{extra / B**2:.2g}", "inputs and gradients MiB": round(4 * embedding / 2**20, 1)}
-        )  # fmt: skip
-    return rows
+        record = {"loss": name, "B": B, "D": conditions.D, "implementation": implementation}
+        record["extra MiB"] = round(extra / 2**20, 1)
+        record["bytes per pair"] = f"{extra / B**2:.2g}"
+        record["inputs and gradients MiB"] = round(4 * embedding / 2**20, 1)
+        records.append(record)
+    return records
 
 
-def write(folder: Path, name: str, rows: Sequence[Row], about: str) -> None:
-    """NAME.csv, .md and .png."""
-    write_table(folder, name, rows, f"peak of forward and backward beyond inputs and gradients, {about}")
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    sizes = sorted({int(str(row["B"])) for row in rows})
-    for row in rows:
-        panel = panels.setdefault(str(row["loss"]), {})
-        points = panel.setdefault(str(row["implementation"]), [])
-        points.append((float(str(row["B"])), max(float(str(row["extra MiB"])), 0.1)))
+def write(folder: Path, name: str, records: Sequence[Record], conditions: Conditions) -> None:
+    """Write NAME.csv, .md and .png."""
+    write_table(folder, name, records, f"peak of forward and backward beyond inputs and gradients, {conditions}")
+    panels = panels_of(records, line="implementation", x="B", y="extra MiB", at_least=0.1)
     for panel in panels.values():
-        panel[WHOLE] = [(B, 4 * B * B / 2**20) for B in sizes]
+        panel[WHOLE] = [(B, 4 * B * B / 2**20) for B in sorted({record["B"] for record in records})]
     write_plot(folder, name, panels, x="B", y="MiB beyond inputs and gradients", dashed={WHOLE: WHOLE})
 
 
 @click.command()
-@options.losses
+@options.conditions(options.device, dimension=256)
 @options.batch_sizes(4096, 16384, 32768, 65536)
-@options.dimension(256)
-@options.dtype()
-@options.device
-@click.option("--largest-dense", type=int, default=16384, show_default=True, help="B up to which others are measured.")
+@options.number("--largest-dense", minimum=0, default=16384, help="B up to which baselines are measured.")
 @options.out
-def main(
-    names: tuple[str, ...],
-    batch_sizes: tuple[int, ...],
-    dimension: int,
-    dtype: torch.dtype,
-    device: str,
-    largest_dense: int,
-    folder: Path,
-) -> None:
-    """Measure the peak memory of every loss, and of forms that keep B x B numbers, over B."""
-    rows = measure(names, batch_sizes, dimension, dtype=dtype, device=device, largest_dense=largest_dense)
-    write(folder, "memory", rows, f"{dtype}, {device}")
+def main(conditions: Conditions, batch_sizes: tuple[int, ...], largest_dense: int, folder: Path) -> None:
+    """Measure the peak memory of every loss, and of baselines that keep B x B numbers, over B."""
+    records = measure(conditions, batch_sizes, largest_dense=largest_dense)
+    write(folder, "memory", records, conditions)
 
 
 if __name__ == "__main__":

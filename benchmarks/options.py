@@ -1,5 +1,6 @@
-"""The options that the commands of this folder share."""
+"""Command-line options that several benchmarks share."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -7,60 +8,100 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from benchmarks.batch import Conditions
 from benchmarks.results import RESULTS
 from crossmodal_losses import LOSSES
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+out = click.option(
+    "--out",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="The folder to write results into.",
+)
+device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    show_default=True,
+    help="Where to measure.",
+)
 
 
-def batch_sizes(*default: int) -> Callable[[F], F]:
+def several(*names: str, help: str, **settings: Any) -> Callable[[Command], Command]:
+    """Add an option that may be given several times."""
+    help = f"{help}; give it several times for several."
+    return click.option(*names, multiple=True, show_default=True, help=help, **settings)
+
+
+def number(*names: str, minimum: int, default: int, help: str) -> Callable[[Command], Command]:
+    """Add an option that is a whole number."""
+    return click.option(*names, type=click.IntRange(minimum), default=default, show_default=True, help=help)
+
+
+def batch_sizes(*default: int) -> Callable[[Command], Command]:
+    """Add --batch-sizes."""
+    return several("--batch-sizes", "-b", type=click.IntRange(2), default=default, help="B")
+
+
+def seconds(default: float) -> Callable[[Command], Command]:
+    """Add --seconds."""
     return click.option(
-        "--batch-sizes", "-b", multiple=True, type=click.IntRange(2), default=default, show_default=True,
-        help="B; give it several times for several.",
-    )  # fmt: skip
+        "--seconds",
+        type=float,
+        default=default,
+        show_default=True,
+        help="Least time of repetitions, per call and size.",
+    )
 
 
-def dimension(default: int) -> Callable[[F], F]:
-    return click.option("--dimension", type=click.IntRange(1), default=default, show_default=True, help="D.")
+def rounds(default: int) -> Callable[[Command], Command]:
+    """Add --rounds."""
+    return number("--rounds", minimum=2, default=default, help="Least number of repetitions.")
 
 
-def losses(command: F) -> F:
-    return click.option(
-        "--loss", "names", multiple=True, type=click.Choice(list(LOSSES)), default=list(LOSSES), show_default=True,
-        help="What to measure; give it several times for several.",
-    )(command)  # fmt: skip
+def conditions(
+    *added: Callable[[Callable[..., Any]], Callable[..., Any]], dimension: int, dtype: str = "float32"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of a benchmark's conditions; the command receives them as its first argument.
 
+    Args:
+        added: those of ``device``, ``seconds(...)`` and ``rounds(...)`` that the benchmark has.
+        dimension, dtype: defaults of --dimension and --dtype.
+    """
+    decorators = [
+        several("--loss", "losses", type=click.Choice(list(LOSSES)), default=list(LOSSES), help="A loss to measure"),
+        number("--dimension", minimum=1, default=dimension, help="D."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16"]),
+            default=dtype,
+            show_default=True,
+            help="Dtype of the embeddings.",
+        ),
+        *added,
+    ]
 
-def repetitions(seconds: float, rounds: int) -> Callable[[F], F]:
-    """--seconds and --rounds."""
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_conditions(
+            losses: tuple[str, ...],
+            dimension: int,
+            dtype: str,
+            device: str = "cpu",
+            seconds: float = 0.0,
+            rounds: int = 2,
+            **others: Any,
+        ) -> Any:
+            shared = Conditions(losses, dimension, getattr(torch, dtype), device, seconds, rounds)
+            return command(shared, **others)
 
-    def add(command: F) -> F:
-        command = click.option(
-            "--rounds", type=click.IntRange(2), default=rounds, show_default=True, help="Repetitions, at least."
-        )(command)
-        return click.option(
-            "--seconds", type=float, default=seconds, show_default=True, help="Of repetitions, per candidate and size."
-        )(command)
+        decorated: Callable[..., Any] = with_conditions
+        for decorator in reversed(decorators):
+            decorated = decorator(decorated)
+        return decorated
 
-    return add
-
-
-def device(command: F) -> F:
-    return click.option(
-        "--device", type=click.Choice(["cpu", "cuda"]), default="cuda" if torch.cuda.is_available() else "cpu",
-        show_default=True, help="Where to measure.",
-    )(command)  # fmt: skip
-
-
-def dtype(default: str = "float32") -> Callable[[F], F]:
-    return click.option(
-        "--dtype", type=click.Choice(["float32", "bfloat16"]), default=default, show_default=True,
-        callback=lambda context, parameter, value: getattr(torch, value), help="Of the embeddings.",
-    )  # fmt: skip
-
-
-def out(command: F) -> F:
-    return click.option(
-        "--out", "folder", type=click.Path(file_okay=False, path_type=Path), default=RESULTS, show_default=True,
-        help="The folder to write results into.",
-    )(command)  # fmt: skip
+    return decorate

@@ -1,4 +1,4 @@
-"""Processes that work together on this machine, and what becomes of the others when one of them dies."""
+"""Start processes that work together on this machine; when one of them dies, stop the others."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ import click
 import torch
 import torch.distributed as dist
 
-# Functions of it hold the default group of the time when it was imported: there must be none, or that group's threads
+# Imported before there is a process group: its functions hold the default group of that time, whose threads would
 # outlive it and may abort the process at its end.
 import torch.distributed.nn
 from torch.multiprocessing.spawn import ProcessException, spawn
@@ -22,7 +22,7 @@ def launch(function: Callable[..., object], count: int, *arguments: object, time
     Raises:
         click.ClickException: one of them died, or they took longer than ``timeout`` seconds; none is left running.
     """
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # ending the others is what it should do
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it would warn that it stops the others
     until = time.monotonic() + timeout
     processes = spawn(function, arguments, nprocs=count, join=False)
     try:
@@ -41,16 +41,21 @@ def launch(function: Callable[..., object], count: int, *arguments: object, time
 
 
 def join_group(rank: int, count: int, meeting: Path, device: str, timeout: float) -> None:
-    """Make this process one of the default group; it takes its share of the cores.
+    """Add this process to the default group, and divide the threads among the processes.
 
     Args:
-        meeting: a file that is not there yet, in a folder that is.
+        rank, count: number of this process, and number of processes.
+        meeting: path of a file that does not exist yet, in a folder that does.
         device: "cpu", for gloo; or "cuda", for NCCL, where every rank takes the GPU of its number.
+        timeout: seconds after which a collective fails.
     """
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     if device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", init_method=meeting.as_uri(), rank=rank, world_size=count,
+        "nccl" if device == "cuda" else "gloo",
+        init_method=meeting.as_uri(),
+        rank=rank,
+        world_size=count,
         timeout=timedelta(seconds=timeout),
-    )  # fmt: skip
+    )

@@ -1,19 +1,20 @@
-"""What does a loss cost each of W processes that share a batch, the ranks? Forward and backward, beside open_clip's.
+"""What does a loss cost each of W ranks, processes that share a batch? Forward and backward, beside open_clip's.
 
 ``python -m benchmarks.ranks`` writes ranks.csv, .md and .png, over W, in two series:
 
 * with B fixed a rank should have 1 / W of the work;
 * with the rows of a rank fixed its memory should not grow with W, once as many blocks are under way as ever are.
 
-Of every figure the table has that of the rank where it is largest. Nothing is measured unless the value, averaged over
-the ranks, and the gradients, averaged as DistributedDataParallel does, are those of one process in float64.
+The table has, of every figure, that of the rank where it is largest. Nothing is measured unless the value, averaged
+over the ranks, and the gradients, averaged as DistributedDataParallel does, are those of one process in float64.
 """
 
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -24,52 +25,54 @@ from tqdm import tqdm
 
 from benchmarks import options
 from benchmarks.autograd import TEMPERATURE
-from benchmarks.baselines import OPEN_CLIP, PEERS, absent, open_clip_loss
-from benchmarks.batch import Loss, embeddings, gradients
+from benchmarks.baselines import BASELINES, OPEN_CLIP, missing, open_clip_loss
+from benchmarks.batch import Conditions, Loss, embeddings, gradients
 from benchmarks.measure import Call, Timing, peak_here, repeated
 from benchmarks.processes import join_group, launch
-from benchmarks.results import Row, write_plot, write_table
+from benchmarks.results import Panels, Record, panels_of, write_plot, write_table
 from benchmarks.traffic import Traffic
 from crossmodal_losses import LOSSES, GatheredLoss, RingLoss
 from crossmodal_losses.losses.base import largest_tile
 
-# How far value and gradients may be from those of one process, relative to their norm.
+# Largest allowed distance of value and gradients from those of one process, relative to their norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class Job(NamedTuple):
-    """What the ranks have to do, and where they meet, find what is expected, and leave their figures."""
+    """The work of the ranks, and the folder through which they exchange files with the first process."""
 
-    names: Sequence[str]
-    D: int
+    conditions: Conditions
     tile_size: int
-    dtype: torch.dtype
-    device: str
-    rounds: int
     timeout: float
     folder: Path
 
     def expected(self, name: str, B: int) -> Path:
+        """Return the file with value and gradients of one process."""
         return self.folder / f"{name}-{B}.pt"
 
-    def figures(self, W: int, what: str) -> Path:
-        return self.folder / f"{what}-{W}.pt"
+    def figures(self, W: int, kind: str) -> Path:
+        """Return the file with the figures that W ranks have found, "costs" or "peaks"."""
+        return self.folder / f"{kind}-{W}.pt"
+
+    def embeddings(self, B: int) -> tuple[Tensor, Tensor]:
+        """Return x and y, the same wherever they are used: random numbers differ between devices."""
+        x, y = embeddings(B, self.conditions.D, dtype=self.conditions.dtype, device="cpu")
+        return x.detach(), y.detach()
 
 
 def implementations(name: str, tile_size: int, rank: int = 0, W: int = 1) -> dict[str, Loss]:
-    """Ours; and open_clip's, with the settings by which a rank computes its share of S alone, and exact gradients."""
+    """Return ours, and open_clip's with settings for exact gradients in which a rank computes its part of S alone."""
     ours = LOSSES[name](tile_size=tile_size)
     found: dict[str, Loss] = {"GatheredLoss": GatheredLoss(ours), "RingLoss": RingLoss(ours)}
-    if OPEN_CLIP in PEERS[name]:
+    if OPEN_CLIP in BASELINES[name]:
         settings = {"local_loss": True, "gather_with_grad": True, "cache_labels": True}
         found[OPEN_CLIP] = open_clip_loss(TEMPERATURE, **settings, rank=rank, world_size=W)
     return found
 
 
 def one_process(job: Job, name: str, B: int) -> int:
-    """Leave value and gradients of one process in float64 for the ranks to find. Returns the number of FLOPs."""
-    batch = embeddings(B, job.D, dtype=job.dtype, device="cpu")
-    x, y = (side.detach().to(job.device, torch.float64).requires_grad_() for side in batch)
+    """Write value and gradients of one process in float64 for the ranks; return the number of FLOPs."""
+    x, y = (e.to(job.conditions.device, torch.float64).requires_grad_() for e in job.embeddings(B))
     with FlopCounterMode(display=False) as counter:
         value = LOSSES[name](tile_size=job.tile_size)(x, y)
         value.backward()
@@ -77,213 +80,223 @@ def one_process(job: Job, name: str, B: int) -> int:
     return int(counter.get_total_flops())
 
 
-def own_rows(B: int) -> slice:
-    """Those of this rank."""
+def local_slice(B: int) -> slice:
+    """Return the rows of this rank."""
     rank, W = dist.get_rank(), dist.get_world_size()
     return slice(rank * B // W, (rank + 1) * B // W)
 
 
-def inputs(job: Job, B: int) -> tuple[Tensor, Tensor]:
-    """This rank's rows of x and y."""
-    own = own_rows(B)
-    batch = embeddings(B, job.D, dtype=job.dtype, device="cpu")
-    x, y = (side.detach()[own].to(job.device, copy=True).requires_grad_() for side in batch)
+def local_rows(job: Job, B: int) -> tuple[Tensor, Tensor]:
+    """Return this rank's rows of x and y."""
+    x, y = (e[local_slice(B)].to(job.conditions.device, copy=True).requires_grad_() for e in job.embeddings(B))
     return x, y
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference, relative to that of the expected tensor."""
     return float((found.cpu().double() - expected).norm() / expected.norm())
 
 
-def checked(job: Job, name: str, B: int, which: str, loss: Loss) -> list[float]:
-    """An implementation's error, FLOPs, and bytes sent in blocks and others; if it computes what it should."""
-    x, y = inputs(job, B)
+def checked(job: Job, name: str, B: int, implementation: str, loss: Loss) -> list[float]:
+    """Return an implementation's error, its FLOPs, and the bytes that it sends in blocks and in other messages.
+
+    Raises:
+        RuntimeError: its value or gradients are not those of one process.
+    """
+    x, y = local_rows(job, B)
     with FlopCounterMode(display=False) as counter, Traffic(block=x.numel()) as traffic:
         value = loss(x, y)
         value.backward()
     dist.all_reduce(total := value.detach().double())
-    W, own = dist.get_world_size(), own_rows(B)
+    W, rows = dist.get_world_size(), local_slice(B)
     expected, *expected_gradients = torch.load(job.expected(name, B), mmap=True)
     assert x.grad is not None
     assert y.grad is not None
     of_value = distance(total / W, expected)
-    of_gradients = max(distance(g / W, e[own]) for g, e in zip((x.grad, y.grad), expected_gradients, strict=True))
-    largest, allowed = max(of_value, of_gradients), TOLERANCE[job.dtype]
+    of_gradients = max(distance(g / W, e[rows]) for g, e in zip((x.grad, y.grad), expected_gradients, strict=True))
+    largest, allowed = max(of_value, of_gradients), TOLERANCE[job.conditions.dtype]
     if not largest <= allowed:
         raise RuntimeError(
-            f"expected {which}, {name}, within {allowed:g} of one process, "
+            f"expected {implementation}, {name}, within {allowed:g} of one process, "
             f"got {of_value:.1e} away in the value and {of_gradients:.1e} in the gradients"
         )
     return [largest, counter.get_total_flops(), traffic.bytes, traffic.other_bytes]
 
 
 def in_turn(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of repetitions, each of which all ranks begin together."""
-    ms: dict[str, list[float]] = {which: [] for which in calls}
+    """Return the milliseconds of repetitions, each of which all ranks begin together."""
+    ms: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for which, call in calls.items():
+        for name, call in calls.items():
             dist.barrier()
-            ms[which].append(1e3 * repeated(call, 1))
+            ms[name].append(1e3 * repeated(call, 1))
     return ms
 
 
-def costs(job: Job, name: str, B: int) -> list[list[float]]:
-    """Of every implementation: what ``checked`` finds, then the milliseconds of every repetition."""
-    losses = implementations(name, job.tile_size, dist.get_rank(), dist.get_world_size())
-    counts = {which: checked(job, name, B, which, loss) for which, loss in losses.items()}
-    x, y = inputs(job, B)
-    ms = in_turn({which: functools.partial(gradients, loss, x, y) for which, loss in losses.items()}, job.rounds)
-    return [[*counts[which], *ms[which]] for which in losses]
+def costs(job: Job, name: str, B: int, losses: Mapping[str, Loss]) -> list[list[float]]:
+    """Return, for every implementation, the figures of ``checked`` and the milliseconds of every repetition."""
+    counts = {implementation: checked(job, name, B, implementation, loss) for implementation, loss in losses.items()}
+    x, y = local_rows(job, B)
+    calls = {implementation: functools.partial(gradients, loss, x, y) for implementation, loss in losses.items()}
+    ms = in_turn(calls, job.conditions.rounds)
+    return [[*counts[implementation], *ms[implementation]] for implementation in losses]
 
 
-def peaks(job: Job, name: str, B: int) -> list[list[float]]:
-    """Of every implementation: the highest memory."""
+def peaks(job: Job, name: str, B: int, losses: Mapping[str, Loss]) -> list[list[float]]:
+    """Return, for every implementation, the peak memory in bytes."""
 
     def prepared(loss: Loss) -> Call:
-        call = functools.partial(gradients, loss, *inputs(job, B))
+        call = functools.partial(gradients, loss, *local_rows(job, B))
         call()
         return call
 
-    losses = implementations(name, job.tile_size, dist.get_rank(), dist.get_world_size())
-    return [[peak_here(prepared, loss, device=job.device)] for loss in losses.values()]
+    return [[peak_here(prepared, loss, device=job.conditions.device)] for loss in losses.values()]
 
 
-def of_rank(rank: int, W: int, batch_sizes: Sequence[int], what: str, job: Job) -> None:
-    """What one process does: measure costs or peaks, and leave those of the rank where they are largest."""
-    join_group(rank, W, job.folder / f"meeting-{W}-{what}", job.device, job.timeout)
-    of = {"costs": costs, "peaks": peaks}[what]
-    work = tqdm([(name, B) for B in batch_sizes for name in job.names], f"{what}, W = {W}", disable=rank > 0)
-    figures = torch.tensor([row for name, B in work for row in of(job, name, B)], dtype=torch.float64)
-    figures = figures.to(job.device)
+def run_rank(rank: int, W: int, batch_sizes: Sequence[int], kind: str, job: Job) -> None:
+    """Measure costs or peaks in one process; rank 0 writes those of the rank where they are largest."""
+    join_group(rank, W, job.folder / f"meeting-{W}-{kind}", job.conditions.device, job.timeout)
+    measure_case = {"costs": costs, "peaks": peaks}[kind]
+    cases = [(name, B) for B in batch_sizes for name in job.conditions.losses]
+    found: list[list[float]] = []
+    for name, B in tqdm(cases, f"{kind}, W = {W}", disable=rank > 0):
+        found += measure_case(job, name, B, implementations(name, job.tile_size, rank, W))
+    figures = torch.tensor(found, dtype=torch.float64, device=job.conditions.device)
     dist.all_reduce(figures, dist.ReduceOp.MAX)
     if rank == 0:
-        torch.save(figures.cpu(), job.figures(W, what))
+        torch.save(figures.cpu(), job.figures(W, kind))
     dist.destroy_process_group()
 
 
-def row(
-    name: str, B: int, which: str, W: int, D: int, dtype: torch.dtype, flops_alone: int, costs: Sequence[float],
-    peak: float,
-) -> Row:  # fmt: skip
+def record_of(
+    case: Mapping[str, Any], conditions: Conditions, flops_of_one: int, costs: Sequence[float], peak: float
+) -> Record:
+    """Return the record of one implementation at one W and B."""
     error, flops, sent, other_bytes, *ms = costs
-    block = B // W * D * dtype.itemsize
+    W, rows = case["W"], case["B"] // case["W"]
+    block = rows * conditions.D * conditions.dtype.itemsize
     return {
-        "loss": name, "implementation": which, "W": W, "B": B, "rows of a rank": B // W, "D": D,
-        "FLOPs / one process": f"{flops / flops_alone:.3f}", "sent / B D": f"{sent / (W * block):.2f}",
-        "else sent, KiB": round(other_bytes / 2**10, 1), "extra MiB": round((peak - 2 * block) / 2**20, 1),
-        "inputs and gradients MiB": round(4 * block / 2**20, 1), **Timing.of(ms).columns(), "error": f"{error:.0e}",
-    }  # fmt: skip
+        **case,
+        "rows of a rank": rows,
+        "D": conditions.D,
+        "FLOPs / one process": f"{flops / flops_of_one:.3f}",
+        "sent / B D": f"{sent / (W * block):.2f}",
+        "else sent, KiB": round(other_bytes / 2**10, 1),
+        "extra MiB": round((peak - 2 * block) / 2**20, 1),
+        "inputs and gradients MiB": round(4 * block / 2**20, 1),
+        **Timing.of(ms).columns(),
+        "error": f"{error:.0e}",
+    }
 
 
 def measure(
-    names: Sequence[str],
-    processes: Sequence[int],
-    B: int,
-    rows_of_a_rank: int,
-    D: int,
-    *,
-    tile_size: int,
-    dtype: torch.dtype,
-    device: str,
-    rounds: int,
-    timeout: float,
-) -> list[Row]:
-    """A row for every loss, number of processes, B, and implementation: the series with B fixed, then the other."""
+    conditions: Conditions, processes: Sequence[int], B: int, rows: int, *, tile_size: int, timeout: float
+) -> list[Record]:
+    """Return a record for every loss, number of processes, B and implementation: first the series with B fixed.
+
+    Args:
+        conditions: the losses and how they are measured.
+        processes: numbers of processes W.
+        B: batch size of the first series, of all ranks together.
+        rows: rows of every rank in the second series.
+        tile_size: tile size of our losses.
+        timeout: seconds after which the processes of one W are stopped.
+    """
     for W in processes:
         if B % W:
             raise click.BadParameter(f"expected a batch size divisible by the number of processes, got {B} and {W}")
-    rows: list[Row] = []
+    names, records = conditions.losses, []
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        job = Job(names, D, tile_size, dtype, device, rounds, timeout, Path(folder))
-        sizes = {W: list(dict.fromkeys([B, W * rows_of_a_rank])) for W in processes}
-        work = [(name, size) for size in sorted({size for of in sizes.values() for size in of}) for name in names]
-        alone = {(name, size): one_process(job, name, size) for name, size in tqdm(work, "one process")}
-        if device == "cuda":
+        job = Job(conditions, tile_size, timeout, Path(folder))
+        sizes = {W: list(dict.fromkeys([B, W * rows])) for W in processes}
+        work = [(name, size) for size in sorted(set().union(*sizes.values())) for name in names]
+        flops_of_one = {(name, size): one_process(job, name, size) for name, size in tqdm(work, "one process")}
+        if conditions.device == "cuda":
             torch.cuda.empty_cache()  # for rank 0
         for W, batch_sizes in sizes.items():
-            cases = [(name, size, which) for size in batch_sizes for name in names
-                     for which in implementations(name, tile_size)]  # fmt: skip
-            found = []
-            for what in ("costs", "peaks"):  # in processes of their own, where nothing was allocated before
-                launch(of_rank, W, W, batch_sizes, what, job, timeout=timeout)
-                found.append(torch.load(job.figures(W, what)).tolist())
-            for (name, size, which), costs, (peak,) in zip(cases, *found, strict=True):
-                rows.append(row(name, size, which, W, D, dtype, alone[name, size], costs, peak))
-    return sorted(rows, key=lambda row: (names.index(str(row["loss"])), row["B"] != B, row["W"]))
+            figures = []
+            for kind in ("costs", "peaks"):  # in processes of their own, where nothing was allocated before
+                launch(run_rank, W, W, batch_sizes, kind, job, timeout=timeout)
+                figures.append(torch.load(job.figures(W, kind)).tolist())
+            cases: list[dict[str, Any]] = [
+                {"loss": name, "implementation": implementation, "W": W, "B": size}
+                for size in batch_sizes
+                for name in names
+                for implementation in implementations(name, tile_size)
+            ]
+            for case, costs, (peak,) in zip(cases, *figures, strict=True):
+                records.append(record_of(case, conditions, flops_of_one[case["loss"], case["B"]], costs, peak))
+    return sorted(records, key=lambda record: (names.index(record["loss"]), record["B"] != B, record["W"]))
 
 
-def write(folder: Path, name: str, rows: Sequence[Row], B: int, rows_of_a_rank: int, about: str) -> None:
-    """NAME.csv, .md and .png: the memory of the loss that there is a rival for, or of the first."""
-    what = (
+def write(folder: Path, name: str, records: Sequence[Record], B: int, rows: int, about: str) -> None:
+    """Write NAME.csv, .md and .png; the plot shows the memory of the loss that has a baseline, or of the first loss."""
+    header = (
         "forward and backward, of the rank where a figure is largest; FLOPs / one process: beside ours alone, 1 / W at "
         "best; sent: embeddings and gradients, in all rows of one side; else sent: all else; extra: the peak beyond "
         "inputs and gradients; "
     )
-    write_table(folder, name, rows, what + about)
-    names = list(dict.fromkeys(str(row["loss"]) for row in rows))
-    shown = next((loss for loss in names if OPEN_CLIP in PEERS[loss]), names[0])
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in rows:
-        titles = {f"{shown}, B = {B}": "B", f"{shown}, {rows_of_a_rank} rows a rank": "rows of a rank"}
-        for title, fixed in titles.items():
-            if row["loss"] == shown and row[fixed] == (B if fixed == "B" else rows_of_a_rank):
-                points = panels.setdefault(title, {}).setdefault(str(row["implementation"]), [])
-                points.append((float(str(row["W"])), max(float(str(row["extra MiB"])), 0.1)))
+    write_table(folder, name, records, header + about)
+    names = list(dict.fromkeys(record["loss"] for record in records))
+    shown = next((loss for loss in names if OPEN_CLIP in BASELINES[loss]), names[0])
+    panels: Panels = {}
+    for title, column, fixed in (
+        (f"{shown}, B = {B}", "B", B),
+        (f"{shown}, {rows} rows a rank", "rows of a rank", rows),
+    ):
+        series = [record for record in records if record["loss"] == shown and record[column] == fixed]
+        panels[title] = panels_of(series, line="implementation", x="W", y="extra MiB", at_least=0.1)[shown]
     write_plot(folder, name, panels, x="W", y="MiB of a rank beyond inputs and gradients")
 
 
+device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where to measure; cuda takes a GPU for each rank.  [default: cuda if enough]",
+)
+
+
 @click.command()
-@options.losses
-@click.option(
-    "--processes", "-w", multiple=True, type=click.IntRange(1), default=(1, 2, 4), show_default=True,
-    help="W; give it several times for several.",
-)  # fmt: skip
-@click.option("--batch-size", "-b", type=click.IntRange(2), default=4096, show_default=True,
-              help="B, of all ranks together, of the first series.")  # fmt: skip
-@click.option("--rows", type=click.IntRange(2), default=1024, show_default=True,
-              help="Of every rank, of the second series.")  # fmt: skip
-@options.dimension(512)
+@options.conditions(device, options.rounds(5), dimension=512)
+@options.several("--processes", "-w", type=click.IntRange(1), default=(1, 2, 4), help="W")
+@options.number("--batch-size", "-b", minimum=2, default=4096, help="B, of all ranks together, of the first series.")
+@options.number("--rows", minimum=2, default=1024, help="Rows of every rank, of the second series.")
 @click.option("--tile-size", type=click.IntRange(1), help="t, of our losses.  [default: 1024, on a GPU 4096]")
-@options.dtype()
-@click.option("--device", type=click.Choice(["cpu", "cuda"]),
-              help="Where to measure; cuda takes a GPU for each rank.  [default: cuda if enough]")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Repetitions.")
-@click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True,
-              help="Seconds after which the processes of one W are given up.")  # fmt: skip
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=600,
+    show_default=True,
+    help="Seconds after which the processes of one W are stopped.",
+)
 @options.out
 def main(
-    names: tuple[str, ...],
+    conditions: Conditions,
     processes: tuple[int, ...],
     batch_size: int,
     rows: int,
-    dimension: int,
     tile_size: int | None,
-    dtype: torch.dtype,
-    device: str | None,
-    rounds: int,
     timeout: float,
     folder: Path,
 ) -> None:
-    """Count, and measure, what every loss costs a rank, over the number of ranks W.
+    """Count, and measure, the costs of every loss for a rank, over the number of ranks W.
 
     Counted are FLOPs and what is sent to others; measured are memory and time, for which all ranks begin together and
     the slowest counts. On CPUs the ranks share the machine's cores, so times say little of how fast W machines are.
     """
     gpus = torch.cuda.device_count()
-    device = device or ("cuda" if gpus >= max(processes) else "cpu")
+    device = conditions.device or ("cuda" if gpus >= max(processes) else "cpu")
     if device == "cuda" and gpus < max(processes):
         raise click.BadParameter(f"expected a GPU for each of {max(processes)} processes, got {gpus}")
-    if OPEN_CLIP in absent(names):
+    conditions = dataclasses.replace(conditions, device=device)
+    if OPEN_CLIP in missing(conditions.losses):
         click.echo(f"not installed here, hence left out: {OPEN_CLIP}")
     t = tile_size or largest_tile(torch.device(device))
-    found = measure(
-        names, processes, batch_size, rows, dimension, tile_size=t, dtype=dtype, device=device, rounds=rounds,
-        timeout=timeout,
-    )  # fmt: skip
-    where = f"{dtype}, {device}, tiles of {t}"
+    records = measure(conditions, processes, batch_size, rows, tile_size=t, timeout=timeout)
+    about = f"{conditions}, tiles of {t}"
     if device == "cpu":
-        where += "; the ranks share the machine's threads: times are not those of W machines"
-    write(folder, "ranks", found, batch_size, rows, where)
+        about += "; the ranks share the machine's threads: times are not those of W machines"
+    write(folder, "ranks", records, batch_size, rows, about)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """How close to the speed of the platform's matrix product is every loss?
 
-The floor of a loss is k M: M, the time of one B x B x D product, done as (B/t)^2 products of t x D by D x t; and k, how
-many such products the loss cannot do without. The floor does nothing else: no normalisation, no exponentials, and
-always the same tile. ``python -m benchmarks.roofline`` writes roofline.csv and .md.
+The roofline of a loss is k M: M, the time of one B x B x D product, done as (B/t)^2 products of t x D by D x t; and k,
+the number of such products that the loss cannot do without. Nothing else is part of it: no normalisation, no
+exponentials, and always the same tile. ``python -m benchmarks.roofline`` writes roofline.csv and .md.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,80 +13,62 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import options
-from benchmarks.batch import embeddings, gradients
-from benchmarks.measure import Call, interleaved
-from benchmarks.results import Row, write_table
+from benchmarks.batch import Conditions
+from benchmarks.measure import Call, time_losses
+from benchmarks.results import Record, write_table
 from crossmodal_losses import LOSSES
 
 # k: forward and backward, without storing S.
 PRODUCTS = {"triplet_sum": 3, "triplet_max": 1, "triplet_weighted": 1, "triplet_weighted_mined": 1, "nt_xent": 4}
+# Device -> t.
 SIDE = {"cpu": 1024, "cuda": 4096}
-M = "M"
 
 
-def products(B: int, D: int, t: int, *, dtype: torch.dtype, device: str) -> Call:
-    """One B x B x D product, as tiles of t x t."""
-    a, b = (torch.randn(t, D, dtype=dtype, device=device) for _ in range(2))
-    tile = torch.empty(t, t, dtype=dtype, device=device)
+def product(B: int, t: int, conditions: Conditions) -> Call:
+    """Return a call that computes one B x B x D product, as tiles of t x t."""
+    a, b = (torch.randn(t, conditions.D, dtype=conditions.dtype, device=conditions.device) for _ in range(2))
+    tile = torch.empty(t, t, dtype=conditions.dtype, device=conditions.device)
 
-    def run() -> None:
+    def call() -> None:
         for _ in range((B // t) ** 2):
             torch.mm(a, b.T, out=tile)
 
-    return run
+    return call
 
 
-def measure(
-    names: Sequence[str], batch_sizes: Sequence[int], D: int, t: int, *, dtype: torch.dtype, device: str,
-    seconds: float, rounds: int,
-) -> list[Row]:  # fmt: skip
-    """A row for every loss and size; losses and floor are measured in one interleaved run."""
-    rows: list[Row] = []
+def measure(conditions: Conditions, batch_sizes: Sequence[int], t: int) -> list[Record]:
+    """Return a record for every loss and size; losses and product are measured in one interleaved run."""
+    records: list[Record] = []
     for B in tqdm(batch_sizes, "sizes"):
         if B % t:
             raise click.BadParameter(f"expected batch sizes divisible by the side of a tile, {t}, got {B}")
-        x, y = embeddings(B, D, dtype=dtype, device=device)
-        calls: dict[str, Call] = {M: products(B, D, t, dtype=dtype, device=device)}
-        calls |= {name: functools.partial(gradients, LOSSES[name](), x, y) for name in names}
-        timings = interleaved(calls, seconds=seconds, rounds=rounds)
-        for name in names:
-            floor = PRODUCTS[name] * timings[M].median
-            rows.append(
-                {"loss": name, "B": B, "D": D, **timings[name].columns(), "k": PRODUCTS[name],
-                 "M in ms": round(timings[M].median, 3), "times the floor k M": round(timings[name].median / floor, 2),
-                 "TFLOP/s of M": f"{2 * B * B * D / timings[M].median / 1e9:.3g}"}
-            )  # fmt: skip
-    return rows
+        losses = {name: LOSSES[name]() for name in conditions.losses}
+        timings = time_losses(losses, *conditions.embeddings(B), conditions, M=product(B, t, conditions))
+        M = timings.pop("M").median
+        for name, timing in timings.items():
+            k = PRODUCTS[name]
+            record = {"loss": name, "B": B, "D": conditions.D, **timing.columns(), "k": k, "M in ms": round(M, 3)}
+            record["times the floor k M"] = round(timing.median / (k * M), 2)
+            record["TFLOP/s of M"] = f"{2 * B * B * conditions.D / M / 1e9:.3g}"
+            records.append(record)
+    return records
 
 
-def about(t: int, dtype: torch.dtype, device: str) -> str:
-    return f"forward and backward, {dtype}, {device}; M: one B x B x D product in tiles of {t} x {t}"
+def write(folder: Path, name: str, records: Sequence[Record], conditions: Conditions, t: int) -> None:
+    """Write NAME.csv and .md."""
+    about = f"forward and backward, {conditions}; M: one B x B x D product in tiles of {t} x {t}"
+    write_table(folder, name, records, about)
 
 
 @click.command()
-@options.losses
+@options.conditions(options.device, options.seconds(1.0), options.rounds(5), dimension=1024)
 @options.batch_sizes(8192)
-@options.dimension(1024)
-@click.option("--side", type=click.IntRange(1), help="t, of the floor's tiles.  [default: 1024, on a GPU 4096]")
-@options.dtype()
-@options.device
-@options.repetitions(seconds=1.0, rounds=5)
+@click.option("--side", type=click.IntRange(1), help="t, of the roofline's tiles.  [default: 1024, on a GPU 4096]")
 @options.out
-def main(
-    names: tuple[str, ...],
-    batch_sizes: tuple[int, ...],
-    dimension: int,
-    side: int | None,
-    dtype: torch.dtype,
-    device: str,
-    seconds: float,
-    rounds: int,
-    folder: Path,
-) -> None:
-    """Time every loss over the floor k M of its matrix products."""
-    t = side or SIDE[device]
-    rows = measure(names, batch_sizes, dimension, t, dtype=dtype, device=device, seconds=seconds, rounds=rounds)
-    write_table(folder, "roofline", rows, about(t, dtype, device))
+def main(conditions: Conditions, batch_sizes: tuple[int, ...], side: int | None, folder: Path) -> None:
+    """Time every loss over the roofline k M of its matrix products."""
+    t = side or SIDE[conditions.device]
+    write(folder, "roofline", measure(conditions, batch_sizes, t), conditions, t)
 
 
 if __name__ == "__main__":

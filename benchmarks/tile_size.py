@@ -1,20 +1,19 @@
-"""Which tile size is fastest, and up to which B is it faster to keep all of S? Hence the rule in base.py.
+"""Which tile size is fastest, and up to which B is it faster to keep all of S?
 
-``python -m benchmarks.tile_size`` writes tile_size.csv, .md and .png. What ``tile_size=None`` takes is marked.
+``python -m benchmarks.tile_size`` writes tile_size.csv, .md and .png, in which the choice of ``tile_size=None`` is
+marked. The limits of that choice come from this table.
 """
 
-import functools
 from pathlib import Path
 
 import click
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import options
-from benchmarks.batch import Loss, embeddings, gradients
-from benchmarks.measure import Call, interleaved
-from benchmarks.results import Row, write_plot, write_table
+from benchmarks.batch import Conditions, Loss
+from benchmarks.measure import time_losses
+from benchmarks.results import Panels, Record, write_plot, write_table
 from crossmodal_losses import LOSSES, PairLoss
 from crossmodal_losses.engine.dense import ClosedForm
 from crossmodal_losses.losses.base import TILE, largest_dense
@@ -23,7 +22,7 @@ DENSE = "all of S"
 
 
 def dense(loss: PairLoss) -> Loss:
-    """The closed form over all of S, also beyond the B up to which ``tile_size=None`` takes it."""
+    """Return the loss over all of S, also for a B at which ``tile_size=None`` takes tiles."""
     rule = loss.rule
 
     def of(x: Tensor, y: Tensor) -> Tensor:
@@ -34,53 +33,41 @@ def dense(loss: PairLoss) -> Loss:
 
 
 def chosen(loss: PairLoss, B: int, device: str) -> str:
-    """What ``tile_size=None`` takes."""
+    """Return the choice of ``tile_size=None``."""
     return DENSE if largest_dense(loss.rule.fold) >= B else str(min(TILE[device], B))
 
 
 @click.command()
-@options.losses
+@options.conditions(options.device, options.seconds(0.2), options.rounds(3), dimension=1024)
 @options.batch_sizes(1024, 2048, 4096)
-@options.dimension(1024)
-@click.option(
-    "--tile-sizes", "-t", multiple=True, type=click.IntRange(1), default=(256, 512, 768, 1024, 1536, 2048, 4096),
-    show_default=True, help="Those up to B are measured; give it several times for several.",
-)  # fmt: skip
-@options.dtype()
-@options.device
-@options.repetitions(seconds=0.2, rounds=3)
+@options.several(
+    "--tile-sizes",
+    "-t",
+    type=click.IntRange(1),
+    default=(256, 512, 768, 1024, 1536, 2048, 4096),
+    help="A tile size, measured where it is at most B",
+)
 @options.out
-def main(
-    names: tuple[str, ...],
-    batch_sizes: tuple[int, ...],
-    dimension: int,
-    tile_sizes: tuple[int, ...],
-    dtype: torch.dtype,
-    device: str,
-    seconds: float,
-    rounds: int,
-    folder: Path,
-) -> None:
+def main(conditions: Conditions, batch_sizes: tuple[int, ...], tile_sizes: tuple[int, ...], folder: Path) -> None:
     """Time every loss over tile sizes, and with all of S at once."""
-    rows: list[Row] = []
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in names}
-    for B, name in tqdm([(B, name) for B in batch_sizes for name in names], "losses and sizes"):
-        x, y = embeddings(B, dimension, dtype=dtype, device=device)
+    records: list[Record] = []
+    panels: Panels = {name: {} for name in conditions.losses}
+    for B, name in tqdm([(B, name) for B in batch_sizes for name in conditions.losses], "losses and sizes"):
         losses: dict[str, Loss] = {str(t): LOSSES[name](tile_size=t) for t in tile_sizes if t <= B}
         losses[DENSE] = dense(LOSSES[name]())
-        calls: dict[str, Call] = {t: functools.partial(gradients, loss, x, y) for t, loss in losses.items()}
-        timings = interleaved(calls, seconds=seconds, rounds=rounds)
+        timings = time_losses(losses, *conditions.embeddings(B), conditions)
         fastest = min(timing.median for timing in timings.values())
-        default = chosen(LOSSES[name](), B, device)
+        default = chosen(LOSSES[name](), B, conditions.device)
         for t, timing in timings.items():
-            rows.append(
-                {"loss": name, "B": B, "D": dimension, "tile size": t, "by default": "yes" if t == default else "",
-                 **timing.columns(), "times the fastest": round(timing.median / fastest, 2)}
-            )  # fmt: skip
+            record = {"loss": name, "B": B, "D": conditions.D, "tile size": t}
+            record["by default"] = "yes" if t == default else ""
+            record |= timing.columns()
+            record["times the fastest"] = round(timing.median / fastest, 2)
+            records.append(record)
             if t != DENSE:
                 panels[name].setdefault(f"B = {B}", []).append((int(t), timing.median))
         panels[name][f"B = {B}, {DENSE}"] = [(t, timings[DENSE].median) for t in (min(tile_sizes), max(tile_sizes))]
-    write_table(folder, "tile_size", rows, f"forward and backward, {dtype}, {device}")
+    write_table(folder, "tile_size", records, f"forward and backward, {conditions}")
     dashed = {f"B = {B}, {DENSE}": f"B = {B}" for B in batch_sizes}
     write_plot(folder, "tile_size", panels, x="tile size", y="ms, forward and backward", dashed=dashed)
 

@@ -1,11 +1,11 @@
-"""What a process sends to the others, counted from the transfers that it asks torch.distributed for.
+"""Count what a process sends to the others, from its calls of torch.distributed.
 
-Counted is what an operation cannot do without, whoever carries it out, for a message of n entries and W processes:
+The count is what an operation needs at least, for a message of n entries and W processes:
 
-* a send: n; a broadcast of this process's: (W - 1) n;
+* a send: n; a broadcast from this process: (W - 1) n;
 * gathering, with n of each: (W - 1) n; its reverse, scattering sums so that each gets n: (W - 1) n;
 * a sum that all get: 2 (W - 1) / W n, which is a scatter of sums, then a gathering;
-* everything to everyone: what is not for this process itself.
+* all to all: everything but the part that stays at this process.
 """
 
 from typing import Any
@@ -17,17 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def _to_others(parts: list[int], rank: int) -> tuple[int, float]:
-    """Of parts that go to one process each: the largest, and all but this process's own."""
+    """Return the largest of the parts for one process each, and the sum of those for other processes."""
     return max(parts), sum(parts) - parts[rank]
 
 
 def transfer(name: str, args: tuple[Any, ...], rank: int, count: int) -> tuple[Tensor, int, float]:
-    """What an operation of torch.distributed sends: whose entries, how many in one message, and in all of them.
+    """Return what an operation sends: a tensor of the dtype, the entries of one message, and of all messages.
 
     Args:
-        name: of the operation in ``torch.ops.c10d``.
-        args: the operation's arguments.
-        rank, count: this process, and of how many.
+        name: name of the operation in ``torch.ops.c10d``.
+        args: arguments of the operation.
+        rank, count: number of this process, and number of processes.
+
+    Raises:
+        NotImplementedError: the operation is not counted here.
     """
     others, first = count - 1, args[0] if isinstance(args[0], Tensor) else args[0][0]
     match name:
@@ -42,8 +45,8 @@ def transfer(name: str, args: tuple[Any, ...], rank: int, count: int) -> tuple[T
         case "allreduce_":
             return first, first.numel() // count, 2 * others / count * first.numel()
         case "allgather_" | "_allgather_base_":
-            own = args[1] if isinstance(args[1], Tensor) else args[1][0]
-            return own, own.numel(), others * own.numel()
+            local = args[1] if isinstance(args[1], Tensor) else args[1][0]
+            return local, local.numel(), others * local.numel()
         case "reduce_scatter_" | "_reduce_scatter_base_":
             return first, first.numel(), others * first.numel()
         case "scatter_":
@@ -58,14 +61,14 @@ def transfer(name: str, args: tuple[Any, ...], rank: int, count: int) -> tuple[T
 
 
 class Traffic(TorchDispatchMode):
-    """Counts what this process sends to the others of the default group.
+    """Count the bytes that this process sends to the others of the default group.
 
     Args:
-        block: how many entries make a message one of embeddings or of their gradients; smaller ones are counted apart.
+        block: least number of entries of a message of embeddings or of their gradients.
 
     Attributes:
-        bytes: sent in such messages.
-        other_bytes: sent in the smaller ones.
+        bytes: bytes sent in messages of at least ``block`` entries.
+        other_bytes: bytes sent in smaller messages.
     """
 
     def __init__(self, block: int) -> None:

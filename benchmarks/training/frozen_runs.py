@@ -1,14 +1,14 @@
 """How long do the 36 runs of the paper with frozen encoders take?
 
 Table 1: AudioCaps and Clotho x four losses x three seeds. Table 2: AudioCaps at batch 128 x four losses x three seeds.
-Features of their real sizes are drawn at random; the step, the measuring and the writing are those of
+Features of their real sizes are drawn at random; the step, the evaluation and the writing of files are those of
 ``reference_model.training.trainer``. ``python -m benchmarks.training.frozen_runs`` writes frozen_runs.csv and .md.
 """
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import options
 from benchmarks.measure import Call, interleaved, synchronise
-from benchmarks.results import Row, write_table
+from benchmarks.results import Record, write_table
 from reference_model.config import Config
 from reference_model.data.batches import DistributedBatchSampler
 from reference_model.evaluation.evaluate import evaluate
@@ -32,29 +32,22 @@ from reference_model.training.checkpoint import save_checkpoint
 from reference_model.training.step import Step
 
 EPOCHS, SEEDS = 50, 3
-AUDIO, TEXT = 2048, 768  # features
-CAPTIONS = {"AudioCaps": {"train": 1, "val": 5, "test": 5}, "Clotho": {"train": 5, "val": 5, "test": 5}}  # of a clip
+AUDIO, TEXT = 2048, 768  # columns of the features
+# Data set -> split -> captions of a clip.
+CAPTIONS = {"AudioCaps": {"train": 1, "val": 5, "test": 5}, "Clotho": {"train": 5, "val": 5, "test": 5}}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Runs that differ in loss and seed alone."""
-
-    dataset: str
-    batch_size: int
-    learning_rate: float
-
-
-def settings() -> dict[Setting, list[str]]:
-    """The settings of the tables' frozen rows, and the losses of each."""
-    found: dict[Setting, list[str]] = {}
+def frozen_experiments() -> dict[tuple[str, int], list[str]]:
+    """Return (data set, batch size) -> losses, for the rows of the paper's tables with frozen encoders."""
+    found: dict[tuple[str, int], list[str]] = {}
     for row in experiments().values():
         if row["encoders"] == "frozen":
-            found.setdefault(Setting(row["dataset"], row["batch_size"], 1e-4), []).append(row["loss"])
+            found.setdefault((row["dataset"], row["batch_size"]), []).append(row["loss"])
     return found
 
 
-def features(dataset: str, split: str, divisor: int, device: str) -> Features:
+def random_features(dataset: str, split: str, divisor: int, device: str) -> Features:
+    """Return random features of as many clips as the split has, divided by ``divisor``."""
     clips = DATASET_SIZES[dataset][split] // divisor
     captions = clips * CAPTIONS[dataset][split]
     return Features(
@@ -65,75 +58,101 @@ def features(dataset: str, split: str, divisor: int, device: str) -> Features:
     ).to(torch.device(device))
 
 
-def config(setting: Setting, loss: str) -> Config:
-    """What a step asks for; the rest is of no account here."""
+def config(dataset: str, batch_size: int, loss: str) -> Config:
+    """Return a config for a step; settings that a step does not read have any value."""
     return Config(
-        data="", dataset=setting.dataset, clip_seconds=10.0, loss=loss, encoders="frozen",
-        model="tiny", audio_checkpoint=None, bert=None, batch_size=setting.batch_size,
-        learning_rate=setting.learning_rate, epochs=EPOCHS, decay_every=20,
-        gradient_cache_micro_batch=None, seed=0, precision="no", workers=0, **PROTOCOLS["paper"],
-    )  # fmt: skip
+        data="",
+        dataset=dataset,
+        clip_seconds=10.0,
+        loss=loss,
+        encoders="frozen",
+        model="tiny",
+        audio_checkpoint=None,
+        bert=None,
+        batch_size=batch_size,
+        learning_rate=1e-4,
+        epochs=EPOCHS,
+        decay_every=20,
+        gradient_cache_micro_batch=None,
+        seed=0,
+        precision="no",
+        workers=0,
+        **PROTOCOLS["paper"],
+    )
 
 
-def batches(of: Features, batch_size: int) -> tuple[int, Iterator[dict[str, Any]]]:
-    """Steps an epoch, and batches without end."""
-    sampler = DistributedBatchSampler(BatchSampler(RandomSampler(of.text_of_caption), batch_size, drop_last=True), 0, 1)
-    source = FeatureBatches(of, sampler)
-    return len(sampler), itertools.chain.from_iterable(source.from_step(0) for _ in itertools.count())
+def endless_batches(features: Features, batch_size: int) -> tuple[int, Iterator[dict[str, Any]]]:
+    """Return the number of steps in an epoch, and batches without end."""
+    order = RandomSampler(features.text_of_caption)
+    sampler = DistributedBatchSampler(BatchSampler(order, batch_size, drop_last=True), 0, 1)
+    batches = FeatureBatches(features, sampler)
+    return len(sampler), itertools.chain.from_iterable(batches.from_step(0) for _ in itertools.count())
 
 
-def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[Row]:
-    """A row for every setting and loss; losses, measuring and writing of a setting are timed in one interleaved run."""
+def take_step(step: Step, batches: Iterator[dict[str, Any]]) -> None:
+    """Train on the next batch."""
+    step(next(batches))
+
+
+def write_files(folder: Path, heads: Heads, step: Step) -> None:
+    """Write the files that a run writes after an epoch."""
+    save_checkpoint(folder / "checkpoint.safetensors", heads.state_dict(), step.optimizer, {})
+    save_tensors(folder / "best.safetensors", heads.state_dict())
+
+
+def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[Record]:
+    """Return a record for every data set, batch size and loss.
+
+    The steps with all losses, evaluation and writing are timed in one interleaved run.
+    """
     accelerator = Accelerator(cpu=device == "cpu")
-    rows: list[Row] = []
-    for setting, losses in tqdm(settings().items(), "settings"):
-        train, val, test = (features(setting.dataset, split, divisor, device) for split in ("train", "val", "test"))
+    records: list[Record] = []
+    for (dataset, batch_size), losses in tqdm(frozen_experiments().items(), "data sets and batch sizes"):
+        train, val, test = (random_features(dataset, split, divisor, device) for split in ("train", "val", "test"))
         calls: dict[str, Call] = {}
-        steps = 0
         for loss in losses:
             heads = Heads(AUDIO, TEXT, hidden_size=2048, embedding_size=1024).to(device)
-            step = Step(heads, config(setting, loss), accelerator)
-            steps, stream = batches(train, setting.batch_size)
-            calls[loss] = lambda step=step, stream=stream: step(next(stream))  # type: ignore[misc]
+            step = Step(heads, config(dataset, batch_size, loss), accelerator)
+            steps, batches = endless_batches(train, batch_size)
+            calls[loss] = functools.partial(take_step, step, batches)
             calls[loss]()
-        calls["measure"] = lambda heads=heads, val=val: evaluate(heads, val, accelerator)  # type: ignore[misc]
+        calls["evaluate"] = functools.partial(evaluate, heads, val, accelerator)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint.safetensors"
-
-            def write(heads: Heads = heads, step: Step = step, path: Path = path) -> None:
-                save_checkpoint(path, heads.state_dict(), step.optimizer, {})
-                save_tensors(path.with_name("best.safetensors"), heads.state_dict())
-
-            calls["write"] = write
+            calls["write"] = functools.partial(write_files, Path(folder), heads, step)
             timings = interleaved(calls, seconds=seconds, rounds=rounds)
         synchronise()
-        epoch = (timings["measure"].median + timings["write"].median) / 1e3
-        rest = timings["measure"].median * len(test.text) / len(val.text) / 1e3
+        after_epoch = (timings["evaluate"].median + timings["write"].median) / 1e3
+        of_test = timings["evaluate"].median * len(test.text) / len(val.text) / 1e3
         for loss in losses:
-            whole = EPOCHS * (steps * timings[loss].median / 1e3 + epoch) + rest
-            rows.append(
-                {"data set": setting.dataset, "batch": setting.batch_size, "loss": loss, "steps an epoch": steps,
-                 **{f"{name}, a step": value for name, value in timings[loss].columns().items()},
-                 "s, measure and write an epoch": round(epoch, 2), "minutes, one run": round(whole / 60, 1),
-                 "hours, three seeds": round(SEEDS * whole / 3600, 2)}
-            )  # fmt: skip
-    return rows
+            run = EPOCHS * (steps * timings[loss].median / 1e3 + after_epoch) + of_test
+            records.append(
+                {
+                    "data set": dataset,
+                    "batch": batch_size,
+                    "loss": loss,
+                    "steps an epoch": steps,
+                    **{f"{column}, a step": value for column, value in timings[loss].columns().items()},
+                    "s, measure and write an epoch": round(after_epoch, 2),
+                    "minutes, one run": round(run / 60, 1),
+                    "hours, three seeds": round(SEEDS * run / 3600, 2),
+                }
+            )
+    return records
 
 
 @click.command()
 @options.device
-@click.option("--divisor", type=click.IntRange(1), default=1, show_default=True, help="Of the numbers of clips.")
-@options.repetitions(seconds=3.0, rounds=5)
+@options.number("--divisor", minimum=1, default=1, help="Divides the numbers of clips.")
+@options.seconds(3.0)
+@options.rounds(5)
 @options.out
 def main(device: str, divisor: int, seconds: float, rounds: int, folder: Path) -> None:
     """Time the steps of the paper's runs with frozen encoders on kept features, and project the hours of all 36."""
-    rows = measure(divisor, device=device, seconds=seconds, rounds=rounds)
-    total = sum(float(str(row["hours, three seeds"])) for row in rows)
-    about = f"float32, {device}, random features of the real sizes"
-    write_table(
-        folder, "frozen_runs" + ("" if device == "cpu" else "-gpu"), rows,
-        f"{about}; **{SEEDS * len(rows)} runs: {total:.1f} hours, one after another**",
-    )  # fmt: skip
+    records = measure(divisor, device=device, seconds=seconds, rounds=rounds)
+    total = sum(record["hours, three seeds"] for record in records)
+    about = f"float32, {device}, random features of the real sizes; "
+    about += f"**{SEEDS * len(records)} runs: {total:.1f} hours, one after another**"
+    write_table(folder, "frozen_runs" + ("" if device == "cpu" else "-gpu"), records, about)
 
 
 if __name__ == "__main__":
