@@ -1,7 +1,7 @@
-"""What is refused at the door, and in which words: *expected ... got ...*.
+"""Argument checks of the public functions, with errors of the form *expected ... got ...*.
 
-Public functions check their arguments with these, before anything is computed. Only shapes, dtypes, devices and Python
-numbers are looked at, never the values of a tensor, so no check synchronises with a device.
+They run before anything is computed. They look at shapes, dtypes, devices and Python numbers, never at the values of a
+tensor, so no check synchronises with a device. All raise TypeError or ValueError.
 """
 
 import math
@@ -31,7 +31,7 @@ def _check_floating(name: str, value: Tensor) -> None:
 
 
 def check_embeddings(x: Tensor, y: Tensor) -> None:
-    """x and y: floating ``[B, D]`` on one device, B >= 1 and D >= 1; their i-th rows are a pair."""
+    """Require x and y to be floating ``[B, D]`` on one device, with B >= 1 and D >= 1."""
     for name, value in (("x", x), ("y", y)):
         _check_floating(name, value)
         if value.dim() != 2 or 0 in value.shape:
@@ -43,19 +43,19 @@ def check_embeddings(x: Tensor, y: Tensor) -> None:
 
 
 def check_similarities(S: Tensor) -> None:
-    """S: floating ``[B, B]``, B >= 1."""
+    """Require S to be floating ``[B, B]`` with B >= 1."""
     _check_floating("S", S)
     if S.dim() != 2 or S.shape[0] != S.shape[1] or S.shape[0] == 0:
         raise ValueError(f"expected S of shape [B, B] with B >= 1, got {list(S.shape)}")
 
 
 def check_ids(ids: Tensor | None, like: Tensor) -> None:
-    """ids: None, or integers ``[B]`` on the device of ``like``, whose first dimension is B."""
+    """Require ids to be None, or integers ``[B]`` on the device of ``like``, whose first dimension is B."""
     if ids is None:
         return
     if not isinstance(ids, Tensor):
         raise TypeError(f"expected ids to be None or an integer tensor [B], got {type(ids).__name__}")
-    if ids.dtype not in INTEGER:  # as floats, ids above 2^24 would collide
+    if ids.dtype not in INTEGER:  # float32 holds whole numbers exactly only up to 2^24
         raise TypeError(f"expected ids of an integer dtype ({_names(INTEGER)}), got {ids.dtype}")
     if ids.shape != like.shape[:1]:
         raise ValueError(f"expected ids of shape [{like.shape[0]}], one for each pair, got {list(ids.shape)}")
@@ -64,7 +64,7 @@ def check_ids(ids: Tensor | None, like: Tensor) -> None:
 
 
 def check_reduction(reduction: str) -> None:
-    """One of "mean", "sum", "none"."""
+    """Require reduction to be "mean", "sum" or "none"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}")
 
@@ -75,14 +75,14 @@ def _check_number(name: str, value: float) -> None:
 
 
 def check_margin(margin: float) -> None:
-    """A finite number >= 0."""
+    """Require margin to be a finite number >= 0."""
     _check_number("margin", margin)
     if not 0 <= margin < math.inf:
         raise ValueError(f"expected margin to be finite and >= 0, got {margin}")
 
 
 def check_tile_size(tile_size: int | None) -> None:
-    """None, or a whole number >= 1."""
+    """Require tile_size to be None or a whole number >= 1."""
     if tile_size is None:
         return
     if not isinstance(tile_size, int) or isinstance(tile_size, bool):
@@ -92,7 +92,7 @@ def check_tile_size(tile_size: int | None) -> None:
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """A number between 1e-6 and 1e6, or a floating tensor without dimensions (its value is the caller's promise)."""
+    """Require temperature to be a number between 1e-6 and 1e6, or a floating ``[]`` tensor, whose value is not read."""
     if isinstance(temperature, Tensor):
         _check_floating("temperature", temperature)
         if temperature.dim() != 0:
@@ -101,12 +101,12 @@ def check_temperature(temperature: float | Tensor) -> None:
     _check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         raise ValueError(f"expected temperature to be finite and > 0, got {temperature}")
-    if not 1e-6 <= temperature <= 1e6:  # beyond it, float32 runs out of exponents
+    if not 1e-6 <= temperature <= 1e6:  # beyond these, exponents of float32 do not suffice
         raise ValueError(f"expected temperature between 1e-6 and 1e6, got {temperature}")
 
 
 def check_coefficients(name: str, coefficients: Sequence[float]) -> None:
-    """At least one finite number, the constant term first."""
+    """Require coefficients to be at least one finite number, the constant term first."""
     if isinstance(coefficients, str) or not isinstance(coefficients, Sequence):
         raise TypeError(f"expected {name} to be a sequence of numbers, got {type(coefficients).__name__}")
     if len(coefficients) == 0:

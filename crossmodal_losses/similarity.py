@@ -1,4 +1,4 @@
-"""Equation 1: cosine similarity; and which of the B x B pairs are negatives."""
+"""Cosine similarity (equation 1), and the negatives among the B x B pairs."""
 
 from typing import Any
 
@@ -11,19 +11,22 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """Half precision is widened, float32 and float64 stay: no statistic is ever formed in half precision."""
+    """Convert float16 and bfloat16 to float32; statistics are never computed in half precision."""
     return value.float() if value.dtype in HALF else value
 
 
 def computation_dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    """float64 if x or y is, else float32."""
+    """Return float64 if x or y is float64, else float32."""
     return torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Rows of unit Euclidean length, ``[B, D] -> [B, D]``; a row of zeros stays one and receives a zero gradient."""
-    # Dividing by the largest entry first keeps the squares from over- and underflowing. x / |x| does not depend on
-    # that factor, so it is a constant to autograd, at every order.
+    """Scale rows to unit Euclidean length, ``[B, D] -> [B, D]``.
+
+    A row of zeros stays a row of zeros and receives a zero gradient.
+    """
+    # Division by the largest entry keeps the squares from over- and underflowing. x / |x| does not depend on this
+    # factor, so autograd may treat it as a constant, for derivatives of every order.
     largest = x.detach().abs().amax(1, keepdim=True)
     x = x / largest.masked_fill(largest == 0, 1)
     square = x.square().sum(1, keepdim=True)
@@ -31,8 +34,8 @@ def normalise(x: Tensor) -> Tensor:
     return x * square.masked_fill(zero, 1).rsqrt().masked_fill(zero, 0)
 
 
-class _Product(torch.autograd.Function):
-    """``a @ b.T``, which autocast lowers neither here nor in a backward pass that runs under it."""
+class _ProductWithoutAutocast(torch.autograd.Function):
+    """Compute ``a @ b.T`` in the dtype of a and b, under autocast too, forward and backward."""
 
     generate_vmap_rule = True
 
@@ -56,7 +59,7 @@ class _Product(torch.autograd.Function):
 
 
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
-    r"""Cosine similarity of every row of x with every row of y.
+    r"""Compute the cosine similarity of every row of x with every row of y.
 
     .. math:: s_{ij} = \frac{x_i \cdot y_j}{\lVert x_i \rVert_2 \, \lVert y_j \rVert_2}
 
@@ -66,9 +69,9 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
         x, y: floating ``[B, D]``, not necessarily normalised; the i-th rows are a pair.
 
     Returns:
-        S, ``[B, B]``, in [-1, 1] up to rounding; float64 if x or y is, else float32. Half precision is widened before
-        anything is computed, and autocast cannot lower that (TF32, where you have allowed it, can). A row of zeros has
-        similarity 0 to everything; a row with a NaN or an inf has similarity NaN.
+        S, ``[B, B]``, in [-1, 1] up to rounding; float64 if x or y is, else float32. Half precision is converted to
+        float32 before anything is computed, under autocast too; only TF32, if you allow it, lowers the precision. A row
+        of zeros has similarity 0 to everything; a row with a NaN or an inf has similarity NaN.
 
     Raises:
         TypeError, ValueError: x or y is not a floating ``[B, D]`` tensor, or they differ in shape or device.
@@ -80,17 +83,22 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     check_embeddings(x, y)
     dtype = computation_dtype(x, y)
     x, y = normalise(x.to(dtype)), normalise(y.to(dtype))
-    # Where nothing asks for a gradient, torch 2.4 cannot compile the whole function.
-    product = _Product.apply if x.requires_grad or y.requires_grad else _Product.forward
+    needs_grad = x.requires_grad or y.requires_grad
+    # Without gradients, torch 2.4 cannot compile the whole autograd function.
+    product = _ProductWithoutAutocast.apply if needs_grad else _ProductWithoutAutocast.forward
     S: Tensor = product(x, y)
     return S
 
 
 def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
-    """Which pairs (i, j) are negatives: bool ``[B, B]``, symmetric, false on the diagonal.
+    """Return the mask of the negatives (i, j): bool ``[B, B]``, symmetric, false on the diagonal.
 
-    Without ids every j != i is a negative of i, as in the paper. With them, items of one id belong together, and only
+    Without ids every j != i is a negative of i, as in the paper. With ids, items of one id belong together, and only
     pairs of different ids are negatives.
+
+    Args:
+        ids: integers ``[B]``, or None.
+        S: similarities ``[B, B]``, for their size and device.
     """
     if ids is None:
         ids = torch.arange(S.shape[0], device=S.device)
@@ -98,10 +106,14 @@ def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
 
 
 def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
-    """The largest similarity among each row's negatives, ``[B, B] -> [B]``.
+    """Return the largest similarity among each row's negatives, ``[B]``.
 
-    Of equal ones the lowest index is taken and receives the whole gradient. For a row without negatives the number is
-    finite and means nothing.
+    Among equal ones, the one with the lowest index is taken and receives the whole gradient. For a row without
+    negatives the result is finite, and has no meaning.
+
+    Args:
+        S: similarities ``[B, B]``.
+        negative: mask of the negatives, bool ``[B, B]``.
     """
     index = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min).argmax(1, keepdim=True)
     return S.gather(1, index).squeeze(1)
