@@ -4,9 +4,13 @@ There are several forms of each, because none is the fastest everywhere. Pairs a
 ones, and the value is the mean over anchors.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+
+from benchmarks.batch import Loss
 
 MARGIN = 0.2
 TEMPERATURE = 0.07
@@ -56,20 +60,22 @@ def triplet_sum_subtracted(x: Tensor, y: Tensor) -> Tensor:
     return ((S + shift[:, None]).relu().sum() + (S + shift).relu().sum()) / len(S) - 2 * MARGIN
 
 
-def _hardest_by_max(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def hardest_by_max(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the positives, ``[B]``, and the hardest negatives of rows and columns, ``[2, B]``."""
     S = similarities(x, y)
     negatives = S.clone().fill_diagonal_(-torch.inf)
     return S.diagonal(), torch.stack([negatives.max(1).values, negatives.max(0).values])
 
 
-def _hardest_by_amax(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def hardest_by_amax(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same; ``amax`` divides the gradient among ties."""
     S = similarities(x, y)
     negatives = S.masked_fill(diagonal(S), -torch.inf)
     return S.diagonal(), torch.stack([negatives.amax(1), negatives.amax(0)])
 
 
-def _triplet_max(positive: Tensor, hardest: Tensor) -> Tensor:
+def triplet_max(positive: Tensor, hardest: Tensor) -> Tensor:
+    """Compute equation 3 of the positives and the hardest negatives."""
     return (MARGIN + hardest - positive).relu().sum() / len(positive)
 
 
@@ -81,40 +87,17 @@ def _g_negative(s: Tensor) -> Tensor:
     return 0.03 - 0.4 * s + 0.9 * s**2
 
 
-def _triplet_weighted(positive: Tensor, hardest: Tensor) -> Tensor:
+def triplet_weighted(positive: Tensor, hardest: Tensor) -> Tensor:
+    """Compute equation 6 of the positives and the hardest negatives."""
     return (_g_positive(positive) + _g_negative(hardest)).relu().sum() / len(positive)
 
 
-def _triplet_weighted_mined(positive: Tensor, hardest: Tensor) -> Tensor:
+def triplet_weighted_mined(positive: Tensor, hardest: Tensor) -> Tensor:
+    """Compute the mined rule of Wei et al. 2020 of the positives and the hardest negatives."""
     counts = (hardest + MARGIN > positive) & (positive < PERFECT)
     return ((_g_positive(positive).relu() + _g_negative(hardest).relu()) * counts).sum() / len(positive)
 
 
-def triplet_max_max(x: Tensor, y: Tensor) -> Tensor:
-    """Compute equation 3."""
-    return _triplet_max(*_hardest_by_max(x, y))
-
-
-def triplet_max_amax(x: Tensor, y: Tensor) -> Tensor:
-    """Compute equation 3."""
-    return _triplet_max(*_hardest_by_amax(x, y))
-
-
-def triplet_weighted_max(x: Tensor, y: Tensor) -> Tensor:
-    """Compute equation 6."""
-    return _triplet_weighted(*_hardest_by_max(x, y))
-
-
-def triplet_weighted_amax(x: Tensor, y: Tensor) -> Tensor:
-    """Compute equation 6."""
-    return _triplet_weighted(*_hardest_by_amax(x, y))
-
-
-def triplet_weighted_mined_max(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mined rule of Wei et al. 2020."""
-    return _triplet_weighted_mined(*_hardest_by_max(x, y))
-
-
-def triplet_weighted_mined_amax(x: Tensor, y: Tensor) -> Tensor:
-    """Compute the mined rule of Wei et al. 2020."""
-    return _triplet_weighted_mined(*_hardest_by_amax(x, y))
+def of_hardest(rule: Callable[..., Tensor], hardest: Callable[..., tuple[Tensor, Tensor]]) -> Loss:
+    """Return a loss of x and y from a rule above and the way in which its hardest negatives are found."""
+    return lambda x, y: rule(*hardest(x, y))

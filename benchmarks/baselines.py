@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.functional import normalize
 
 from benchmarks import autograd
-from benchmarks.autograd import MARGIN, TEMPERATURE
+from benchmarks.autograd import MARGIN, TEMPERATURE, hardest_by_amax, hardest_by_max, of_hardest
 from benchmarks.batch import Loss
 
 # Names in torch that not every version of it has.
@@ -212,17 +212,17 @@ ALL_BASELINES: dict[str, dict[str, Baseline]] = {
         "pytorch-metric-learning": metric_learning(metric_learning_triplet(), 128),
     },
     "triplet_max": {
-        "autograd, max": Baseline(autograd.triplet_max_max),
-        "autograd, amax": Baseline(autograd.triplet_max_amax),
+        "autograd, max": Baseline(of_hardest(autograd.triplet_max, hardest_by_max)),
+        "autograd, amax": Baseline(of_hardest(autograd.triplet_max, hardest_by_amax)),
         "pytorch-metric-learning": metric_learning(metric_learning_triplet(hardest=True), 4096),
     },
     "triplet_weighted": {
-        "autograd, max": Baseline(autograd.triplet_weighted_max),
-        "autograd, amax": Baseline(autograd.triplet_weighted_amax),
+        "autograd, max": Baseline(of_hardest(autograd.triplet_weighted, hardest_by_max)),
+        "autograd, amax": Baseline(of_hardest(autograd.triplet_weighted, hardest_by_amax)),
     },
     "triplet_weighted_mined": {
-        "autograd, max": Baseline(autograd.triplet_weighted_mined_max),
-        "autograd, amax": Baseline(autograd.triplet_weighted_mined_amax),
+        "autograd, max": Baseline(of_hardest(autograd.triplet_weighted_mined, hardest_by_max)),
+        "autograd, amax": Baseline(of_hardest(autograd.triplet_weighted_mined, hardest_by_amax)),
         "loop over anchors": Baseline(loop_over_anchors, 1024, 1024),
     },
 }
@@ -237,9 +237,9 @@ NAMES = sorted({COMPILED, INF_CL}.union(*ALL_BASELINES.values()))
 TO_COMPILE: dict[str, Loss] = {
     "nt_xent": autograd.nt_xent_logsumexp,
     "triplet_sum": autograd.triplet_sum_subtracted,
-    "triplet_max": autograd.triplet_max_amax,
-    "triplet_weighted": autograd.triplet_weighted_amax,
-    "triplet_weighted_mined": autograd.triplet_weighted_mined_amax,
+    "triplet_max": of_hardest(autograd.triplet_max, hardest_by_amax),
+    "triplet_weighted": of_hardest(autograd.triplet_weighted, hardest_by_amax),
+    "triplet_weighted_mined": of_hardest(autograd.triplet_weighted_mined, hardest_by_amax),
 }
 
 

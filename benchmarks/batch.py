@@ -37,23 +37,17 @@ class Conditions:
         return f"{self.dtype}, {self.device}"
 
     def embeddings(self, B: int) -> tuple[Tensor, Tensor]:
-        """Return x and y, ``[B, D]``, of this dtype on this device."""
-        return embeddings(B, self.D, dtype=self.dtype, device=self.device)
+        """Return x and y, ``[B, D]``, which require gradients and are the same in every call.
 
+        Similarities of positives are around 0.1, as early in training: every loss has violations, and gradients.
+        """
+        generator = torch.Generator(self.device).manual_seed(B)
 
-def embeddings(B: int, D: int, *, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
-    """Return x and y, ``[B, D]``, which require gradients and are always the same for one B and D.
+        def normal() -> Tensor:
+            return torch.randn(B, self.D, generator=generator, dtype=self.dtype, device=self.device)
 
-    Similarities of positives are around 0.1, as early in training: every loss has violations, and gradients.
-    """
-    generator = torch.Generator(device).manual_seed(B)
-    shared = torch.randn(B, D, generator=generator, dtype=dtype, device=device)
-
-    def noisy_view() -> Tensor:
-        noise = torch.randn(B, D, generator=generator, dtype=dtype, device=device)
-        return noise.mul_(3).add_(shared).requires_grad_()
-
-    return noisy_view(), noisy_view()
+        shared = normal()
+        return normal().mul_(3).add_(shared).requires_grad_(), normal().mul_(3).add_(shared).requires_grad_()
 
 
 def gradients(loss: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:

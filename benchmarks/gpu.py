@@ -41,7 +41,7 @@ def check(conditions: Conditions, B: int, tile_size: int) -> None:
         expected_gradients = torch.autograd.grad(expected, (x64, y64))
         for t in (None, tile_size):
             value = LOSSES[name](tile_size=t)(x, y)
-            of_value = deviation([value], [expected])
+            of_value = deviation([value.detach()], [expected.detach()])
             of_gradients = deviation(torch.autograd.grad(value, (x, y)), expected_gradients)
             if not max(of_value, of_gradients) <= allowed:
                 raise click.ClickException(
@@ -107,16 +107,15 @@ PARTS: dict[str, Callable[[Conditions, int, Path], None]] = {
 }
 
 
+DIVISORS = click.Choice(["1", "2", "4", "8", "16", "32", "64"])
+
+
 @click.command()
-@options.several("--part", "parts", type=click.Choice(list(PARTS)), default=list(PARTS), help="A part to measure")
-@options.conditions(dimension=1024, dtype="bfloat16")
-@click.option(
-    "--divisor",
-    type=click.Choice(["1", "2", "4", "8", "16", "32", "64"]),
-    default="1",
-    show_default=True,
-    help="Divides every B: for a small GPU, or a trial.",
+@options.several(
+    "--part", "parts", type=click.Choice(list(PARTS)), default=list(PARTS), help=f"A part; {options.TIMES}."
 )
+@options.conditions(dimension=1024, dtype="bfloat16")
+@options.option("--divisor", type=DIVISORS, default="1", help="Divides every B: for a small GPU, or a trial.")
 @options.out
 def main(conditions: Conditions, parts: tuple[str, ...], divisor: str, folder: Path) -> None:
     """Check the losses on a CUDA device, then measure roofline, baselines, memory, a million pairs, and ranks."""

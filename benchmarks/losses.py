@@ -128,15 +128,9 @@ def write(folder: Path, records: Sequence[Record], about: str, suffix: str = "")
 @options.conditions(options.device, options.seconds(0.3), options.rounds(5), dimension=1024)
 @options.batch_sizes(32, 128, 1024, 4096)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Measure these baselines alone.")
-@click.option(
-    "--compile/--no-compile", "compiled", default=True, show_default=True, help="Baselines made by torch.compile."
-)
-@options.number("--check-up-to", minimum=0, default=8192, help="The largest B at which errors are computed.")
-@click.option(
-    "--suffix",
-    default="",
-    help="Of the files' names, as in losses-newest-torch.md, so that runs do not replace others'.",
-)
+@options.option("--compile/--no-compile", "compiled", default=True, help="Measure baselines made by torch.compile.")
+@options.option("--check-up-to", type=int, default=8192, help="The largest B at which errors are computed.")
+@click.option("--suffix", default="", help="Suffix of the files' names: newest-torch writes losses-newest-torch.md.")
 @options.out
 def main(
     conditions: Conditions,

@@ -73,7 +73,7 @@ def write(folder: Path, name: str, records: Sequence[Record], conditions: Condit
 @click.command()
 @options.conditions(options.device, dimension=256)
 @options.batch_sizes(4096, 16384, 32768, 65536)
-@options.number("--largest-dense", minimum=0, default=16384, help="B up to which baselines are measured.")
+@options.option("--largest-dense", type=int, default=16384, help="B up to which baselines are measured.")
 @options.out
 def main(conditions: Conditions, batch_sizes: tuple[int, ...], largest_dense: int, folder: Path) -> None:
     """Measure the peak memory of every loss, and of baselines that keep B x B numbers, over B."""

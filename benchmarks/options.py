@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
@@ -12,96 +12,56 @@ from benchmarks.batch import Conditions
 from benchmarks.results import RESULTS
 from crossmodal_losses import LOSSES
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-out = click.option(
-    "--out",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=RESULTS,
-    show_default=True,
-    help="The folder to write results into.",
-)
-device = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cuda" if torch.cuda.is_available() else "cpu",
-    show_default=True,
-    help="Where to measure.",
-)
+option = functools.partial(click.option, show_default=True)
+TIMES = "give it several times for several"
+several = functools.partial(option, multiple=True)
+
+folder = click.Path(file_okay=False, path_type=Path)
+out = option("--out", "folder", type=folder, default=RESULTS, help="The folder to write results into.")
+AUTO = "cuda" if torch.cuda.is_available() else "cpu"
+device = option("--device", type=click.Choice(["cpu", "cuda"]), default=AUTO, help="Where to measure.")
 
 
-def several(*names: str, help: str, **settings: Any) -> Callable[[Command], Command]:
-    """Add an option that may be given several times."""
-    help = f"{help}; give it several times for several."
-    return click.option(*names, multiple=True, show_default=True, help=help, **settings)
-
-
-def number(*names: str, minimum: int, default: int, help: str) -> Callable[[Command], Command]:
-    """Add an option that is a whole number."""
-    return click.option(*names, type=click.IntRange(minimum), default=default, show_default=True, help=help)
-
-
-def batch_sizes(*default: int) -> Callable[[Command], Command]:
+def batch_sizes(*default: int) -> Decorator:
     """Add --batch-sizes."""
-    return several("--batch-sizes", "-b", type=click.IntRange(2), default=default, help="B")
+    return several("--batch-sizes", "-b", type=click.IntRange(2), default=default, help=f"B; {TIMES}.")
 
 
-def seconds(default: float) -> Callable[[Command], Command]:
+def seconds(default: float) -> Decorator:
     """Add --seconds."""
-    return click.option(
-        "--seconds",
-        type=float,
-        default=default,
-        show_default=True,
-        help="Least time of repetitions, per call and size.",
-    )
+    return option("--seconds", type=float, default=default, help="Least time of repetitions, per call and size.")
 
 
-def rounds(default: int) -> Callable[[Command], Command]:
+def rounds(default: int) -> Decorator:
     """Add --rounds."""
-    return number("--rounds", minimum=2, default=default, help="Least number of repetitions.")
+    return option("--rounds", type=click.IntRange(2), default=default, help="Least number of repetitions.")
 
 
-def conditions(
-    *added: Callable[[Callable[..., Any]], Callable[..., Any]], dimension: int, dtype: str = "float32"
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of a benchmark's conditions; the command receives them as its first argument.
+def conditions(*others: Decorator, dimension: int, dtype: str = "float32") -> Decorator:
+    """Add the options of a measurement's conditions, which the command receives as ``conditions``.
 
     Args:
-        added: those of ``device``, ``seconds(...)`` and ``rounds(...)`` that the benchmark has.
+        others: those of ``device``, ``seconds(...)`` and ``rounds(...)`` that the command has.
         dimension, dtype: defaults of --dimension and --dtype.
     """
+    losses, dtypes = list(LOSSES), click.Choice(["float32", "bfloat16"])
     decorators = [
-        several("--loss", "losses", type=click.Choice(list(LOSSES)), default=list(LOSSES), help="A loss to measure"),
-        number("--dimension", minimum=1, default=dimension, help="D."),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "bfloat16"]),
-            default=dtype,
-            show_default=True,
-            help="Dtype of the embeddings.",
-        ),
-        *added,
+        several("--loss", "losses", type=click.Choice(losses), default=losses, help=f"A loss to measure; {TIMES}."),
+        option("--dimension", type=click.IntRange(1), default=dimension, help="D."),
+        option("--dtype", type=dtypes, default=dtype, help="Dtype of the embeddings."),
+        *others,
     ]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
-        def with_conditions(
-            losses: tuple[str, ...],
-            dimension: int,
-            dtype: str,
-            device: str = "cpu",
-            seconds: float = 0.0,
-            rounds: int = 2,
-            **others: Any,
-        ) -> Any:
-            shared = Conditions(losses, dimension, getattr(torch, dtype), device, seconds, rounds)
-            return command(shared, **others)
+        def with_conditions(losses: tuple[str, ...], dimension: int, dtype: str, **given: Any) -> Any:
+            optional = {name: given.pop(name) for name in ("device", "seconds", "rounds") if name in given}
+            return command(conditions=Conditions(losses, dimension, getattr(torch, dtype), **optional), **given)
 
-        decorated: Callable[..., Any] = with_conditions
-        for decorator in reversed(decorators):
-            decorated = decorator(decorated)
-        return decorated
+        return functools.reduce(
+            lambda decorated, decorator: decorator(decorated), reversed(decorators), with_conditions
+        )
 
     return decorate

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import options
 from benchmarks.autograd import TEMPERATURE
 from benchmarks.baselines import BASELINES, OPEN_CLIP, missing, open_clip_loss
-from benchmarks.batch import Conditions, Loss, embeddings, gradients
+from benchmarks.batch import Conditions, Loss, gradients
 from benchmarks.measure import Call, Timing, peak_here, repeated
 from benchmarks.processes import join_group, launch
 from benchmarks.results import Panels, Record, panels_of, write_plot, write_table
@@ -56,7 +56,7 @@ class Job(NamedTuple):
 
     def embeddings(self, B: int) -> tuple[Tensor, Tensor]:
         """Return x and y, the same wherever they are used: random numbers differ between devices."""
-        x, y = embeddings(B, self.conditions.D, dtype=self.conditions.dtype, device="cpu")
+        x, y = dataclasses.replace(self.conditions, device="cpu").embeddings(B)
         return x.detach(), y.detach()
 
 
@@ -249,25 +249,18 @@ def write(folder: Path, name: str, records: Sequence[Record], B: int, rows: int,
     write_plot(folder, name, panels, x="W", y="MiB of a rank beyond inputs and gradients")
 
 
-device = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Where to measure; cuda takes a GPU for each rank.  [default: cuda if enough]",
-)
+DEVICE_HELP = "Where to measure; cuda takes a GPU for each rank.  [default: cuda if enough]"
+device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVICE_HELP)
 
 
 @click.command()
 @options.conditions(device, options.rounds(5), dimension=512)
-@options.several("--processes", "-w", type=click.IntRange(1), default=(1, 2, 4), help="W")
-@options.number("--batch-size", "-b", minimum=2, default=4096, help="B, of all ranks together, of the first series.")
-@options.number("--rows", minimum=2, default=1024, help="Rows of every rank, of the second series.")
+@options.several("--processes", "-w", type=click.IntRange(1), default=(1, 2, 4), help=f"W; {options.TIMES}.")
+@options.option("--batch-size", "-b", type=click.IntRange(2), default=4096, help="B of the first series, of all ranks.")
+@options.option("--rows", type=click.IntRange(2), default=1024, help="Rows of every rank, of the second series.")
 @click.option("--tile-size", type=click.IntRange(1), help="t, of our losses.  [default: 1024, on a GPU 4096]")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(1),
-    default=600,
-    show_default=True,
-    help="Seconds after which the processes of one W are stopped.",
+@options.option(
+    "--timeout", type=click.FloatRange(1), default=600, help="Seconds until the processes of one W are stopped."
 )
 @options.out
 def main(

@@ -19,6 +19,7 @@ from crossmodal_losses.engine.dense import ClosedForm
 from crossmodal_losses.losses.base import TILE, largest_dense
 
 DENSE = "all of S"
+TILE_SIZES = (256, 512, 768, 1024, 1536, 2048, 4096)
 
 
 def dense(loss: PairLoss) -> Loss:
@@ -40,13 +41,7 @@ def chosen(loss: PairLoss, B: int, device: str) -> str:
 @click.command()
 @options.conditions(options.device, options.seconds(0.2), options.rounds(3), dimension=1024)
 @options.batch_sizes(1024, 2048, 4096)
-@options.several(
-    "--tile-sizes",
-    "-t",
-    type=click.IntRange(1),
-    default=(256, 512, 768, 1024, 1536, 2048, 4096),
-    help="A tile size, measured where it is at most B",
-)
+@options.several("--tile-sizes", "-t", type=click.IntRange(1), default=TILE_SIZES, help=f"Up to B; {options.TIMES}.")
 @options.out
 def main(conditions: Conditions, batch_sizes: tuple[int, ...], tile_sizes: tuple[int, ...], folder: Path) -> None:
     """Time every loss over tile sizes, and with all of S at once."""

@@ -137,7 +137,7 @@ def measure(
 
 @click.command()
 @click.option("--batch-size", type=click.IntRange(2), help="Clips.  [default: 4, on a GPU 32]")
-@click.option("--seconds-a-clip", type=float, default=10.0, show_default=True, help="Length of a clip.")
+@options.option("--seconds-a-clip", type=float, default=10.0, help="Length of a clip.")
 @click.option("--no-compile", is_flag=True, help="Leave out what has to be compiled, which takes minutes.")
 @options.device
 @options.seconds(10.0)

@@ -142,7 +142,7 @@ def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[R
 
 @click.command()
 @options.device
-@options.number("--divisor", minimum=1, default=1, help="Divides the numbers of clips.")
+@options.option("--divisor", type=click.IntRange(1), default=1, help="Divides the numbers of clips.")
 @options.seconds(3.0)
 @options.rounds(5)
 @options.out

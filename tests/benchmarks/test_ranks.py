@@ -81,7 +81,3 @@ def test_refusals(arguments: list[str], words: str) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
-
-
-def test_every_option_has_help() -> None:
-    assert all(getattr(option, "help", None) for option in main.params)
