@@ -47,7 +47,7 @@ def conditions(*others: Decorator, dimension: int, dtype: str = "float32") -> De
         dimension, dtype: defaults of --dimension and --dtype.
     """
     losses, dtypes = list(LOSSES), click.Choice(["float32", "bfloat16"])
-    decorators = [
+    decorators: list[Decorator] = [
         several("--loss", "losses", type=click.Choice(losses), default=losses, help=f"A loss to measure; {TIMES}."),
         option("--dimension", type=click.IntRange(1), default=dimension, help="D."),
         option("--dtype", type=dtypes, default=dtype, help="Dtype of the embeddings."),
@@ -60,8 +60,9 @@ def conditions(*others: Decorator, dimension: int, dtype: str = "float32") -> De
             optional = {name: given.pop(name) for name in ("device", "seconds", "rounds") if name in given}
             return command(conditions=Conditions(losses, dimension, getattr(torch, dtype), **optional), **given)
 
-        return functools.reduce(
-            lambda decorated, decorator: decorator(decorated), reversed(decorators), with_conditions
-        )
+        decorated: Callable[..., Any] = with_conditions
+        for decorator in reversed(decorators):
+            decorated = decorator(decorated)
+        return decorated
 
     return decorate

@@ -11,8 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks.results import RESULTS, markdown
-from reference_model.runtime.environment import describe_environment
+from benchmarks.results import RESULTS, describe_environment, markdown
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / page for page in ("README.md", "benchmarks/README.md", "reference_model/README.md"))

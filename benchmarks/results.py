@@ -26,7 +26,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#8
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "*")
 
 
-def environment() -> str:
+def describe_environment() -> str:
     """Return one line with the processor, the GPU, the versions and the commit."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -75,7 +75,7 @@ def write_table(folder: Path, name: str, records: Sequence[Record], about: str) 
     writer = csv.DictWriter(text, records[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    page = f"{environment()}; {about}\n\n{markdown(records)}"
+    page = f"{describe_environment()}; {about}\n\n{markdown(records)}"
     for suffix, content in (("csv", text.getvalue()), ("md", page)):
         _write(folder / f"{name}.{suffix}", functools.partial(Path.write_text, data=content, encoding="utf-8"))
     click.echo(page)

@@ -13,7 +13,7 @@ from benchmarks.__main__ import SUITE
 from benchmarks.batch import Conditions
 from benchmarks.losses import summary
 from benchmarks.measure import Timing, deviation
-from benchmarks.results import environment, panels_of, write_plot, write_table
+from benchmarks.results import describe_environment, panels_of, write_plot, write_table
 from crossmodal_losses import LOSSES, NTXent
 
 RECORDS = [
@@ -38,7 +38,7 @@ RECORDS = [
 def test_a_table_is_written_as_csv_and_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_table(tmp_path / "new", "table", [{"a, b": 1, "c": "x"}, {"a, b": 2.5, "c": ""}], "about")
     assert (tmp_path / "new" / "table.csv").read_text() == '"a, b",c\n1,x\n2.5,\n'
-    page = f"{environment()}; about\n\n| a, b | c |\n|---|---|\n| 1 | x |\n| 2.5 |  |\n"
+    page = f"{describe_environment()}; about\n\n| a, b | c |\n|---|---|\n| 1 | x |\n| 2.5 |  |\n"
     assert (tmp_path / "new" / "table.md").read_text() == page
     assert capsys.readouterr().out.startswith(page)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"table.csv", "table.md"}
