@@ -1,0 +1,55 @@
+"""Options that several commands share: several values at once, and the settings of the protocols."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from reference_model.cli.app import main
+from reference_model.paper import PROTOCOLS
+from reference_model.reproduction.grid import Grid
+
+CommandLine = Callable[..., Result]
+
+
+def test_several_values_at_once_or_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, corpus: Path, tmp_path: Path
+) -> None:
+    seen: list[Grid] = []
+
+    def record(grid: Grid, out: Path, **_: object) -> None:
+        seen.append(grid)
+
+    monkeypatch.setattr("reference_model.reproduction.workers.reproduce", record)
+    monkeypatch.setattr("reference_model.reproduction.workers.estimate", lambda *_, **__: "")
+    start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--tables", 1]
+    for k, seeds in enumerate(
+        (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6])
+    ):
+        out = ("--out", tmp_path / str(k), "--jobs", 2)
+        done = command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", *out)
+        assert done.exit_code == 0, done.output
+        assert seen[-1].seeds == [4, 5, 6]
+        assert {row["loss"] for row in seen[-1].experiments.values()} == {"nt_xent", "triplet_sum"}
+    refused = command_line(*start, "--seeds")
+    assert refused.exit_code == 2
+    assert "Option '--seeds' requires an argument" in refused.output
+
+
+@pytest.mark.parametrize("command", ["train", "reproduce"])
+def test_the_help_of_a_setting_says_its_value_in_both_protocols(command: str) -> None:
+    helps = {option.name: getattr(option, "help", "") for option in main.commands[command].params}
+    for name, value in PROTOCOLS["paper"].items():
+        paper, released = (
+            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+            for value in (value, PROTOCOLS["released"][name])
+        )
+        assert helps[name].endswith(f" paper: {paper}, released: {released}.")
+
+
+@pytest.mark.parametrize("command", ["train", "reproduce"])
+def test_the_factor_of_the_decay_is_no_option(command: str, command_line: CommandLine) -> None:
+    result = command_line(command, "--decay-factor", 0.5)
+    assert result.exit_code == 2
+    assert "No such option" in result.output

@@ -1,0 +1,111 @@
+"""One training step: the loss of the protocol, Adam's update, and clipping, without an encoder."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from crossmodal_losses import (
+    cosine_similarity,
+    nt_xent,
+    triplet_max,
+    triplet_sum,
+    triplet_weighted,
+    triplet_weighted_mined,
+)
+from reference_model.config import Config
+from reference_model.paper import PROTOCOLS
+from reference_model.training.step import Step
+
+
+class Given(nn.Module):
+    """In place of the dual encoder: embeddings that are parameters."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.x, self.y = (nn.Parameter(torch.randn(pairs, 16)) for _ in range(2))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+
+def stepped(config: Config, ids: Tensor) -> tuple[Tensor, Step]:
+    step = Step(Given(len(ids)), config, Accelerator(cpu=True))
+    return step({"audio": {}, "text": {}, "ids": ids}), step
+
+
+IDS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4])
+
+LOSSES_OF_S: dict[str, Callable[[Tensor], Tensor]] = {
+    "triplet_sum": triplet_sum,
+    "triplet_max": triplet_max,
+    "triplet_weighted": triplet_weighted,
+    "nt_xent": nt_xent,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES_OF_S)
+def test_the_loss_is_as_the_protocol_says(config: Config, loss: str) -> None:
+    given = Given(len(IDS))
+    S = cosine_similarity(given.x, given.y)
+    paper, _ = stepped(replace(config, loss=loss), IDS)
+    torch.testing.assert_close(paper, LOSSES_OF_S[loss](S).detach())
+    released, _ = stepped(replace(config, loss=loss, **PROTOCOLS["released"]), IDS)
+    expected = {
+        "triplet_sum": triplet_sum(S, ids=IDS),
+        "triplet_max": triplet_max(S, ids=IDS),
+        "triplet_weighted": triplet_weighted_mined(S, ids=IDS),
+        "nt_xent": nt_xent(S) / 2,
+    }[loss]
+    torch.testing.assert_close(released, expected.detach())
+    assert not torch.isclose(paper, released)
+
+
+def test_the_update_is_adams_with_its_usual_settings(config: Config) -> None:
+    """Section 3.2 says Adam, and nothing about its settings: betas 0.9 and 0.999, eps 1e-8, no weight decay."""
+    batch = {"audio": {}, "text": {}, "ids": torch.arange(4)}
+    step, given = Step(module := Given(4), replace(config, learning_rate=1e-2), Accelerator(cpu=True)), Given(4)
+    assert type(step.optimizer) is torch.optim.Adam
+    (group,) = step.optimizer.param_groups
+    settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")}
+    assert settings == {
+        "lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False
+    }  # fmt: skip
+    # By hand, three steps long.
+    weights = [given.x.detach().clone(), given.y.detach().clone()]
+    mean, square = [torch.zeros(4, 16) for _ in weights], [torch.zeros(4, 16) for _ in weights]
+    for t in (1, 2, 3):
+        step(batch)
+        for weight in weights:
+            weight.requires_grad_()
+        gradients = torch.autograd.grad(nt_xent(cosine_similarity(*weights)), weights)
+        for k, gradient in enumerate(gradients):
+            mean[k] = 0.9 * mean[k] + 0.1 * gradient
+            square[k] = 0.999 * square[k] + 0.001 * gradient**2
+            update = mean[k] / (1 - 0.9**t) / ((square[k] / (1 - 0.999**t)).sqrt() + 1e-8)
+            weights[k] = (weights[k] - 1e-2 * update).detach()
+    torch.testing.assert_close([module.x.detach(), module.y.detach()], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_large_gradients_are_clipped_before_the_update(config: Config) -> None:
+    def gradient_norm(**settings: Any) -> float:
+        changed = replace(config, loss="triplet_sum", **settings)
+        step = Step(Given(8), changed, Accelerator(cpu=True))
+        norms: list[float] = []
+
+        def note(*_: Any) -> None:
+            norms.append(float(torch.cat([p.grad.flatten() for p in step.parameters if p.grad is not None]).norm()))
+
+        step.optimizer.register_step_pre_hook(note)
+        step({"audio": {}, "text": {}, "ids": torch.arange(8)})
+        return norms[0]
+
+    unclipped = gradient_norm()
+    assert unclipped > 0.5
+    assert gradient_norm(clip_norm=0.5) == pytest.approx(0.5, rel=1e-4)
+    assert gradient_norm(clip_norm=2 * unclipped) == pytest.approx(unclipped)
