@@ -1,6 +1,5 @@
 """The files in the folder of a run or of a saved model, by name; and the state of the run in a folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +28,40 @@ class Diverged(InputError):
     """The loss, or an embedding, is no longer finite."""
 
 
-def open_run(config: Config, run: Path) -> dict[str, Any] | None:
-    """Make the run's folder, or find it: its metrics if it is finished, None if there is work to do.
+def open_run(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Make the folder of a run if there is none, and return the metrics of the run; None if it is not finished.
 
     Raises:
         InputError: the folder holds something else, or a run of another configuration.
         Diverged: the folder holds this run, and it has diverged.
     """
-    if (run / CONFIG).exists():
+    if (folder / CONFIG).exists():
         require_same_settings(
-            run,
-            Config.read(run / CONFIG).deciding(),
+            folder,
+            Config.read(folder / CONFIG).deciding(),
             config.deciding(),
             expected="new or a run of this configuration",
             got="a run of another ({})",
         )
-        if (run / DIVERGED).exists():
-            raise Diverged(json.loads((run / DIVERGED).read_text(encoding="utf-8"))["reason"])
-        if not (run / METRICS).exists():
+        if (folder / DIVERGED).exists():
+            raise Diverged(read_json(folder / DIVERGED)["reason"])
+        if not (folder / METRICS).exists():
             return None
-        (run / CHECKPOINT).unlink(missing_ok=True)  # it was killed just before that
-        return stored_metrics(run)
-    if run.exists() and (
-        not run.is_dir() or any(path.name != LOG and not path.name.startswith(".") for path in run.iterdir())
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # the process was killed before it removed this file
+        return stored_metrics(folder)
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name != LOG and not path.name.startswith(".") for path in folder.iterdir())
     ):
         raise InputError(
-            f"expected {run} to be new or a run's folder, got something without {CONFIG}; choose another --out"
+            f"expected {folder} to be new or a run's folder, got something without {CONFIG}; choose another --out"
         )
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"expected to write a run in {run}, got: {error}; --out names another folder") from error
+        raise InputError(f"expected to write a run in {folder}, got: {error}; --out names another folder") from error
     return None
 
 
-def stored_metrics(run: Path) -> dict[str, Any]:
+def stored_metrics(folder: Path) -> dict[str, Any]:
     """Return the content of ``metrics.json`` of a finished run."""
-    return read_json(run / METRICS)
+    return read_json(folder / METRICS)

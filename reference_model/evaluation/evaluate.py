@@ -19,12 +19,12 @@ from reference_model.models.features import Features, features_of
 from reference_model.run_folder import BEST_WEIGHTS, CONFIG, MODEL_WEIGHTS
 from reference_model.runtime.devices import make_accelerator
 
-DIAGNOSED = 1024  # clips at most: the diagnosis forms the matrix of their similarities
+DIAGNOSED_CLIPS = 1024  # at most: the diagnosis forms the matrix of their similarities
 
 
 @torch.no_grad()
 def embeddings(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """Of the clips, ``[N, D]``, and of the captions, ``[M, D]``."""
+    """Return the embeddings of the clips, ``[N, D]``, and of the captions, ``[M, D]``."""
     heads.eval()
     with accelerator.autocast():
         audio, text = heads(features.audio, features.text)
@@ -33,27 +33,30 @@ def embeddings(heads: Heads, features: Features, accelerator: Accelerator) -> tu
 
 @torch.no_grad()
 def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Metrics, dict[str, float]]:
-    """Retrieval metrics of a split, and the diagnosis of pairs of its first clips, each with its first caption."""
+    """Return the metrics of a split, and the diagnosis of its first clips, each paired with its first caption."""
     audio, text = embeddings(heads, features, accelerator)
     metrics = retrieval_metrics(audio, text, features.clip_of_caption)
-    clips = torch.arange(min(len(audio), DIAGNOSED), device=audio.device)
+    clips = torch.arange(min(len(audio), DIAGNOSED_CLIPS), device=audio.device)
     first = torch.searchsorted(features.clip_of_caption, clips)
     diagnosis = asdict(diagnose(audio[: len(first)], text[first]))
     return metrics, {name: float(value) for name, value in diagnosis.items()}
 
 
-def evaluate_run(run: Path, *, split: str, data: str | None) -> Metrics:
-    """The metrics of a run's best weights so far, computed again; on the data it was trained on, or elsewhere.
+def evaluate_run(folder: Path, *, split: str, data: str | None) -> Metrics:
+    """Measure the best weights of a run so far.
 
-    ``run`` may also be the folder of a saved model.
+    Args:
+        folder: the folder of the run, or of a saved model.
+        split: "train", "val" or "test".
+        data: the folder of the data sets; None: the one that the run was trained on.
 
     Raises:
         InputError: the folder holds no run with a finished epoch, or the data is not as expected.
     """
-    if not (run / BEST_WEIGHTS).is_file() and not (run / MODEL_WEIGHTS).is_file():
-        raise InputError(f"expected a run with a finished epoch in {run}, got no {BEST_WEIGHTS}")
-    config = Config.read(run / CONFIG)
-    model, tokenizer = saved_model(config, run)
+    if not (folder / BEST_WEIGHTS).is_file() and not (folder / MODEL_WEIGHTS).is_file():
+        raise InputError(f"expected a run with a finished epoch in {folder}, got no {BEST_WEIGHTS}")
+    config = Config.read(folder / CONFIG)
+    model, tokenizer = saved_model(config, folder)
     accelerator = make_accelerator(config.precision)
     clips = read_split(data or config.data, config.dataset, split)
     check_audio(clip.path for clip in clips)

@@ -1,8 +1,8 @@
-"""Section 3.3: how well embeddings retrieve their partners.
+"""Retrieval metrics of section 3.3: recall at k, median and mean rank, mAP@10.
 
 A clip has one or more captions, and is embedded once. Text to audio: every caption is a query, all clips are the
-candidates, its own clip is the target. Audio to text: every clip is a query, all captions are the candidates; its
-rank is that of the best placed of its own captions.
+candidates, the clip of the caption is the target. Audio to text: every clip is a query, all captions are the
+candidates, the captions of the clip are the targets; the rank of the query is the best of their ranks.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from torch import Tensor
 RECALLS = (1, 5, 10, 50)
 DIRECTIONS = ("text_to_audio", "audio_to_text")
 TITLES = {"text_to_audio": "Text-to-Audio", "audio_to_text": "Audio-to-Text"}
-QUERIES_AT_ONCE = 1024  # bounds memory: the full similarity matrix is never formed
+QUERIES_AT_ONCE = 1024  # rows of the similarity matrix in memory at a time
 
 Metrics = dict[str, dict[str, float]]
 
 
 class NotFinite(ValueError):
-    """An embedding holds NaN or inf; every rank would look perfect."""
+    """An embedding or a loss is NaN or inf. Ranks of such embeddings would look perfect."""
 
 
 def retrieval_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> Metrics:
-    """Both directions' metrics; a candidate that ties with the target is ranked before it.
+    """Compute the metrics of both directions; a candidate that ties with the target is ranked before it.
 
     Args:
         audio: embeddings of the N clips, ``[N, D]``, normalised.
@@ -53,8 +53,7 @@ def retrieval_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> M
 
 def _one_direction(queries: Tensor, candidates: Tensor, query_clip: Tensor, candidate_clip: Tensor) -> dict[str, float]:
     ranks, precisions = [], []
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        part, clip = queries[start : start + QUERIES_AT_ONCE], query_clip[start : start + QUERIES_AT_ONCE]
+    for part, clip in zip(queries.split(QUERIES_AT_ONCE), query_clip.split(QUERIES_AT_ONCE), strict=True):
         target_ranks = ranks_of_targets(part @ candidates.T, clip[:, None] == candidate_clip[None, :])
         ranks.append(target_ranks.amin(1))
         precisions.append(average_precision(target_ranks))
@@ -69,39 +68,46 @@ def _one_direction(queries: Tensor, candidates: Tensor, query_clip: Tensor, cand
 
 
 def ranks_of_targets(S: Tensor, target: Tensor) -> Tensor:
-    """The ranks of each query's targets, ascending, ``[Q, T]``; missing ones, up to the largest T, are infinite.
+    """Return the ranks of the targets of each query, ascending, ``[Q, T]``.
+
+    T is the largest number of targets of a query. Missing ranks are infinite.
 
     Args:
         S: similarities of queries and candidates, ``[Q, C]``.
         target: bool ``[Q, C]``, at least one in each row.
     """
-    most = int(target.sum(1).max())
-    of_targets = S.masked_fill(~target, -torch.inf).topk(most, 1).values  # descending
+    most_targets = int(target.sum(1).max())
+    of_targets = S.masked_fill(~target, -torch.inf).topk(most_targets, 1).values  # descending
     others = S.masked_fill(target, -torch.inf).sort(1).values  # ascending
-    # Other candidates at least as similar: all but those before the first >= s.
+    # Other candidates that are at least as similar as the target: all but those with a smaller similarity.
     ahead = S.shape[1] - torch.searchsorted(others, of_targets.contiguous(), side="left")
-    ranks = ahead + torch.arange(1, most + 1, device=S.device)
+    ranks = ahead + torch.arange(1, most_targets + 1, device=S.device)
     return torch.where(of_targets == -torch.inf, torch.inf, ranks.float())
 
 
 def average_precision(target_ranks: Tensor, *, at: int = 10) -> Tensor:
-    """Average precision within the first ``at`` ranks, ``[Q, T] -> [Q]``; ranks ascending, missing ones infinite."""
+    """Return the average precision within the first ``at`` ranks, ``[Q]``.
+
+    Args:
+        target_ranks: ranks of the targets as :func:`ranks_of_targets` returns them, ``[Q, T]``.
+        at: the last rank that counts.
+    """
     found = torch.arange(1, target_ranks.shape[1] + 1, device=target_ranks.device) / target_ranks
     targets = target_ranks.isfinite().sum(1).clamp(max=at)
     return torch.where(target_ranks <= at, found, 0).sum(1) / targets
 
 
 def sum_of_recalls(metrics: Metrics, directions: Sequence[str] = DIRECTIONS) -> float:
-    """R@1 + R@5 + R@10 of both directions, or of one: what the best epoch is selected by (section 3.2)."""
+    """Return R@1 + R@5 + R@10, added up over the directions; the best epoch has the largest (section 3.2)."""
     return sum(metrics[direction][f"R@{k}"] for direction in directions for k in (1, 5, 10))
 
 
 def chance(captions_of_clip: Sequence[int]) -> Metrics:
-    """The recalls to expect of random rankings, in percent, for clips with these numbers of captions."""
+    """Return the expected recalls of random rankings, in percent, for clips with these numbers of captions."""
     clips, captions = len(captions_of_clip), sum(captions_of_clip)
 
     def found(k: int, targets: int, pool: int) -> float:
-        """Probability that k draws out of the pool hold at least one target."""
+        """Return the probability, in percent, that k draws from the pool contain a target."""
         missed = 1.0
         for drawn in range(min(k, pool)):
             missed *= max(pool - targets - drawn, 0) / (pool - drawn)

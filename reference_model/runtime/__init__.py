@@ -1,0 +1,1 @@
+"""Files, locks, signals, devices: what runs need of the machine."""

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: beside, then renamed."""
+"""Files and folders that are written whole or not at all: beside their place, then renamed."""
 
 import json
 import os
@@ -14,10 +14,14 @@ from reference_model import InputError
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make the file in a folder of its own beside the place, then move it there.
+    """Write a file in a new folder beside its place, then move it there.
 
-    It is on the disk before it is moved, so that a computer that loses power keeps the old file or the new one. What a
-    killed process has left, the next one that writes the same file clears away.
+    The file is on the disk before it is moved, so a computer that loses power keeps the old file or the new one. What
+    a killed process leaves is removed when the same file is written again.
+
+    Args:
+        path: the place of the file.
+        write: writes the file at the path that it is given.
     """
     folder = path.with_name(f".{path.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
@@ -25,7 +29,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         beside = folder / path.name
         write(beside)
-        beside.chmod(folder.stat().st_mode & 0o666)  # as any new file; some writers make it their user's alone
+        beside.chmod(folder.stat().st_mode & 0o666)  # the permissions of any new file; some writers give fewer
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -35,7 +39,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill beside the place of this one, which must be free, and to which it is moved at the end."""
+    """Yield an empty folder, and move it to the place of ``folder``, which must be free, at the end of the block."""
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -47,7 +51,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text in UTF-8."""
+    """Write text in UTF-8."""
     atomic_write(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
@@ -93,18 +97,20 @@ def require_same_settings(
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:
-    """Have ``write`` fill a folder beside the place, then move it there; what was there is replaced.
+    """Write a folder beside its place, then move it there; a folder of the same kind is replaced.
 
     Args:
-        names: what such a folder holds; one that holds anything else is not replaced.
-        kind: what such a folder is, to be said where it is something else.
+        folder: the place.
+        write: fills the folder that it is given.
+        names: names of the files in such a folder; a folder with any other file is not replaced.
+        kind: the name of such a folder in the error message.
 
     Raises:
         InputError: the place is taken by something else, or cannot be written.
     """
     folder = folder.absolute()
     old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # one that was killed had got so far
+    if old.exists() and not folder.exists():  # a killed process left it between the two moves
         os.replace(old, folder)
     foreign = sorted({path.name for path in folder.iterdir()} - set(names)) if folder.is_dir() else []
     if foreign or (folder.exists() and not folder.is_dir()):

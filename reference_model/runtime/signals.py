@@ -32,7 +32,7 @@ def handle_signals() -> Iterator[None]:
     before: dict[int, Any] = {}
     _requested, _handling = False, True
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         request_stop()
         for each, handler in before.items():
             signal.signal(each, handler)

@@ -1,0 +1,1 @@
+"""Training: one run, and the pre-training of small encoders."""

@@ -1,16 +1,17 @@
-"""Small encoders, pre-trained on the synthetic corpus as the published ones are on theirs.
+"""Pre-training of small encoders on the synthetic corpus, in place of the published weights.
 
-The audio encoder learns to tag the events of a clip, as PANNs does those of AudioSet. BERT learns to fill in masked
-words and to tell whether two captions are of one clip, where Devlin et al. 2019 ask whether one sentence follows the
-other. Both are saved in the layouts of the published files, so that everything after that is as with them.
+The audio encoder learns to tag the events of a clip, as PANNs does on AudioSet. BERT learns to fill in masked words and
+to tell whether two captions belong to one clip, in place of the next-sentence task of Devlin et al. 2019. Both are
+saved in the layouts of the published files, so that runs load them like those.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
@@ -30,18 +31,21 @@ from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.files import atomic_folder, atomic_write, read_json, require_same_settings, write_json
 from reference_model.runtime.signals import raise_if_stop_requested
 
-AUDIO, TEXT, RECORD = "ResNet38_tiny.pth", "bert", "pretraining.json"
-BATCH = 32  # or as many as there are
-LEARNING_RATE = 1e-3  # the highest of one cycle
-MASKED = 0.15  # of the words
+AUDIO, TEXT = "ResNet38_tiny.pth", "bert"  # file and folder of the encoders
+RECORD = "pretraining.json"  # the settings they were made with
+BATCH_SIZE = 32  # at most
+LEARNING_RATE = 1e-3  # at the top of the one-cycle schedule
+MASKED = 0.15  # fraction of the words that BERT fills in
 
 
 def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, text_epochs: int, seed: int) -> None:
-    """Make ``out/ResNet38_tiny.pth`` and ``out/bert`` of the train split; what is there already stays.
+    """Pre-train both encoders on the train split, and write ``out/ResNet38_tiny.pth`` and ``out/bert``.
+
+    An encoder that is there already stays.
 
     Raises:
-        InputError: the data set is missing or has no tags; only the synthetic one has. Or the folder holds encoders of
-            other settings.
+        InputError: the data set is missing or has no tags (only the synthetic one has them), or the folder holds
+            encoders of other settings.
     """
     clips = read_split(data, dataset, "train")
     tags = read_tags(data, dataset, "train")
@@ -58,28 +62,32 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     seconds = clip_seconds(dataset, None)
     if not (out / AUDIO).exists():
         torch.manual_seed(seed)
-        weights = _tag(clips, tags, seconds, audio_epochs)
+        weights = train_tagger(clips, tags, seconds, audio_epochs)
         checkpoint = {"iteration": audio_epochs, "model": weights, "sampler": {}}
         atomic_write(out / AUDIO, lambda path: torch.save(checkpoint, path))
     if not (out / TEXT).exists():
         torch.manual_seed(seed)
         tokenizer = text_encoder.train_tokenizer(captions_of(clips))
-        bert = _fill_in(clips, tokenizer, text_epochs)
+        bert = train_bert(clips, tokenizer, text_epochs)
         with atomic_folder(out / TEXT) as folder:
             bert.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
 
 def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]]:
-    """File name to the events in it, from ``DATA/NAME/tags/SPLIT.csv``."""
+    """Read the events in every clip of a split, by file name, from ``DATA/NAME/tags/SPLIT.csv``.
+
+    Raises:
+        InputError: there is no such file.
+    """
     table = Path(data) / dataset / "tags" / f"{split}.csv"
     if not table.is_file():
         raise InputError(f"expected the events of each clip in {table}, got no file; synthesize makes it")
     return {name: events.split("; ") for _, (name, events) in itertools.islice(csv_rows(table), 1, None)}
 
 
-class _Tagger(nn.Module):
-    """The encoder, and the two linear layers that the published network has on it, by their names there."""
+class Tagger(nn.Module):
+    """An audio encoder with two linear layers that tag events, under the names of the published network."""
 
     def __init__(self, encoder: ResNet38, tags: int) -> None:
         super().__init__()
@@ -88,85 +96,97 @@ class _Tagger(nn.Module):
         self.fc_audioset = nn.Linear(encoder.output_size, tags)
 
     def forward(self, waveforms: Tensor) -> Tensor:
+        """Return a logit for every clip and tag, ``[B, tags]``."""
         logits: Tensor = self.fc_audioset(F.relu(self.fc1(self.encoder(waveforms))))
         return logits
 
 
-class _Tagged(Dataset[tuple[Tensor, Tensor]]):
+class TaggedClips(Dataset[tuple[Tensor, Tensor]]):
+    """Waveforms, ``[samples]``, and for every known tag 1.0 if it applies and 0.0 otherwise, ``[tags]``."""
+
     def __init__(self, clips: list[Clip], tags: dict[str, list[str]], seconds: float) -> None:
         self.waveforms = Waveforms(clips, seconds)
-        self.known = sorted({tag for of_clip in tags.values() for tag in of_clip})
-        self.present = torch.tensor([[float(tag in tags[clip.path.name]) for tag in self.known] for clip in clips])
+        self.known_tags = sorted({tag for of_clip in tags.values() for tag in of_clip})
+        self.labels = torch.tensor([[float(tag in tags[clip.path.name]) for tag in self.known_tags] for clip in clips])
 
     def __len__(self) -> int:
         return len(self.waveforms)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.waveforms[index], self.present[index]
+        return self.waveforms[index], self.labels[index]
 
 
-def _tag(clips: list[Clip], tags: dict[str, list[str]], seconds: float, epochs: int) -> dict[str, Tensor]:
-    tagged = _Tagged(clips, tags, seconds)
-    model = _Tagger(ResNet38(width=TINY_WIDTH), len(tagged.known))
-    loader = DataLoader(tagged, min(BATCH, len(tagged)), shuffle=True, drop_last=True)
-    _learn(
-        model, loader, epochs, "tagging", lambda batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
-    )
+def train_tagger(clips: list[Clip], tags: dict[str, list[str]], seconds: float, epochs: int) -> dict[str, Tensor]:
+    """Train a small audio encoder to tag events, and return its weights under the published names."""
+    tagged = TaggedClips(clips, tags, seconds)
+    model = Tagger(ResNet38(width=TINY_WIDTH), len(tagged.known_tags))
+
+    def loss_of(batch: Any) -> Tensor:
+        waveforms, labels = batch
+        return F.binary_cross_entropy_with_logits(model(waveforms), labels)
+
+    loader = DataLoader(tagged, min(BATCH_SIZE, len(tagged)), shuffle=True, drop_last=True)
+    fit(model, loader, epochs, "tagging", loss_of)
     return {name.removeprefix("encoder."): tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
-class _CaptionPairs(Dataset[dict[str, Any]]):
-    """Every caption, followed by one of the same clip (label 0) or by any (label 1), as a coin falls."""
+class CaptionPairs(Dataset[dict[str, Any]]):
+    """Every caption followed by a second one: with equal chances one of the same clip (label 0) or any (label 1)."""
 
     def __init__(self, clips: list[Clip], tokenizer: PreTrainedTokenizerFast) -> None:
         self.sentences = text_encoder.tokenize(tokenizer, captions_of(clips))
-        self.clip = clip_of_caption(clips).tolist()
-        self.of_clip: dict[int, list[int]] = {}
-        for caption, clip in enumerate(self.clip):
-            self.of_clip.setdefault(clip, []).append(caption)
+        self.clips = clip_of_caption(clips).tolist()
+        self.captions_of_clip: dict[int, list[int]] = {}
+        for caption, clip in enumerate(self.clips):
+            self.captions_of_clip.setdefault(clip, []).append(caption)
 
     def __len__(self) -> int:
         return len(self.sentences)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        other = int(torch.randint(2, ()))
-        captions = range(len(self.sentences)) if other else self.of_clip[self.clip[index]]
+        label = int(torch.randint(2, ()))
+        captions = range(len(self.sentences)) if label else self.captions_of_clip[self.clips[index]]
         first, second = self.sentences[index], self.sentences[captions[int(torch.randint(len(captions), ()))]][1:]
         return {
             "input_ids": (first + second)[: text_encoder.LONGEST],
             "token_type_ids": ([0] * len(first) + [1] * len(second))[: text_encoder.LONGEST],
-            "next_sentence_label": other,
+            "next_sentence_label": label,
         }
 
 
-def _fill_in(clips: list[Clip], tokenizer: PreTrainedTokenizerFast, epochs: int) -> Any:
+def train_bert(clips: list[Clip], tokenizer: PreTrainedTokenizerFast, epochs: int) -> Any:
+    """Train a small BERT on the captions, and return it without the heads of the two tasks."""
     model = BertForPreTraining(text_encoder.tiny(tokenizer).bert.config)
+    pairs = CaptionPairs(clips, tokenizer)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
-    pairs = _CaptionPairs(clips, tokenizer)
-    loader = DataLoader(pairs, min(BATCH, len(pairs)), shuffle=True, drop_last=True, collate_fn=collate)
-    _learn(model, loader, epochs, "filling in words", lambda batch: model(**batch).loss)
+    loader = DataLoader(pairs, min(BATCH_SIZE, len(pairs)), shuffle=True, drop_last=True, collate_fn=collate)
+    fit(model, loader, epochs, "filling in words", lambda batch: model(**batch).loss)
     return model.bert
 
 
-def _learn(
-    model: nn.Module, loader: "DataLoader[Any]", epochs: int, what: str, loss_of: Callable[[Any], Tensor]
-) -> None:
+def fit(model: nn.Module, loader: "DataLoader[Any]", epochs: int, task: str, loss_of: Callable[[Any], Tensor]) -> None:
+    """Minimise ``loss_of(batch)`` with Adam and a one-cycle schedule.
+
+    Args:
+        model: the model, which is moved to the GPU if there is one.
+        loader: batches of an epoch: tuples of tensors, or mappings to tensors.
+        epochs: the number of epochs.
+        task: a title for the progress bar.
+        loss_of: the loss of a batch.
+
+    Raises:
+        Stopped: a stop was requested.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     optimizer = Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * len(loader))
-
-    def batches() -> Iterator[Any]:
-        for _ in range(epochs):
-            yield from loader
-
+    steps = epochs * len(loader)
+    schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, epochs))
     mean = None
-    for batch in (bar := tqdm(batches(), what, epochs * len(loader), unit="step")):
+    for batch in (bar := tqdm(batches, task, steps, unit="step")):
         raise_if_stop_requested()
-        batch = (
-            {k: v.to(device) for k, v in batch.items()} if hasattr(batch, "items") else [t.to(device) for t in batch]
-        )
-        loss = loss_of(batch)
+        loss = loss_of(send_to_device(batch, device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

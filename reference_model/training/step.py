@@ -11,16 +11,16 @@ from reference_model.config import Config
 
 
 def objective(config: Config) -> PairLoss:
-    """Equations 2 to 7, with the settings of section 3.2."""
+    """Return the loss of the run: one of equations 2 to 7, with the settings of section 3.2."""
     mined = config.loss == "triplet_weighted" and config.weighted_rule == "mined"
     return LOSSES["triplet_weighted_mined" if mined else config.loss]()
 
 
 class Step:
-    """Trains a module by one batch a call.
+    """Trains a module by one batch at each call.
 
     Args:
-        module: takes what a batch has of audio and of text, and returns both embeddings.
+        module: returns both embeddings, given the "audio" and "text" of a batch as keyword arguments.
         config: loss, protocol and learning rate.
         accelerator: device, precision and processes.
     """
@@ -39,7 +39,7 @@ class Step:
         self.clip_norm = config.clip_norm
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
-        """The loss before the update, a detached scalar.
+        """Update the weights, and return the loss before the update, a detached scalar.
 
         Args:
             batch: "audio" and "text", each the keyword arguments of the module, and "ids" of the clips, ``[B]``.
@@ -67,5 +67,6 @@ class Step:
         return self.embed(**text)[1]  # type: ignore[no-any-return]
 
     def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next steps."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate

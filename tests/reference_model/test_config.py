@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,18 @@ from reference_model.training.step import Step
 @pytest.mark.parametrize(
     "change, words",
     [
+        ({"loss": "arcface"}, "expected loss to be one of triplet_sum, .* got arcface"),
+        ({"model": "full"}, "expected audio_checkpoint for the full model, got none; only the tiny one can begin anew"),
+        ({"model": "full", "audio_checkpoint": "a.pth"}, "expected bert for the full model, got none"),
+        ({"model": "Tiny"}, "expected model to be one of full, tiny, got Tiny"),
+        ({"encoders": "thawed"}, "expected encoders to be one of frozen, fine-tuned, got thawed"),
+        ({"precision": "fp8"}, "expected precision to be one of no, bf16, fp16, got fp8"),
+        ({"epochs": 0}, "expected epochs > 0, got 0"),
+        ({"learning_rate": -1.0}, "expected learning_rate > 0, got -1.0"),
+        ({"workers": -1}, "expected workers >= 0, got -1"),
+        ({"seed": -1}, "expected seed >= 0, got -1"),
+        ({"clip_seconds": 0.2}, "expected clip_seconds >= 0.31, the least that ResNet-38 can pool, got 0.2"),
+        ({"batch_size": 1}, "expected batch_size >= 2, because negatives come from the batch, got 1"),
         ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0"),
         ({"clip_norm": -1.0}, "expected clip_norm >= 0, where 0 is no clipping, got -1.0"),
         ({"nt_xent_factor": 0.0}, "expected nt_xent_factor > 0, got 0.0"),
@@ -134,3 +146,19 @@ def test_an_interrupted_run_in_the_older_form_continues(
     continued = train.train(config, run)
     assert {**continued, "history": None} == {**expected, "history": None}
     assert Config.read(run / "config.json") == config
+
+
+def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: Config) -> None:
+    full = replace(config, model="full", audio_checkpoint="a", bert="b")
+    changes: dict[str, Any] = {
+        "dataset": "Mine", "clip_seconds": 1.0, "loss": "triplet_max", "encoders": "frozen", "audio_checkpoint": "c",
+        "bert": "c", "batch_size": 8, "learning_rate": 1e-4, "epochs": 3, "decay_every": 2,
+        "gradient_cache_micro_batch": 4, "seed": 1, "precision": "bf16",
+    }  # fmt: skip
+    changes |= PROTOCOLS["released"]
+    for name, value in changes.items():
+        changed = replace(full, **{name: value}).deciding()
+        assert {other for other, there in full.deciding().items() if changed[other] != there} == {name}
+    assert full.deciding()["model"] != config.deciding()["model"]
+    assert config.deciding() == replace(config, data="elsewhere", workers=7).deciding()
+    assert changes.keys() | {"model", "data", "workers"} == {field.name for field in fields(Config)}

@@ -47,18 +47,18 @@ def make(corpus: Path, out: Path, *, epochs: int = 1, seed: int = 0) -> Path:
 def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     """Both encoders after fifteen epochs, and the loss of every step."""
     losses: Losses = {TAGGING: [], FILLING_IN: []}
-    original = pretrain._learn
+    original = pretrain.fit
 
-    def noted(model: Any, loader: Any, epochs: int, what: str, loss_of: Callable[[Any], Tensor]) -> None:
+    def noted(model: Any, loader: Any, epochs: int, task: str, loss_of: Callable[[Any], Tensor]) -> None:
         def note(batch: Any) -> Tensor:
             loss = loss_of(batch)
-            losses[what].append(loss.item())
+            losses[task].append(loss.item())
             return loss
 
-        original(model, loader, epochs, what, note)
+        original(model, loader, epochs, task, note)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "_learn", noted)
+        patch.setattr(pretrain, "fit", noted)
         return make(corpus, tmp_path_factory.mktemp("encoders"), epochs=15), losses
 
 
@@ -125,15 +125,15 @@ def test_the_seed_decides(corpus: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is learned, in its order."""
-    whats: list[str] = []
-    original = pretrain._learn
+    tasks: list[str] = []
+    original = pretrain.fit
 
-    def noted(model: Any, loader: Any, epochs: int, what: str, loss_of: Any) -> None:
-        whats.append(what)
-        original(model, loader, epochs, what, loss_of)
+    def noted(model: Any, loader: Any, epochs: int, task: str, loss_of: Any) -> None:
+        tasks.append(task)
+        original(model, loader, epochs, task, loss_of)
 
-    monkeypatch.setattr(pretrain, "_learn", noted)
-    return whats
+    monkeypatch.setattr(pretrain, "fit", noted)
+    return tasks
 
 
 def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
@@ -239,13 +239,13 @@ def test_training_begins_with_them(
 
 
 class Loader:
-    """What _learn was given."""
+    """The arguments of fit."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.given: dict[str, Any] = {}
-        monkeypatch.setattr(pretrain, "_learn", self)
+        monkeypatch.setattr(pretrain, "fit", self)
 
-    def __call__(self, model: Any, loader: Any, epochs: int, what: str, loss_of: Any) -> None:
+    def __call__(self, model: Any, loader: Any, epochs: int, task: str, loss_of: Any) -> None:
         self.given = {"model": model, "loader": loader, "epochs": epochs, "loss_of": loss_of}
 
 
@@ -253,7 +253,7 @@ def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, monkeypatch: 
     captured = Loader(monkeypatch)
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
     assert tags.keys() == {clip.path.name for clip in clips}
-    weights = pretrain._tag(clips, tags, 0.5, 3)
+    weights = pretrain.train_tagger(clips, tags, 0.5, 3)
     assert captured.given["epochs"] == 3
     learned = captured.given["model"].state_dict()
     assert same(weights, {name.removeprefix("encoder."): value for name, value in learned.items()})
@@ -262,14 +262,14 @@ def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, monkeypatch: 
     for index, clip in enumerate(clips):
         waveform, present = dataset[index]
         assert torch.equal(waveform, load_waveform(clip.path, 0.5))
-        assert sorted(dataset.known[k] for k in present.nonzero().flatten()) == sorted(tags[clip.path.name])
+        assert sorted(dataset.known_tags[k] for k in present.nonzero().flatten()) == sorted(tags[clip.path.name])
         assert set(present.tolist()) <= {0.0, 1.0}
 
 
 def test_the_loss_of_tagging_is_that_of_every_tag_on_its_own(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captured = Loader(monkeypatch)
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
-    pretrain._tag(clips, tags, 0.5, 1)
+    pretrain.train_tagger(clips, tags, 0.5, 1)
     model = captured.given["model"].eval()
     (waveforms, present) = next(iter(captured.given["loader"]))
     features = model.encoder(waveforms)
@@ -290,7 +290,7 @@ def test_pairs_of_captions() -> None:
     """Label 0: both of one clip. Label 1: the second is any, of the same clip as well."""
     tokenizer = text_encoder.train_tokenizer(captions_of(CLIPS))
     sentences = text_encoder.tokenize(tokenizer, captions_of(CLIPS))
-    pairs = pretrain._CaptionPairs(CLIPS, tokenizer)
+    pairs = pretrain.CaptionPairs(CLIPS, tokenizer)
     assert len(pairs) == 6
     torch.manual_seed(0)
     seen: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
@@ -311,7 +311,7 @@ def test_pairs_of_captions() -> None:
 
 def test_long_pairs_are_cut() -> None:
     clips = [Clip(Path("a.wav"), ("word " * 40, "word " * 41))]
-    pair = pretrain._CaptionPairs(clips, text_encoder.train_tokenizer(captions_of(clips)))[0]
+    pair = pretrain.CaptionPairs(clips, text_encoder.train_tokenizer(captions_of(clips)))[0]
     assert len(pair["input_ids"]) == len(pair["token_type_ids"]) == 64
     assert pair["token_type_ids"] == [0] * 42 + [1] * 22
 
@@ -323,7 +323,7 @@ def test_words_are_masked_as_in_bert(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
     tokenizer = text_encoder.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
-    bert = pretrain._fill_in(clips, tokenizer, 2)
+    bert = pretrain.train_bert(clips, tokenizer, 2)
     assert bert is captured.given["model"].bert
     assert captured.given["epochs"] == 2
     batches = [batch for _ in range(10) for batch in captured.given["loader"]]
@@ -350,7 +350,7 @@ def test_words_are_masked_as_in_bert(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_loss_of_text_is_of_the_words_and_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = Loader(monkeypatch)
     torch.manual_seed(0)
-    pretrain._fill_in(CLIPS, text_encoder.train_tokenizer(captions_of(CLIPS)), 1)
+    pretrain.train_bert(CLIPS, text_encoder.train_tokenizer(captions_of(CLIPS)), 1)
     model = captured.given["model"].eval()
     batch = next(batch for batch in captured.given["loader"] if (batch["labels"] != -100).any())
     out = model(**batch)

@@ -23,7 +23,7 @@ from reference_model.training.step import Step
 
 
 class Given(nn.Module):
-    """In place of the dual encoder: embeddings that are parameters."""
+    """Stands for the dual encoder: its embeddings are parameters."""
 
     def __init__(self, pairs: int) -> None:
         super().__init__()

@@ -1,0 +1,186 @@
+"""SIGKILL, SIGTERM, Ctrl-C, a full disk: the same command again ends as if nothing had happened."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.models import features
+from reference_model.paper import PROTOCOLS
+from reference_model.runtime.signals import EXIT_STOPPED, Stopped
+from reference_model.runtime.tensors import save_tensors
+from reference_model.training.trainer import train
+
+FILES = ("metrics.json", "best.safetensors")
+_context = multiprocessing.get_context("forkserver")
+# Loading it takes seconds, and no time in each of the processes below.
+_context.set_forkserver_preload(["reference_model.training.trainer"])
+
+
+def started(config: Config, run: Path, **options: Any) -> BaseProcess:
+    process = _context.Process(target=train, args=(config, run), kwargs=options)
+    process.start()
+    return process
+
+
+def finished(config: Config, run: Path, **options: Any) -> dict[str, bytes]:
+    process = started(config, run, **options)
+    process.join()
+    assert process.exitcode == 0
+    return {name: (run / name).read_bytes() for name in FILES}
+
+
+def wait_until(process: BaseProcess, path: Path) -> None:
+    while process.is_alive() and not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("encoders, protocol, kills", [("fine-tuned", "released", 10), ("frozen", "paper", 3)])
+def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any, protocol: str, kills: int) -> None:
+    """The fine-tuned run has dropout, erased stripes and batch-norm statistics to lose; the frozen one its features."""
+    config = replace(config, encoders=encoders, epochs=4, decay_every=2, **PROTOCOLS[protocol])
+    expected = finished(config, tmp_path / "whole", features=tmp_path / "features")
+    moments = random.Random(0)
+    killed = 0
+    for attempt in itertools.count():
+        run, kept = tmp_path / f"run-{attempt}", tmp_path / f"features-{attempt}"
+        for _ in range(kills):
+            # A checkpoint after every step, so that many a kill meets one being written; or every third of a second.
+            process = started(config, run, features=kept, checkpoint_minutes=moments.choice([0, 0.005]))
+            process.join(moments.uniform(0, 3))
+            process.kill()
+            process.join()
+            killed += process.exitcode == -signal.SIGKILL
+            if process.exitcode == 0:
+                break
+        assert finished(config, run, features=kept) == expected
+        assert not list(run.glob(".*.part"))  # nothing half-written is left
+        if killed >= kills:
+            break
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -> None:
+    """The command line leaves a checkpoint of the last step, one line, and the status that says: run me again."""
+    config = replace(config, epochs=6)
+    run = tmp_path / "run"
+    arguments = {
+        "--data": config.data, "--dataset": config.dataset, "--clip-seconds": config.clip_seconds,
+        "--model": config.model, "--encoders": config.encoders, "--loss": config.loss, "--epochs": config.epochs,
+        "--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--workers": 1, "--out": run,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "reference_model", "train", *(str(v) for pair in arguments.items() for v in pair)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], start_new_session=True
+    )
+    while process.poll() is None and not (run / "checkpoint.safetensors").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # as a terminal and a cluster do: also those that read
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED == 75
+    assert errors.splitlines()[-1].endswith("stopped when asked to; the same command continues")
+    assert "Traceback" not in errors
+    assert not (run / "metrics.json").exists()
+    assert "stopped when asked to" in (run / "log.txt").read_text()
+    assert finished(config, run) == finished(config, tmp_path / "whole")
+    assert "continuing after step" in (run / "log.txt").read_text()
+
+
+def test_asked_while_features_are_computed(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That may take hours; what is kept by then is not computed again."""
+    config = replace(config, encoders="frozen")
+    monkeypatch.setattr(features, "PART", 8)
+    kept: list[Path] = []
+
+    def save(path: Path, *arguments: Any) -> None:
+        save_tensors(path, *arguments)
+        kept.append(path)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "save_tensors", save)
+        with pytest.raises(Stopped):
+            train(config, tmp_path / "run", features=tmp_path / "features")
+    assert [path.name for path in kept] == ["000000.safetensors"]
+    assert "stopped when asked to" in (tmp_path / "run" / "log.txt").read_text()
+    modified = kept[0].stat().st_mtime_ns
+    train(config, tmp_path / "run", features=tmp_path / "features")
+    assert kept[0].stat().st_mtime_ns == modified
+
+
+def _train_on_a_full_disk(size: int, config: Config, run: Path) -> None:
+    """No file can grow beyond the size."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        train(config, run, checkpoint_minutes=0)
+    except Exception as error:
+        (run / "error.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+def test_a_full_disk_leaves_the_last_good_state(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoint.safetensors"
+    process = started(config, run, checkpoint_minutes=0)
+    wait_until(process, checkpoint)
+    process.kill()
+    process.join()
+    kept = checkpoint.read_bytes()
+    process = _context.Process(target=_train_on_a_full_disk, args=(len(kept) // 2, config, run))
+    process.start()
+    process.join()
+    error = (run / "error.txt").read_text()
+    assert error.startswith("InputError: expected to write a checkpoint, got: ")
+    assert error.endswith("the same command goes on from there")
+    assert "\n" not in error
+    assert checkpoint.read_bytes() == kept
+    assert not list(run.glob(".*.part"))
+    (run / "error.txt").unlink()
+    assert finished(config, run) == finished(config, tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(config: Config) -> None:
+    """/sys refuses even the superuser."""
+    done = subprocess.run(
+        [sys.executable, "-m", "reference_model", "train", "--data", config.data, "--experiment",
+         "clotho-frozen-nt_xent", "--dataset", "Synthetic", "--model", "tiny", "--out", "/sys/run"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: ")
+    assert "/sys/run" in done.stderr
+
+
+def test_a_run_goes_on_with_its_own_data_wherever_that_is(config: Config, corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(config, run, checkpoint_minutes=0)
+    wait_until(process, run / "checkpoint.safetensors")
+    process.kill()
+    process.join()
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    table = moved / "Synthetic" / "csv_files" / "val.csv"
+    text = table.read_text()
+    table.write_text(text.replace("low", "deep", 1))
+    with pytest.raises(InputError, match=r"expected the clips and captions that .* was trained on so far, got others"):
+        train(replace(config, data=str(moved)), run)
+    table.write_text(text)
+    metrics = json.loads(finished(replace(config, data=str(moved)), run)["metrics.json"])
+    assert {**metrics, "config": None} == {
+        **json.loads(finished(config, tmp_path / "whole")["metrics.json"]),
+        "config": None,
+    }

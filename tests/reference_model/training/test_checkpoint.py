@@ -1,0 +1,102 @@
+"""A run that continues from its checkpoint ends as if it had not been interrupted; other data is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from steps import Interrupted, at_step, interrupt, make_nan
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.data.dataset import SPLITS, read_split
+from reference_model.models import dual_encoder
+from reference_model.run_folder import Diverged
+from reference_model.runtime.tensors import load_tensors
+from reference_model.training import setup
+from reference_model.training.checkpoint import fingerprint
+from reference_model.training.trainer import train
+
+
+@pytest.mark.parametrize("encoders, workers", [("frozen", 0), ("fine-tuned", 0), ("fine-tuned", 1)])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    config: Config, tmp_path: Path, encoders: Any, workers: int
+) -> None:
+    config = replace(config, encoders=encoders, workers=workers, epochs=3, decay_every=1)
+    expected = train(config, tmp_path / "whole")
+    with at_step(13, interrupt), pytest.raises(Interrupted):  # 5 steps an epoch: in the middle of the third
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    metrics = train(config, tmp_path / "run")
+    assert metrics == expected
+    assert [record["learning_rate"] for record in metrics["history"]] == pytest.approx([1e-3, 1e-4, 1e-5])
+    theirs, ours = (load_file(tmp_path / run / "best.safetensors") for run in ("whole", "run"))
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+
+
+def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(config.as_dict()))
+    (run / "checkpoint.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"expected a safetensors file at .*checkpoint\.safetensors"):
+        train(config, run)
+    stored = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**stored, "colour": "blue"}))
+    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: colour"):
+        train(config, run)
+
+
+def test_the_last_good_state_outlives_a_divergence(config: Config, tmp_path: Path) -> None:
+    with at_step(3, make_nan), pytest.raises(Diverged):
+        train(config, tmp_path / "run", checkpoint_minutes=0)
+    tensors, progress = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
+    assert (progress["epoch"], progress["step"]) == (1, 2)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_names_of_clips_are_part_of_the_fingerprint(corpus: Path) -> None:
+    clips = {split: read_split(corpus, "Synthetic", split) for split in SPLITS}
+    first, *rest = clips["val"]
+    renamed = {**clips, "val": [replace(first, path=first.path.with_name("other.wav")), *rest]}
+    assert fingerprint(renamed) != fingerprint(clips)
+    elsewhere = {split: [replace(c, path=Path("/moved") / c.path.name) for c in of] for split, of in clips.items()}
+    assert fingerprint(elsewhere) == fingerprint(clips)
+
+
+@pytest.fixture
+def half_done(config: Config, tmp_path: Path) -> tuple[Config, Path]:
+    """Return a run of frozen encoders in its second epoch."""
+    config, run = replace(config, encoders="frozen"), tmp_path / "run"
+    with at_step(8, interrupt), pytest.raises(Interrupted):
+        train(config, run)
+    return config, run
+
+
+def test_a_refused_call_leaves_the_run_as_it_was(half_done: tuple[Config, Path], corpus: Path, tmp_path: Path) -> None:
+    config, run = half_done
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    table = moved / "Synthetic" / "csv_files" / "train.csv"
+    table.write_text(table.read_text().replace("low", "deep").replace("hiss", "zzz"))
+    files = [p for p in run.rglob("*") if p.is_file() and p.name != "log.txt" and "events" not in p.name]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(InputError, match="expected the clips and captions that"):
+        train(replace(config, data=str(moved)), run)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that the settings name may have been replaced."""
+
+    def other_model(*arguments: Any) -> Any:
+        torch.manual_seed(1)
+        return dual_encoder.new_model(*arguments)
+
+    monkeypatch.setattr(setup, "new_model", other_model)
+    with pytest.raises(InputError, match=r"expected the frozen encoders that .* was begun with, got others in"):
+        train(*half_done)

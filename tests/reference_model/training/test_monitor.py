@@ -1,0 +1,94 @@
+"""Losses are fetched, logged, and checked to be finite; every epoch is reported."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from steps import at_step, make_nan
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from reference_model.config import Config
+from reference_model.evaluation.evaluate import evaluate_run
+from reference_model.evaluation.metrics import Metrics, NotFinite
+from reference_model.run_folder import Diverged
+from reference_model.training.checkpoint import Progress
+from reference_model.training.monitor import Monitor, summary
+from reference_model.training.trainer import train
+
+
+def monitor_of(config: Config, folder: Path, progress: Progress, *, is_main: bool = True) -> Monitor:
+    """Return the monitor of a run with 5 steps an epoch."""
+    return Monitor(config, folder, progress, 5, position=0, is_main=is_main)
+
+
+def add(monitor: Monitor, *losses: float) -> None:
+    for loss in losses:
+        monitor.progress.step += 1
+        monitor.add_loss(torch.tensor(loss))
+
+
+def test_losses_are_added_up_and_written(config: Config, tmp_path: Path) -> None:
+    progress = Progress(epoch=2, step=1, total=4.0)
+    monitor = monitor_of(config, tmp_path, progress)
+    add(monitor, 2.0, 1.5)
+    assert progress.total == 4.0  # nothing is fetched before it is due
+    monitor.fetch_losses()
+    add(monitor, 1.0)
+    monitor.fetch_losses()
+    monitor.close()
+    assert progress.total == 8.5
+    assert monitor.bar.n == 9
+    written = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in written] == [(7, 2.0), (8, 1.5), (9, 1.0)]
+
+
+def test_losses_are_fetched_every_half_second(config: Config, tmp_path: Path) -> None:
+    monitor = monitor_of(config, tmp_path, Progress(), is_main=False)
+    assert not monitor.fetch_is_due()
+    monitor.fetched_at -= 0.5
+    assert monitor.fetch_is_due()
+    add(monitor, 1.0)
+    monitor.fetch_losses()
+    assert not monitor.fetch_is_due()
+    monitor.close()
+
+
+def test_a_loss_that_is_not_finite_is_named(config: Config, tmp_path: Path) -> None:
+    progress = Progress(epoch=3, step=1)
+    monitor = monitor_of(config, tmp_path, progress, is_main=False)
+    add(monitor, 1.0, float("inf"), 1.0)
+    with pytest.raises(NotFinite, match="the loss is inf at step 3 of epoch 3"):
+        monitor.fetch_losses()
+    monitor.close()
+
+
+def test_other_processes_write_nothing(config: Config, tmp_path: Path) -> None:
+    monitor = monitor_of(config, tmp_path, Progress(history=[{"epoch": 1}]), is_main=False)
+    monitor.report_epoch()
+    monitor.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_summary_of_an_epoch() -> None:
+    recalls: Metrics = {
+        "text_to_audio": {"R@1": 1.0, "R@5": 5.25, "R@10": 10},
+        "audio_to_text": {"R@1": 2, "R@5": 6, "R@10": 9},
+    }
+    assert summary(recalls) == "text to audio R@1/5/10 1.0/5.2/10.0; audio to text R@1/5/10 2.0/6.0/9.0"
+
+
+@pytest.mark.parametrize("epochs_before, kept", [(0, "no epoch was finished"), (1, "the best epoch, 1, is kept")])
+def test_a_loss_that_is_not_finite_stops_the_run(config: Config, tmp_path: Path, epochs_before: int, kept: str) -> None:
+    run = tmp_path / "run"
+    words = f"the loss is nan at step 3 of epoch {epochs_before + 1}; {kept}"
+    with at_step(5 * epochs_before + 3, make_nan), pytest.raises(Diverged, match=words):
+        train(config, run)
+    assert "the loss is nan" in (run / "log.txt").read_text()
+    assert not (run / "metrics.json").exists()
+    with pytest.raises(Diverged, match=words):
+        train(config, run)  # it is not tried again
+    if epochs_before:
+        assert evaluate_run(run, split="test", data=None)["text_to_audio"]["pool"] == 6
+        weights = load_file(run / "best.safetensors").values()
+        assert all(value.isfinite().all() for value in weights if value.is_floating_point())
