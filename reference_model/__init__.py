@@ -5,4 +5,4 @@ Mei et al. 2022, "On Metric Learning for Audio-Text Cross-Modal Retrieval", sect
 
 
 class InputError(ValueError):
-    """Something the user gave is not as expected. The command line prints its text alone, without a traceback."""
+    """Wrong input from the user; the command line prints its text alone, without a traceback."""

@@ -1,4 +1,4 @@
-"""Every setting of a run, with its meaning and its source. A run is made again from this alone."""
+"""The settings of a run, each with its meaning and its source; a run can be repeated from them alone."""
 
 import dataclasses
 import json
@@ -17,8 +17,6 @@ Precision = Literal["no", "bf16", "fp16"]
 FrozenMode = Literal["eval", "train"]
 WeightedRule = Literal["equation-6", "mined"]
 SelectOn = Literal["both-directions", "text-to-audio"]
-
-
 CHOICES: dict[str, Any] = {
     "encoders": Encoders,
     "model": Size,
@@ -32,7 +30,7 @@ WITHOUT_EFFECT = ("data", "workers")  # on the result of a run: where the data i
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run of the experiment. Nothing has a default: what is not said is refused."""
+    """The settings of one run. None has a default, so that a stored config is complete."""
 
     data: str  # the folder that holds a folder for each data set
     dataset: str  # AudioCaps, Clotho, Synthetic, or another folder in the same layout
@@ -49,7 +47,7 @@ class Config:
     select_on: SelectOn  # the best epoch has the highest sum of R@1, R@5 and R@10 on the validation set
     model: Size  # full: ResNet-38 of PANNs and BERT; tiny: small ones, for two CPU cores
     audio_checkpoint: str | None  # ResNet38_mAP=0.434.pth (Zenodo 3987831); None: new weights, for the tiny model alone
-    bert: str | None  # a name, or a local folder; None: as above
+    bert: str | None  # a name, or a local folder; None: new weights, for the tiny model alone
     batch_size: int  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
     learning_rate: float  # Adam; section 3.2: 1e-4; table 1: 5e-5 where triplet losses do not converge on Clotho
     epochs: int  # section 3.2: 50
@@ -60,6 +58,7 @@ class Config:
     workers: int  # processes that read audio
 
     def __post_init__(self) -> None:
+        """Refuse settings with which no run is possible."""
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
         for name, kind in CHOICES.items():
@@ -98,16 +97,16 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Read the config that a run has left.
+        """Read the config.json of a run or of a saved model, in its older form too.
 
         Raises:
-            InputError: the file is no JSON, or it lacks a setting, or has an unknown one.
+            InputError: the file is no JSON, a setting is missing or unknown, or one has a bad value.
         """
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
-        stored = of_this_version(stored)
+        stored = in_current_form(stored)
         fields = {field.name for field in dataclasses.fields(cls)}
         found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
         if found != fields:
@@ -121,10 +120,10 @@ class Config:
             raise InputError(f"expected the settings of a run in {path}, got: {error}") from error
 
 
-def of_this_version(stored: Any) -> Any:
-    """Convert settings in their older form, with a nested ``protocol`` and the decay factor among them.
+def in_current_form(stored: Any) -> Any:
+    """Convert stored settings from their older form, in which ``protocol`` is nested and the decay factor a setting.
 
-    Whatever else is not of this version stays as it is: the caller refuses it.
+    Everything else, such as a decay factor other than the paper's, stays as it is: the caller refuses it.
     """
     if not isinstance(stored, dict) or not isinstance(stored.get("protocol"), dict):
         return stored

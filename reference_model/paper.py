@@ -15,19 +15,17 @@ from reference_model import InputError
 PAPER_TABLES = Path(__file__).with_name("paper_tables.json")  # the rows as published: settings and recalls
 TABLES = ("1", "2")
 
-# Clips; section 3.1. Another data set takes the rows of AudioCaps.
-DATASET_SIZES = {
+DATASET_SIZES = {  # clips; section 3.1
     "AudioCaps": {"train": 49_274, "val": 494, "test": 957},
     "Clotho": {"train": 3_839, "val": 1_045, "test": 1_045},
 }
-DEFAULT_DATASET = "AudioCaps"
+DEFAULT_DATASET = "AudioCaps"  # its rows are those of any data set that the paper does not have
 LOSS_NAMES = {  # in the tables
     "triplet_sum": "Triplet-sum",
     "triplet_max": "Triplet-max",
     "triplet_weighted": "Triplet-weighted",
     "nt_xent": "NT-Xent",
 }
-
 SIMILAR_LOSSES = {"triplet_weighted_mined": "triplet_weighted"}  # a loss that is not in the tables, and one that is
 
 # Section 3.2. The batch size and the learning rate of a run stand in its row of the tables.
@@ -40,19 +38,17 @@ SEEDS = (0, 1, 2)  # section 3.3: three runs with different seeds; which ones th
 
 # The settings in which the paper's text and its published code differ; Config says what each means.
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    # The text, sections 2.3 and 3.2. Dropout: that of the published encoders.
     "paper": {
-        "frozen_mode": "eval",
-        "spec_augment": False,
-        "dropout": 0.1,
-        "clip_norm": 0.0,
-        "nt_xent_factor": 1.0,
+        "frozen_mode": "eval",  # section 3.2: frozen encoders
+        "spec_augment": False,  # not mentioned
+        "dropout": 0.1,  # not mentioned: that of the published encoders
+        "clip_norm": 0.0,  # not mentioned
+        "nt_xent_factor": 1.0,  # equation 7
         "weighted_rule": "equation-6",
-        "mask_same_clip": False,
-        "select_on": "both-directions",
+        "mask_same_clip": False,  # section 2.3: every j != i is a negative
+        "select_on": "both-directions",  # section 3.2: the highest sum of recalls
     },
-    # The code, github.com/XinhaoMei/audio-text_retrieval.
-    "released": {
+    "released": {  # github.com/XinhaoMei/audio-text_retrieval, for every setting
         "frozen_mode": "train",
         "spec_augment": True,
         "dropout": 0.2,
@@ -102,11 +98,15 @@ def chosen(
     losses: Sequence[str] = (),
     learning_rate: float | None = None,
 ) -> dict[str, list[Experiment]]:
-    """Return the rows of these tables, in their order: all, or those of the data sets, encoders and losses given.
+    """Return the rows of these tables by the table's number, in the order of the table.
 
     A data set that the paper does not have takes the rows of AudioCaps.
 
     Args:
+        tables: their numbers, of TABLES.
+        datasets: those of the rows; none given: the paper's two.
+        encoders: those of the rows; none given: all.
+        losses: those of the rows; none given: all.
         learning_rate: replaces that of every row.
 
     Raises:

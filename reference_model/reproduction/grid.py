@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from filelock import FileLock
 
 from reference_model import InputError
-from reference_model.config import WITHOUT_EFFECT, Config, of_this_version
+from reference_model.config import WITHOUT_EFFECT, Config, in_current_form
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import ROW_SETTINGS, Experiment, name_of
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS
@@ -160,7 +160,7 @@ class Grid:
         """
         try:
             grid = cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
-            grid = dataclasses.replace(grid, settings=of_this_version(grid.settings))
+            grid = dataclasses.replace(grid, settings=in_current_form(grid.settings))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"expected results of reproduce in {out}, got no readable {GRID}: {error}") from error
         expected = {field.name for field in dataclasses.fields(Config)} - {*ROW_SETTINGS, "seed"}

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from click.testing import Result
 
 from reference_model.cli.app import main
@@ -50,10 +49,3 @@ def test_a_learning_rate_of_0_is_refused(corpus: Path, tmp_path: Path, command_l
                           0, "--out", tmp_path / "out")  # fmt: skip
     assert result.exit_code == 1
     assert "Error: expected learning_rate > 0, got 0.0" in result.output
-
-
-def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, tmp_path: Path) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    result = command_line("reproduce", "--out", tmp_path / "out")
-    assert result.exit_code == 1
-    assert "Error: expected reproduce on its own, got torchrun" in result.output
