@@ -69,9 +69,16 @@ programs:
 		apt-get update -qq && apt-get install -qq --no-install-recommends $(packages) >/dev/null; } \
 		|| echo "Not installed: $(packages); tests that need them are skipped"
 
+# Branch coverage, of the tests of each package alone.
+losses = tests/crossmodal_losses tests/benchmarks
+measured = --cov-report= --cov
+covered = $(in_reference) coverage report --fail-under
 test: $(REFERENCE)/complete $(NEWEST)/complete programs
-	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) --cov --doctest-modules tests/crossmodal_losses tests/benchmarks crossmodal_losses
-	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) tests --ignore tests/crossmodal_losses --ignore tests/benchmarks
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) $(measured)=crossmodal_losses --doctest-modules $(losses) crossmodal_losses
+	$(covered) 100
+	HYPOTHESIS_PROFILE=ci $(in_reference) $(pytest) $(measured)=reference_model --doctest-modules tests reference_model \
+		$(addprefix --ignore=,$(losses))
+	$(covered) 90
 	HYPOTHESIS_PROFILE=ci $(in_newest) $(pytest) --doctest-modules tests/crossmodal_losses crossmodal_losses
 
 format: $(REFERENCE)/complete
