@@ -65,7 +65,11 @@ Experiment = dict[str, Any]
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """Return the name of a row, such as audiocaps-frozen-nt_xent, with -batch-128 at its end for that batch size."""
+    """Return the name of a row, with -batch-128 at its end for that batch size.
+
+    >>> name_of({"dataset": "AudioCaps", "encoders": "frozen", "loss": "nt_xent", "batch_size": 32})
+    'audiocaps-frozen-nt_xent'
+    """
     name = f"{row['dataset'].lower()}-{row['encoders']}-{row['loss']}"
     return f"{name}-batch-{row['batch_size']}" if row["batch_size"] == TABLE_2_BATCH_SIZE else name
 

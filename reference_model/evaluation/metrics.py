@@ -75,6 +75,9 @@ def ranks_of_targets(S: Tensor, target: Tensor) -> Tensor:
     Args:
         S: similarities of queries and candidates, ``[Q, C]``.
         target: bool ``[Q, C]``, at least one in each row.
+
+    >>> ranks_of_targets(torch.tensor([[0.9, 0.1, 0.5]]), torch.tensor([[False, True, True]]))
+    tensor([[2., 3.]])
     """
     most_targets = int(target.sum(1).max())
     of_targets = S.masked_fill(~target, -torch.inf).topk(most_targets, 1).values  # descending
@@ -103,7 +106,11 @@ def sum_of_recalls(metrics: Metrics, directions: Sequence[str] = DIRECTIONS) -> 
 
 
 def chance(captions_of_clip: Sequence[int]) -> Metrics:
-    """Return the expected recalls of random rankings, in percent, for clips with these numbers of captions."""
+    """Return the expected recalls of random rankings, in percent, for clips with these numbers of captions.
+
+    >>> chance([5, 5, 5, 5])["text_to_audio"]["R@1"]  # four clips of five captions
+    25.0
+    """
     clips, captions = len(captions_of_clip), sum(captions_of_clip)
 
     def found(k: int, targets: int, pool: int) -> float:
