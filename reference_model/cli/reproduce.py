@@ -96,7 +96,7 @@ def _train_and_write(requested: "Grid", out: Path, **options: Any) -> None:
     """
     from reference_model.reproduction.grid import Grid, counts
     from reference_model.reproduction.report import write_report, write_tables
-    from reference_model.reproduction.tables import markdown
+    from reference_model.reproduction.table_formats import markdown
     from reference_model.reproduction.workers import reproduce as train_all
 
     train_all(requested, out, when_settled=lambda: write_tables(Grid.read(out), out), **options)

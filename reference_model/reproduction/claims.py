@@ -1,7 +1,7 @@
-"""What section 4 of the paper reports, as statements about the numbers of its tables: on the paper's and on ours.
+"""The claims of the paper's section 4, each checked on the paper's tables and on ours.
 
-A statement is counted out, never judged by eye: how many of its comparisons hold. Means are compared as they are;
-whether a difference is more than chance, the standard deviations in the tables tell.
+A claim is a number of comparisons between means, and the check counts how many of them hold. It does not test whether
+a difference is more than chance; the standard deviations in the tables show that.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,77 +9,78 @@ from dataclasses import dataclass
 from typing import Any
 
 from reference_model.paper import LOSS_NAMES, TABLE_2_BATCH_SIZE, experiments, published
-from reference_model.reproduction.tables import COLUMNS, Table
+from reference_model.reproduction.tables import RECALL_COLUMNS, Table
 
 ROBUST = ("triplet_sum", "nt_xent")
 HARDEST_NEGATIVE = ("triplet_max", "triplet_weighted")
 
 Key = tuple[str, str, str, int]  # data set, encoders, loss, batch size
 Block = tuple[str, str, int]  # data set, encoders, batch size
-Means = dict[tuple[str, str], float]  # direction and metric to the mean in percent
+Means = dict[tuple[str, str], float]  # (direction, metric) to the mean in percent
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a statement comes to on some tables."""
+    """The result of checking a claim on some tables."""
 
-    held: int  # comparisons that hold
-    of: int
+    held: int  # number of comparisons that hold
+    total: int  # number of comparisons
     evidence: str
 
     @property
     def verdict(self) -> str:
-        return "yes" if self.held == self.of else "no" if self.held == 0 else f"in {self.held} of {self.of}"
+        """The result in words: yes, no, or in how many comparisons."""
+        return "yes" if self.held == self.total else "no" if self.held == 0 else f"in {self.held} of {self.total}"
 
 
 @dataclass(frozen=True)
 class Results:
-    """Recalls of experiments, and which of their runs did not converge."""
+    """Mean recalls of experiments, and how many of their runs did not converge."""
 
     means: Mapping[Key, Means]
-    lost: Mapping[Key, int] | None  # runs that collapsed or diverged; None where it is not known
-    runs: Mapping[Key, int]  # those that ended, in whatever way but an error
+    not_converged: Mapping[Key, int] | None  # number of runs that collapsed or diverged; None if unknown
+    runs: Mapping[Key, int]  # number of runs that are done or diverged
 
     @classmethod
-    def of_paper(cls) -> "Results":
-        """The published tables, which do not say how many runs converged."""
+    def from_paper(cls) -> "Results":
+        """Return the published tables, which do not tell how many runs converged."""
         means = {_key(experiments()[name]): _means(cells) for name, cells in published().items()}
         return cls(means, None, dict.fromkeys(means, 3))
 
     @classmethod
-    def of(cls, tables: Sequence[Table]) -> "Results":
-        """Tables of :mod:`reference_model.reproduction.tables`; rows of which every run diverged have no means."""
+    def from_tables(cls, tables: Sequence[Table]) -> "Results":
+        """Return the results in our tables; a row whose runs all diverged has no means."""
         rows = {_key(row): row for table in tables for row in table["rows"]}
         runs = {key: row["runs"]["done"] + row["runs"]["diverged"] for key, row in rows.items()}
         runs = {key: number for key, number in runs.items() if number}
-        lost = {key: rows[key]["collapsed"] + rows[key]["runs"]["diverged"] for key in runs}
-        return cls({key: _means(rows[key]["ours"]) for key in runs if rows[key]["runs"]["done"]}, lost, runs)
+        not_converged = {key: rows[key]["collapsed"] + rows[key]["runs"]["diverged"] for key in runs}
+        return cls({key: _means(rows[key]["ours"]) for key in runs if rows[key]["runs"]["done"]}, not_converged, runs)
 
     def blocks(self) -> Iterator[tuple[Block, dict[str, Means]]]:
-        """Loss to means of what differs in the loss alone; with all four losses."""
+        """Yield the means by loss of the experiments that differ only in the loss, where all four losses are there."""
         for dataset, encoders, batch_size in dict.fromkeys((key[0], key[1], key[3]) for key in self.means):
-            found = {
+            of_loss = {
                 loss: self.means[dataset, encoders, loss, batch_size]
                 for loss in LOSS_NAMES
                 if (dataset, encoders, loss, batch_size) in self.means
             }
-            if len(found) == len(LOSS_NAMES):
-                yield (dataset, encoders, batch_size), found
+            if len(of_loss) == len(LOSS_NAMES):
+                yield (dataset, encoders, batch_size), of_loss
 
-    def pairs(self, other: Callable[[Key], Key]) -> Iterator[tuple[Key, Means, Means]]:
-        """Every experiment that has a counterpart, with the means of both."""
+    def pairs(self, counterpart: Callable[[Key], Key]) -> Iterator[tuple[Key, Means, Means]]:
+        """Yield every experiment that has a counterpart, with its means and those of the counterpart."""
         for key, means in self.means.items():
-            if other(key) != key and other(key) in self.means:
-                yield key, means, self.means[other(key)]
+            if counterpart(key) != key and counterpart(key) in self.means:
+                yield key, means, self.means[counterpart(key)]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper."""
+    """A claim of the paper and the function that checks it."""
 
     section: str
     text: str
-    check: Callable[[Results], Finding | None]  # None: the results have nothing to check it on
+    check: Callable[[Results], Finding | None]  # None: the results lack the experiments to compare
 
 
 def _key(row: Mapping[str, Any]) -> Key:
@@ -87,10 +88,10 @@ def _key(row: Mapping[str, Any]) -> Key:
 
 
 def _means(cells: Mapping[str, Mapping[str, Any]]) -> Means:
-    return {(way, metric): cells[way][metric]["mean"] for way, metric in COLUMNS}
+    return {(direction, metric): cells[direction][metric]["mean"] for direction, metric in RECALL_COLUMNS}
 
 
-def _named(block: Block) -> str:
+def _block_name(block: Block) -> str:
     dataset, encoders, batch_size = block
     return f"{dataset}, {encoders}, batch size {batch_size}"
 
@@ -100,66 +101,66 @@ def _average(means: Means) -> float:
 
 
 def fine_tuning_helps(results: Results) -> Finding | None:
-    """Every recall of every loss, fine-tuned against frozen."""
+    """Check every recall of every loss: fine-tuned above frozen."""
     gains = [
         tuned[column] - frozen[column]
         for _, frozen, tuned in results.pairs(lambda key: (key[0], "fine-tuned", *key[2:]))
-        for column in COLUMNS
+        for column in RECALL_COLUMNS
     ]
     if not gains:
         return None
     held = sum(gain > 0 for gain in gains)
-    return Finding(
-        held, len(gains), f"{sum(gains) / len(gains):+.1f} points on average, {min(gains):+.1f} to {max(gains):+.1f}"
-    )
+    evidence = f"{sum(gains) / len(gains):+.1f} points on average, {min(gains):+.1f} to {max(gains):+.1f}"
+    return Finding(held, len(gains), evidence)
 
 
 def clotho_is_harder(results: Results) -> Finding | None:
-    """Every recall of every loss in table 1, Clotho with its batch of 24 against AudioCaps with 32."""
-    pairs = list(results.pairs(lambda key: ("Clotho", *key[1:3], 24) if (key[0], key[3]) == ("AudioCaps", 32) else key))
-    losses = [there[column] - here[column] for _, there, here in pairs for column in COLUMNS]
-    if not losses:
+    """Check every recall of every loss in table 1: Clotho with batch size 24 below AudioCaps with 32."""
+    pairs = results.pairs(lambda key: ("Clotho", *key[1:3], 24) if (key[0], key[3]) == ("AudioCaps", 32) else key)
+    drops = [audiocaps[column] - clotho[column] for _, audiocaps, clotho in pairs for column in RECALL_COLUMNS]
+    if not drops:
         return None
-    return Finding(
-        sum(loss > 0 for loss in losses), len(losses), f"{-sum(losses) / len(losses):+.1f} points on average"
-    )
+    return Finding(sum(drop > 0 for drop in drops), len(drops), f"{-sum(drops) / len(drops):+.1f} points on average")
 
 
 def nt_xent_is_best(results: Results) -> Finding | None:
-    """Every recall of every setting: is NT-Xent's at least that of each other loss?"""
+    """Check every recall of every block: NT-Xent's at least that of each other loss."""
     blocks = dict(results.blocks())
     if not blocks:
         return None
-    won = {
-        which: sum(block["nt_xent"][column] >= max(means[column] for means in block.values()) for column in COLUMNS)
-        for which, block in blocks.items()
+    best_counts = {
+        key: sum(
+            block["nt_xent"][column] >= max(means[column] for means in block.values()) for column in RECALL_COLUMNS
+        )
+        for key, block in blocks.items()
     }
-    evidence = "; ".join(f"{_named(which)}: {count} of {len(COLUMNS)}" for which, count in won.items())
-    return Finding(sum(won.values()), len(COLUMNS) * len(won), evidence)
+    evidence = "; ".join(f"{_block_name(key)}: {count} of {len(RECALL_COLUMNS)}" for key, count in best_counts.items())
+    return Finding(sum(best_counts.values()), len(RECALL_COLUMNS) * len(best_counts), evidence)
 
 
 def triplet_sum_is_behind_when_frozen(results: Results) -> Finding | None:
-    """Of frozen encoders at the usual batch size: is triplet-sum's mean recall the lowest?"""
-    blocks = {
-        which: block for which, block in results.blocks() if which[1] == "frozen" and which[2] != TABLE_2_BATCH_SIZE
+    """Check every block of frozen encoders in table 1: triplet-sum has the lowest mean recall."""
+    lowest = {
+        key: min(block, key=lambda loss: _average(block[loss]))
+        for key, block in results.blocks()
+        if key[1] == "frozen" and key[2] != TABLE_2_BATCH_SIZE
     }
-    if not blocks:
+    if not lowest:
         return None
-    last = {which: min(block, key=lambda loss: _average(block[loss])) for which, block in blocks.items()}
-    evidence = "; ".join(f"{_named(which)}: lowest is {LOSS_NAMES[loss]}" for which, loss in last.items())
-    return Finding(sum(loss == "triplet_sum" for loss in last.values()), len(last), evidence)
+    evidence = "; ".join(f"{_block_name(key)}: lowest is {LOSS_NAMES[loss]}" for key, loss in lowest.items())
+    return Finding(sum(loss == "triplet_sum" for loss in lowest.values()), len(lowest), evidence)
 
 
 def _changes_with_the_batch(results: Results) -> dict[str, dict[str, float]]:
-    """Data set to loss to the change of its mean recall from the usual batch size to 128."""
-    found: dict[str, dict[str, float]] = {}
+    """Return the change of the mean recall from the usual batch size to 128, by data set and loss."""
+    changes: dict[str, dict[str, float]] = {}
     for key, small, large in results.pairs(lambda key: (*key[:3], TABLE_2_BATCH_SIZE)):
-        found.setdefault(key[0], {})[key[2]] = _average(large) - _average(small)
-    return {dataset: changes for dataset, changes in found.items() if len(changes) == len(LOSS_NAMES)}
+        changes.setdefault(key[0], {})[key[2]] = _average(large) - _average(small)
+    return {dataset: of_loss for dataset, of_loss in changes.items() if len(of_loss) == len(LOSS_NAMES)}
 
 
 def hardest_negatives_lose_with_the_batch(results: Results) -> Finding | None:
-    """Triplet-max and triplet-weighted at batch size 128: does each fall, and by more than both robust losses?"""
+    """Check triplet-max and triplet-weighted at batch size 128: each falls, and by more than both robust losses."""
     changes = _changes_with_the_batch(results)
     if not changes:
         return None
@@ -168,19 +169,19 @@ def hardest_negatives_lose_with_the_batch(results: Results) -> Finding | None:
         for change in changes.values()
         for loss in HARDEST_NEGATIVE
     )
-    return Finding(held, len(changes) * len(HARDEST_NEGATIVE), _said(changes, HARDEST_NEGATIVE))
+    return Finding(held, len(changes) * len(HARDEST_NEGATIVE), _describe(changes, HARDEST_NEGATIVE))
 
 
 def robust_losses_keep_with_the_batch(results: Results) -> Finding | None:
-    """Triplet-sum and NT-Xent at batch size 128: is the mean recall within two points of the one at 32?"""
+    """Check triplet-sum and NT-Xent at batch size 128: the mean recall is within two points of that at 32."""
     changes = _changes_with_the_batch(results)
     if not changes:
         return None
     held = sum(abs(change[loss]) <= 2 for change in changes.values() for loss in ROBUST)
-    return Finding(held, len(changes) * len(ROBUST), _said(changes, ROBUST))
+    return Finding(held, len(changes) * len(ROBUST), _describe(changes, ROBUST))
 
 
-def _said(changes: Mapping[str, Mapping[str, float]], losses: Sequence[str]) -> str:
+def _describe(changes: Mapping[str, Mapping[str, float]], losses: Sequence[str]) -> str:
     return "; ".join(
         f"{dataset}, {LOSS_NAMES[loss]}: {change[loss]:+.1f} points"
         for dataset, change in changes.items()
@@ -188,30 +189,31 @@ def _said(changes: Mapping[str, Mapping[str, float]], losses: Sequence[str]) -> 
     )
 
 
-def _lost(losses: Sequence[str]) -> Callable[[Results], tuple[int, int] | None]:
-    def count(results: Results) -> tuple[int, int] | None:
-        if results.lost is None:
-            return None
-        keys = [key for key in results.runs if key[2] in losses]
-        return (sum(results.lost[key] for key in keys), sum(results.runs[key] for key in keys)) if keys else None
-
-    return count
+def _count_not_converged(results: Results, losses: Sequence[str]) -> tuple[int, int, str] | None:
+    """Return the runs of these losses that did not converge, all of their runs, and both in words."""
+    if results.not_converged is None:
+        return None
+    keys = [key for key in results.runs if key[2] in losses]
+    count, total = sum(results.not_converged[key] for key in keys), sum(results.runs[key] for key in keys)
+    return (count, total, f"{count} of {total} runs collapsed or diverged") if keys else None
 
 
 def robust_losses_converge(results: Results) -> Finding | None:
-    """No run of triplet-sum or NT-Xent collapsed or diverged."""
-    found = _lost(ROBUST)(results)
-    if found is None:
+    """Check every run of triplet-sum and NT-Xent: it neither collapsed nor diverged."""
+    counted = _count_not_converged(results, ROBUST)
+    if counted is None:
         return None
-    return Finding(found[1] - found[0], found[1], f"{found[0]} of {found[1]} runs collapsed or diverged")
+    count, total, evidence = counted
+    return Finding(total - count, total, evidence)
 
 
 def hardest_negatives_may_not_converge(results: Results) -> Finding | None:
-    """Some run of triplet-max or triplet-weighted collapsed or diverged."""
-    found = _lost(HARDEST_NEGATIVE)(results)
-    if found is None:
+    """Check that some run of triplet-max or triplet-weighted collapsed or diverged."""
+    counted = _count_not_converged(results, HARDEST_NEGATIVE)
+    if counted is None:
         return None
-    return Finding(int(found[0] > 0), 1, f"{found[0]} of {found[1]} runs collapsed or diverged")
+    count, _, evidence = counted
+    return Finding(int(count > 0), 1, evidence)
 
 
 CLAIMS = (
@@ -230,7 +232,8 @@ CLAIMS = (
         "Triplet-sum and NT-Xent converge in every setting (counted: runs that neither collapsed nor diverged).",
         robust_losses_converge,
     ),
-    # Collapsed: all similarities alike. What the paper calls not converged at batch size 128 has an R@1 of 10 to 15 %.
+    # Collapsed means that all similarities are alike. The runs at batch size 128 that the paper calls not converged
+    # still have an R@1 of 10 to 15 %.
     Claim(
         "4.2",
         "Some runs of triplet-max and triplet-weighted do not converge (counted: whether any collapsed or diverged, "
@@ -253,20 +256,22 @@ CLAIMS = (
 
 
 def check(tables: Sequence[Table]) -> list[dict[str, str]]:
-    """Every statement with what it comes to on the paper's tables and on these."""
-    found = []
+    """Return every claim with its verdict on the paper's tables and on these."""
+    checked = []
     for claim in CLAIMS:
         line = {"section": claim.section, "claim": claim.text}
-        for whose, results in (("paper", Results.of_paper()), ("ours", Results.of(tables))):
+        for source, results in (("paper", Results.from_paper()), ("ours", Results.from_tables(tables))):
             finding = claim.check(results)
-            line[whose] = "-" if finding is None else finding.verdict
-            line[f"{whose}, evidence"] = "" if finding is None else finding.evidence
-        found.append(line)
-    return found
+            line[source] = "-" if finding is None else finding.verdict
+            line[f"{source}, evidence"] = "" if finding is None else finding.evidence
+        checked.append(line)
+    return checked
 
 
-def markdown(found: Sequence[Mapping[str, str]]) -> str:
-    """As a table."""
+def markdown(checked: Sequence[Mapping[str, str]]) -> str:
+    """Return the checked claims as a Markdown table."""
     lines = ["| Section | What the paper reports | Its tables | These runs | |", "|---|---|---|---|---|"]
-    lines += [f"| {f['section']} | {f['claim']} | {f['paper']} | {f['ours']} | {f['ours, evidence']} |" for f in found]
+    lines += [
+        f"| {c['section']} | {c['claim']} | {c['paper']} | {c['ours']} | {c['ours, evidence']} |" for c in checked
+    ]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
-"""What a trained model retrieves from the test set, to read and to hear, and how similar pairs are to it.
+"""Examples of what a trained model retrieves from the test set, and the similarities of its pairs.
 
-A run keeps the embeddings of its test set, so that nothing here needs its weights.
+They are computed from the test embeddings that a run stores; weights are not needed.
 """
 
 import base64
@@ -22,124 +22,130 @@ from reference_model.evaluation.metrics import QUERIES_AT_ONCE, ranks_of_targets
 from reference_model.run_folder import TEST_EMBEDDINGS
 from reference_model.runtime.tensors import load_tensors
 
-QUERIES = 4  # a direction
-SHOWN = 3  # candidates a query
-SOUND_SECONDS = 10.0  # to hear, at most
+QUERIES = 4  # in each direction
+SHOWN = 3  # candidates of a query
+SOUND_SECONDS = 10.0  # longest sound on the page
+SOUND_COMPRESSION = 0.9  # of 0 to 1: about 40 kbit/s, half the size of the default
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The embeddings of a test set, ``[N, D]`` and ``[M, D]``, and what they are of."""
+class EmbeddedTestSet:
+    """The embeddings of a test set, ``[N, D]`` and ``[M, D]``, with its file names and captions."""
 
     audio: Tensor
     text: Tensor
     clip_of_caption: Tensor  # integers [M]
-    names: list[str]  # of the clips
+    file_names: list[str]  # of the N clips
     captions: list[str]
 
     @classmethod
-    def of(cls, run: Path) -> "Pool":
-        """As a finished run has left them."""
-        tensors, record = load_tensors(run / TEST_EMBEDDINGS)
+    def read(cls, folder: Path) -> "EmbeddedTestSet":
+        """Read what a finished run has stored in its folder."""
+        tensors, record = load_tensors(folder / TEST_EMBEDDINGS)
         clips = record["clips"]
         return cls(
             audio=tensors["audio"].float(),
             text=tensors["text"].float(),
             clip_of_caption=torch.repeat_interleave(torch.tensor([len(clip["captions"]) for clip in clips])),
-            names=[clip["file_name"] for clip in clips],
+            file_names=[clip["file_name"] for clip in clips],
             captions=[caption for clip in clips for caption in clip["captions"]],
         )
 
 
-def similarities(test: Pool) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Of captions with their clips, ``[M]``, and of captions and clips with their hardest negatives, ``[M + N]``."""
-    positives, of_captions = [], []
-    of_clips = torch.full((len(test.audio),), -torch.inf)
+def similarities(test: EmbeddedTestSet) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the similarities of positives and of hardest negatives.
+
+    Returns:
+        Of every caption with its clip, ``[M]``; of every caption and every clip with its hardest negative, ``[M + N]``.
+    """
+    positives, hardest_of_captions = [], []
+    hardest_of_clips = torch.full((len(test.audio),), -torch.inf)
     clips = torch.arange(len(test.audio))
     for start in range(0, len(test.text), QUERIES_AT_ONCE):
-        own = test.clip_of_caption[start : start + QUERIES_AT_ONCE, None]
+        target = test.clip_of_caption[start : start + QUERIES_AT_ONCE, None]
         S = test.text[start : start + QUERIES_AT_ONCE] @ test.audio.T
-        positives.append(S.gather(1, own)[:, 0])
-        negatives = S.masked_fill(own == clips, -torch.inf)
-        of_captions.append(negatives.amax(1))
-        of_clips = torch.maximum(of_clips, negatives.amax(0))
-    return torch.cat(positives).numpy(), torch.cat([*of_captions, of_clips]).numpy()
+        positives.append(S.gather(1, target)[:, 0])
+        negatives = S.masked_fill(target == clips, -torch.inf)
+        hardest_of_captions.append(negatives.amax(1))
+        hardest_of_clips = torch.maximum(hardest_of_clips, negatives.amax(0))
+    return torch.cat(positives).numpy(), torch.cat([*hardest_of_captions, hardest_of_clips]).numpy()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What was retrieved: a clip, by its name and one of its captions, or a caption."""
+    """A retrieved clip, shown with one of its captions, or a retrieved caption."""
 
     text: str
     score: float
-    right: bool
-    name: str = ""
-    sound: str | None = None  # a data URI
+    right: bool  # whether it belongs to the query
+    file_name: str = ""
+    sound: str | None = None  # a data: URL
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query, at which rank its partner was, and the first candidates."""
+    """A query, the rank of its target, and the first candidates."""
 
     query: str
     rank: int
-    pool: int
+    pool: int  # number of candidates
     candidates: list[Candidate]
     sound: str | None = None
 
 
-def captions_as_queries(test: Pool, config: Config) -> list[Example]:
-    """Text to audio: captions at even distances, none of them chosen."""
-    found = []
-    for caption in _evenly(len(test.captions)):
+def captions_as_queries(test: EmbeddedTestSet, config: Config) -> list[Example]:
+    """Return examples of text to audio; the queries are captions at even distances."""
+    examples = []
+    for caption in _evenly_spaced(len(test.captions)):
         S = test.text[caption] @ test.audio.T
-        own = torch.arange(len(test.audio)) == test.clip_of_caption[caption]
+        is_target = torch.arange(len(test.audio)) == test.clip_of_caption[caption]
         candidates = [
             Candidate(
                 text=test.captions[int((test.clip_of_caption == clip).nonzero()[0])],
                 score=float(S[clip]),
-                right=bool(own[clip]),
-                name=test.names[clip],
-                sound=sound(config, test.names[clip]),
+                right=bool(is_target[clip]),
+                file_name=test.file_names[clip],
+                sound=sound(config, test.file_names[clip]),
             )
-            for clip in _first(S)
+            for clip in _most_similar(S)
         ]
-        found.append(Example(test.captions[caption], _rank(S, own), len(S), candidates))
-    return found
+        examples.append(Example(test.captions[caption], _rank(S, is_target), len(S), candidates))
+    return examples
 
 
-def clips_as_queries(test: Pool, config: Config) -> list[Example]:
-    """Audio to text: clips at even distances, none of them chosen."""
-    found = []
-    for clip in _evenly(len(test.names)):
+def clips_as_queries(test: EmbeddedTestSet, config: Config) -> list[Example]:
+    """Return examples of audio to text; the queries are clips at even distances."""
+    examples = []
+    for clip in _evenly_spaced(len(test.file_names)):
         S = test.audio[clip] @ test.text.T
-        own = test.clip_of_caption == clip
-        candidates = [Candidate(test.captions[k], float(S[k]), bool(own[k])) for k in _first(S)]
-        name = test.names[clip]
-        found.append(Example(name, _rank(S, own), len(S), candidates, sound(config, name)))
-    return found
+        is_target = test.clip_of_caption == clip
+        candidates = [Candidate(test.captions[k], float(S[k]), bool(is_target[k])) for k in _most_similar(S)]
+        name = test.file_names[clip]
+        examples.append(Example(name, _rank(S, is_target), len(S), candidates, sound(config, name)))
+    return examples
 
 
-def sound(config: Config, name: str) -> str | None:
-    """A clip of the test set as a data URI of MP3; None where its file is not there any more."""
-    path = Path(config.data) / config.dataset / "waveforms" / "test" / name
+def sound(config: Config, file_name: str) -> str | None:
+    """Return a clip of the test set as a ``data:`` URL of MP3, or None if its file is gone."""
+    path = Path(config.data) / config.dataset / "waveforms" / "test" / file_name
     try:
         waveform = load_waveform(path, min(config.clip_seconds, SOUND_SECONDS, soundfile.info(path).duration))
     except (InputError, OSError, soundfile.LibsndfileError):
         return None
     encoded = io.BytesIO()
-    soundfile.write(encoded, waveform.clamp(-1, 1).numpy(), SAMPLE_RATE, format="MP3")
+    samples = waveform.clamp(-1, 1).numpy()
+    soundfile.write(encoded, samples, SAMPLE_RATE, format="MP3", compression_level=SOUND_COMPRESSION)
     return "data:audio/mpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
 
 
-def _evenly(number: int) -> list[int]:
+def _evenly_spaced(number: int) -> list[int]:
     return sorted({int(k) for k in np.linspace(0, number - 1, QUERIES + 2)[1:-1]})
 
 
-def _first(S: Tensor) -> list[int]:
+def _most_similar(S: Tensor) -> list[int]:
     order: list[int] = S.sort(descending=True, stable=True).indices[:SHOWN].tolist()
     return order
 
 
-def _rank(S: Tensor, own: Tensor) -> int:
-    return int(ranks_of_targets(S[None], own[None])[0, 0])
+def _rank(S: Tensor, is_target: Tensor) -> int:
+    return int(ranks_of_targets(S[None], is_target[None])[0, 0])

@@ -1,7 +1,12 @@
-"""Pictures: the curves of runs, the bars of a table, the similarities of pairs."""
+"""Figures of the report: bars of a table's recalls, learning curves, histograms of similarities.
 
+The functions named ``plot_...`` return a matplotlib figure; :func:`data_url` turns it into a picture on a page,
+:func:`reference_model.training.curves.write_figure` into a file.
+"""
+
+import base64
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,100 +16,112 @@ from numpy.typing import NDArray
 
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
 from reference_model.paper import LOSS_NAMES
-from reference_model.reproduction.tables import Row, Table, blocks, head
-from reference_model.training.curves import show_whole_epochs, write_figure
+from reference_model.reproduction.table_formats import block_title
+from reference_model.reproduction.tables import Table, TableRow, row_blocks
+from reference_model.training.curves import DPI, show_whole_epochs
 
-# Okabe and Ito's, which colour-blind readers can tell apart.
+# The palette of Okabe and Ito: colour-blind readers can tell its colours apart.
 COLOURS = {"triplet_sum": "#0072B2", "triplet_max": "#E69F00", "triplet_weighted": "#CC79A7", "nt_xent": "#009E73"}
-RANKS = (1, 5, 10)
+RANKS = (1, 5, 10)  # the k of R@k
+LINE_STYLES = ("-", "--", ":", "-.")
 
 
-def plot_all_curves(path: Path, histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> None:
-    """Loss to seed to history, of runs that differ in nothing else: each loss a column, each seed a line."""
+def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> Figure:
+    """Plot training loss and mean validation recall over the epochs: a column for each loss, a line for each seed.
+
+    Args:
+        histories: the history of every run, by loss and seed; the runs differ in nothing else.
+    """
     figure = Figure(figsize=(3.2 * len(histories), 4.6), layout="constrained")
-    grid = figure.subplots(2, len(histories), squeeze=False, sharex="col", sharey="row")
-    for column, (loss, of_seeds) in enumerate(histories.items()):
-        above, below = grid[:, column]
-        for (seed, history), style in zip(of_seeds.items(), _styles(len(of_seeds)), strict=True):
-            relative = [record["loss"] / history[0]["loss"] for record in history]
+    axes_grid = figure.subplots(2, len(histories), squeeze=False, sharex="col", sharey="row")
+    for column, (loss, history_of_seed) in enumerate(histories.items()):
+        above, below = axes_grid[:, column]
+        for number, (seed, history) in enumerate(history_of_seed.items()):
+            style = LINE_STYLES[number % len(LINE_STYLES)]
+            relative_losses = [record["loss"] / history[0]["loss"] for record in history]
             recalls = [
-                np.mean([record["val"][way][f"R@{k}"] for way in DIRECTIONS for k in RANKS]) for record in history
+                np.mean([record["val"][direction][f"R@{k}"] for direction in DIRECTIONS for k in RANKS])
+                for record in history
             ]
-            above.plot(_epochs(history), relative, style, color=COLOURS.get(loss), label=f"seed {seed}")
+            above.plot(_epochs(history), relative_losses, style, color=COLOURS.get(loss), label=f"seed {seed}")
             below.plot(_epochs(history), recalls, style, color=COLOURS.get(loss), label=f"seed {seed}")
         above.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
         below.set_xlabel("epoch")
         below.legend(fontsize=7)
         for axes in (above, below):
             show_whole_epochs(axes)
-    grid[0, 0].set_ylabel("training loss\n(first epoch = 1)", fontsize=9)
-    grid[1, 0].set_ylabel("mean validation\nrecall, %", fontsize=9)
-    write_figure(path, figure)
+    axes_grid[0, 0].set_ylabel("training loss\n(first epoch = 1)", fontsize=9)
+    axes_grid[1, 0].set_ylabel("mean validation\nrecall, %", fontsize=9)
+    return figure
 
 
-def plot_table(path: Path, table: Table) -> None:
-    """Bars of the recalls: ours full with the standard deviation, beside each the paper's in outline."""
-    of_blocks = blocks(table)
-    figure = Figure(figsize=(11, 0.8 + 2.5 * len(of_blocks)), layout="constrained")
-    grid = figure.subplots(len(of_blocks), 2, squeeze=False, sharey="row")
-    for line, block in zip(grid, of_blocks, strict=True):
-        for axes, direction in zip(line, DIRECTIONS, strict=True):
-            _bars(axes, block, direction)
-            axes.set_title(f"{head(table, block[0])}: {TITLES[direction]}", fontsize=9)
-        line[0].set_ylabel("recall, %")
-        line[0].set_ylim(bottom=0)  # of both, once the bars of both are there
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+def plot_table(table: Table) -> Figure:
+    """Plot the recalls as bars with standard deviations: ours filled, beside each the paper's in outline."""
+    blocks = row_blocks(table)
+    figure = Figure(figsize=(11, 0.8 + 2.5 * len(blocks)), layout="constrained")
+    axes_grid = figure.subplots(len(blocks), 2, squeeze=False, sharey="row")
+    for axes_row, block in zip(axes_grid, blocks, strict=True):
+        for axes, direction in zip(axes_row, DIRECTIONS, strict=True):
+            _draw_bars(axes, block, direction)
+            axes.set_title(f"{block_title(table, block[0])}: {TITLES[direction]}", fontsize=9)
+        axes_row[0].set_ylabel("recall, %")
+        axes_row[0].set_ylim(bottom=0)  # after all bars are drawn: both directions share the axis
+    handles, labels = axes_grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
-    write_figure(path, figure)
+    return figure
 
 
-def _bars(axes: Axes, block: Sequence[Row], direction: str) -> None:
-    beside = any(row["paper"] is not None for row in block)
-    slots = len(block) * (2 if beside else 1)
-    width = 0.8 / slots
+def _draw_bars(axes: Axes, block: Sequence[TableRow], direction: str) -> None:
+    bars_per_row = 2 if any(row["paper"] is not None for row in block) else 1
+    width = 0.8 / (len(block) * bars_per_row)
     for place, row in enumerate(block):
-        for whose, shift in (("ours", 0), ("paper", 1)):
-            cells = row[whose]
-            if cells is None:
+        colour, name = COLOURS[row["loss"]], LOSS_NAMES[row["loss"]]
+        for source, shift in (("ours", 0), ("paper", 1)):
+            if row[source] is None:
                 continue
-            values = [cells[direction][f"R@{k}"] for k in RANKS]
-            left = -0.4 + width * (place * slots / len(block) + shift + 0.5)
-            ours = whose == "ours"
+            cells = [row[source][direction][f"R@{k}"] for k in RANKS]
+            offset = -0.4 + width * (place * bars_per_row + shift + 0.5)
             axes.bar(
-                [group + left for group in range(len(RANKS))],
-                [value["mean"] or 0 for value in values],
+                [group + offset for group in range(len(RANKS))],
+                [cell["mean"] or 0 for cell in cells],
                 width * 0.92,
-                yerr=[value["std"] or 0 for value in values],
+                yerr=[cell["std"] or 0 for cell in cells],
                 capsize=2,
-                color=COLOURS[row["loss"]] if ours else "white",
-                edgecolor=COLOURS[row["loss"]],
+                color=colour if source == "ours" else "white",
+                edgecolor=colour,
                 error_kw={"linewidth": 0.8},
-                label=LOSS_NAMES[row["loss"]] if ours else f"{LOSS_NAMES[row['loss']]}, paper",
+                label=name if source == "ours" else f"{name}, paper",
             )
     axes.set_xticks(range(len(RANKS)), [f"R@{k}" for k in RANKS])
     axes.grid(axis="y", alpha=0.3)
 
 
-def plot_similarities(path: Path, pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> None:
-    """Loss to the similarities of the positives and of the hardest negatives: a panel each, with both histograms."""
+def plot_similarities(pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> Figure:
+    """Plot a histogram of the positives and one of the hardest negatives, a panel for each loss.
+
+    Args:
+        pairs: similarities of the positives and of the hardest negatives, by loss.
+    """
     figure = Figure(figsize=(3.2 * len(pairs), 2.8), layout="constrained")
     edges = np.linspace(-1, 1, 81)
-    for axes, (loss, (positive, hardest)) in zip(
-        figure.subplots(1, len(pairs), squeeze=False)[0], pairs.items(), strict=True
-    ):
-        axes.hist(hardest, edges, density=True, color="#999999", alpha=0.8, label="hardest negatives")
-        axes.hist(positive, edges, density=True, color=COLOURS.get(loss), alpha=0.6, label="positives")
+    panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+    for axes, (loss, (positives, hardest_negatives)) in zip(panels, pairs.items(), strict=True):
+        axes.hist(hardest_negatives, edges, density=True, color="#999999", alpha=0.8, label="hardest negatives")
+        axes.hist(positives, edges, density=True, color=COLOURS.get(loss), alpha=0.6, label="positives")
         axes.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
         axes.set(xlabel="cosine similarity", yticks=[])
-        low = min(float(positive.min()), float(hardest.min()))
-        axes.set_xlim(max(-1.0, low - 0.05), 1.02)
+        lowest = min(float(positives.min()), float(hardest_negatives.min()))
+        axes.set_xlim(max(-1.0, lowest - 0.05), 1.02)
         axes.legend(fontsize=7)
-    write_figure(path, figure)
-
-
-def _styles(number: int) -> list[str]:
-    return [("-", "--", ":", "-.")[k % 4] for k in range(number)]
+    return figure
 
 
 def _epochs(history: Sequence[dict[str, Any]]) -> list[int]:
     return [record["epoch"] for record in history]
+
+
+def data_url(figure: Figure) -> str:
+    """Return the figure as a ``data:`` URL of lossless WebP, which takes less than half the bytes of PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="webp", dpi=DPI, pil_kwargs={"lossless": True, "quality": 100, "method": 6})
+    return "data:image/webp;base64," + base64.b64encode(picture.getvalue()).decode()

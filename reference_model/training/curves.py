@@ -14,6 +14,8 @@ from reference_model.runtime.files import atomic_write
 
 matplotlib.use("Agg")
 
+DPI = 120
+
 
 def plot_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) -> None:
     """Plot the training loss, and R@1, R@5 and R@10 of both directions on the validation set, over the epochs."""
@@ -42,4 +44,4 @@ def show_whole_epochs(axes: Axes) -> None:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, whole or not at all."""
-    atomic_write(path, lambda beside: figure.savefig(beside, dpi=120))
+    atomic_write(path, lambda beside: figure.savefig(beside, dpi=DPI))

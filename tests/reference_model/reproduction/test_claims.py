@@ -8,9 +8,9 @@ import pytest
 from reference_model.paper import LOSS_NAMES
 from reference_model.reproduction import claims
 from reference_model.reproduction.claims import CLAIMS, Finding, Key, Results
-from reference_model.reproduction.tables import COLUMNS, Table
+from reference_model.reproduction.tables import RECALL_COLUMNS, Table
 
-PAPER = Results.of_paper()
+PAPER = Results.from_paper()
 AC, CL = "AudioCaps", "Clotho"
 
 
@@ -27,7 +27,7 @@ def verdict(name: str, results: Results) -> str:
 def made_up(recalls: Mapping[Key, Any]) -> Results:
     """Every recall of an experiment the same, or six of them."""
     means = {
-        key: dict(zip(COLUMNS, [of] * 6 if isinstance(of, int | float) else of, strict=True))
+        key: dict(zip(RECALL_COLUMNS, [of] * 6 if isinstance(of, int | float) else of, strict=True))
         for key, of in recalls.items()
     }
     return Results(means, dict.fromkeys(means, 0), dict.fromkeys(means, 3))
@@ -45,7 +45,7 @@ def test_the_papers_tables_are_all_there() -> None:
     assert len(PAPER.means) == 20
     assert PAPER.means[CL, "fine-tuned", "nt_xent", 24]["audio_to_text", "R@5"] == 37.5
     assert PAPER.means[AC, "frozen", "triplet_max", 128]["text_to_audio", "R@1"] == 11.8
-    assert PAPER.lost is None
+    assert PAPER.not_converged is None
 
 
 def test_fine_tuning_on_the_papers_tables() -> None:
@@ -207,7 +207,7 @@ def row(loss: str, recall: float | None, *, done: int, collapsed: int = 0, diver
     return {
         "dataset": "Mine", "encoders": "frozen", "loss": loss, "batch_size": 32, "collapsed": collapsed,
         "runs": {"done": done, "diverged": diverged, "failed": failed, "planned": 3},
-        "ours": {way: {f"R@{k}": {"mean": recall, "std": None} for k in (1, 5, 10)} for way, _ in COLUMNS},
+        "ours": {way: {f"R@{k}": {"mean": recall, "std": None} for k in (1, 5, 10)} for way, _ in RECALL_COLUMNS},
     }  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def table(*rows: Any) -> Table:
 
 
 def test_runs_that_collapsed_or_diverged_are_counted() -> None:
-    results = Results.of(
+    results = Results.from_tables(
         [
             table(
                 row("triplet_sum", 10.0, done=3),
@@ -233,28 +233,28 @@ def test_runs_that_collapsed_or_diverged_are_counted() -> None:
 
 
 def test_when_everything_converges_or_nothing_does() -> None:
-    well = Results.of([table(*(row(loss, 10.0, done=3) for loss in LOSS_NAMES))])
+    well = Results.from_tables([table(*(row(loss, 10.0, done=3) for loss in LOSS_NAMES))])
     assert verdict("robust_losses_converge", well) == "yes"
     assert verdict("hardest_negatives_may_not_converge", well) == "no"
     ((which, means),) = well.blocks()
     assert which == ("Mine", "frozen", 32)
-    assert means == {loss: dict.fromkeys(COLUMNS, 10.0) for loss in LOSS_NAMES}
-    badly = Results.of([table(*(row(loss, 10.0, done=1, collapsed=1, diverged=2) for loss in LOSS_NAMES))])
+    assert means == {loss: dict.fromkeys(RECALL_COLUMNS, 10.0) for loss in LOSS_NAMES}
+    badly = Results.from_tables([table(*(row(loss, 10.0, done=1, collapsed=1, diverged=2) for loss in LOSS_NAMES))])
     assert verdict("robust_losses_converge", badly) == "no"
     assert found("hardest_negatives_may_not_converge", badly) == Finding(1, 1, "6 of 6 runs collapsed or diverged")
-    partly = Results.of([table(row("nt_xent", 10.0, done=3, collapsed=1))])
+    partly = Results.from_tables([table(row("nt_xent", 10.0, done=3, collapsed=1))])
     assert verdict("robust_losses_converge", partly) == "in 2 of 3"
     assert found("hardest_negatives_may_not_converge", partly) is None
 
 
 def test_a_row_in_both_tables_counts_once() -> None:
     shared = row("triplet_max", 10.0, done=3, collapsed=1)
-    results = Results.of([table(shared), {**table(shared), "table": "2"}])
+    results = Results.from_tables([table(shared), {**table(shared), "table": "2"}])
     assert found("hardest_negatives_may_not_converge", results) == Finding(1, 1, "1 of 3 runs collapsed or diverged")
 
 
 def test_rows_that_are_not_begun_do_not_count() -> None:
-    results = Results.of([table(*(row(loss, None, done=0) for loss in LOSS_NAMES))])
+    results = Results.from_tables([table(*(row(loss, None, done=0) for loss in LOSS_NAMES))])
     assert results == Results({}, {}, {})
     assert {(line["ours"], line["ours, evidence"]) for line in claims.check([])} == {("-", "")}
 

@@ -1,6 +1,5 @@
-"""The page, in a browser; and the examples and similarities that it shows."""
+"""The page of the report in a browser."""
 
-import base64
 import json
 import os
 import shutil
@@ -10,18 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from grids import settings
-from hypothesis import given
-from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from reference_model.config import Config
 from reference_model.paper import chosen
-from reference_model.reproduction.examples import Pool, captions_as_queries, clips_as_queries, similarities, sound
 from reference_model.reproduction.grid import Grid
 from reference_model.reproduction.report import write_report, write_tables
-from reference_model.reproduction.tables import lines
+from reference_model.reproduction.table_formats import lines
 from reference_model.run_folder import TEST_EMBEDDINGS
 from reference_model.runtime.files import write_json
 from reference_model.runtime.tensors import load_tensors, save_tensors
@@ -180,73 +175,3 @@ def test_nothing_finished_makes_a_page_too(results: tuple[Grid, Path], browser: 
     assert "No run has finished" in shown.inner_text("body")
     assert seen.complaints == []
     shown.close()
-
-
-def test_clips_that_are_gone_are_silent(results: tuple[Grid, Path], config: Config, tmp_path: Path) -> None:
-    run = results[1] / "runs" / "synthetic-frozen-nt_xent-seed-0"
-    test = Pool.of(run)
-    assert sound(config, test.names[0]) is not None
-    gone = replace(config, data=str(tmp_path))
-    assert [example.sound for example in clips_as_queries(test, gone)] == [None] * 4
-    assert all(c.sound is None for example in captions_as_queries(test, gone) for c in example.candidates)
-
-
-def test_a_sound_is_a_whole_mp3(config: Config, corpus: Path) -> None:
-    found = sound(config, "00000.wav")
-    assert found is not None
-    kind, _, content = found.partition(",")
-    assert kind == "data:audio/mpeg;base64"
-    assert base64.b64decode(content)[:1] == b"\xff"
-
-
-def made(clips: int, captions: int, seed: int, rounding: int) -> Pool:
-    """Embeddings at random, with ties where they are rounded."""
-    generator = torch.Generator().manual_seed(seed)
-    audio, text = (torch.randn(n, 3, generator=generator) for n in (clips, clips * captions))
-    return Pool(
-        audio=audio.round(decimals=rounding),
-        text=text.round(decimals=rounding),
-        clip_of_caption=torch.arange(clips).repeat_interleave(captions),
-        names=[f"clip {k}" for k in range(clips)],
-        captions=[f"caption {k}" for k in range(clips * captions)],
-    )
-
-
-POOLS = st.builds(
-    made, st.integers(2, 9), st.integers(1, 3), st.integers(0, 2**20), st.sampled_from([0, 1, 6])
-)  # fmt: skip
-
-
-@given(POOLS)
-def test_similarities_equal_loops(test: Pool) -> None:
-    positive, hardest = similarities(test)
-    S = (test.text @ test.audio.T).tolist()
-    own = test.clip_of_caption.tolist()
-    assert positive.tolist() == pytest.approx([S[m][own[m]] for m in range(len(S))], abs=1e-5)
-    of_captions = [max(S[m][n] for n in range(len(S[m])) if n != own[m]) for m in range(len(S))]
-    of_clips = [max(S[m][n] for m in range(len(S)) if n != own[m]) for n in range(len(test.audio))]
-    assert hardest.tolist() == pytest.approx([*of_captions, *of_clips], abs=1e-5)
-
-
-@given(POOLS)
-def test_examples_equal_loops(config: Config, test: Pool) -> None:
-    """Ranks count what ties against us; candidates come by similarity, the first of equal ones first."""
-    own = test.clip_of_caption.tolist()
-    S = (test.text @ test.audio.T).tolist()
-    for example in captions_as_queries(test, replace(config, data="nowhere")):
-        m = test.captions.index(example.query)
-        assert example.rank == sum(S[m][n] >= S[m][own[m]] for n in range(len(S[m])) if n != own[m]) + 1
-        order = sorted(range(len(S[m])), key=lambda n, m=m: -S[m][n])[:3]  # type: ignore[misc]
-        assert [c.name for c in example.candidates] == [test.names[n] for n in order]
-        assert [c.right for c in example.candidates] == [n == own[m] for n in order]
-        assert all(own[test.captions.index(c.text)] == n for c, n in zip(example.candidates, order, strict=True))
-        assert example.pool == len(test.names)
-    S = (test.audio @ test.text.T).tolist()
-    for example in clips_as_queries(test, replace(config, data="nowhere")):
-        n = test.names.index(example.query)
-        best = max(S[n][m] for m in range(len(own)) if own[m] == n)
-        assert example.rank == sum(S[n][m] >= best for m in range(len(own)) if own[m] != n) + 1
-        order = sorted(range(len(own)), key=lambda m, n=n: -S[n][m])[:3]  # type: ignore[misc]
-        assert [c.text for c in example.candidates] == [test.captions[m] for m in order]
-        assert [c.right for c in example.candidates] == [own[m] == n for m in order]
-        assert example.pool == len(test.captions)

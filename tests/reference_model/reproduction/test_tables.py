@@ -1,243 +1,21 @@
-"""The tables of runs whose numbers are made up, against tables written by hand; LaTeX that compiles; the bars."""
+"""The numbers of the tables: means, deviations, differences and the best of each column."""
 
-import itertools
 import json
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from grids import clotho_table, in_cells
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
-from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
 
-from reference_model.paper import PROTOCOLS, Experiment, chosen
-from reference_model.reproduction.grid import Grid, Run
-from reference_model.reproduction.plots import COLOURS, plot_table
-from reference_model.reproduction.tables import COLUMNS, Row, Table, aggregate, best, difference, make_table, markdown
-from reference_model.reproduction.tables import latex as in_latex
-
-HEAD = (
-    "Text-to-Audio R@1 | Text-to-Audio R@5 | Text-to-Audio R@10 | "
-    "Audio-to-Text R@1 | Audio-to-Text R@5 | Audio-to-Text R@10 |"
-)
-NUMBERS = "---:|---:|---:|---:|---:|---:|"
-
-
-def grid(rows: dict[str, list[Experiment]], seeds: Sequence[int]) -> Grid:
-    """Of rows as ``chosen`` returns them, with the smallest settings."""
-    settings = {
-        "data": "data", "clip_seconds": 1.0, "model": "tiny",
-        "audio_checkpoint": None, "bert": None, "epochs": 1, "decay_every": 20,
-        "gradient_cache_micro_batch": None, "precision": "no", "workers": 0, **PROTOCOLS["paper"],
-    }  # fmt: skip
-    return Grid.of(rows, seeds, settings)
-
-
-def named(grid: Grid, out: Path) -> dict[str, Run]:
-    return {run.name: run for run in grid.runs(out)}
-
-
-def in_cells(numbers: Sequence[float]) -> dict[str, dict[str, float]]:
-    """Six numbers, in the order of the table's columns."""
-    cells: dict[str, dict[str, float]] = {"text_to_audio": {}, "audio_to_text": {}}
-    for (way, metric), number in zip(COLUMNS, numbers, strict=True):
-        cells[way][metric] = number
-    return cells
-
-
-def finish(run: Run, *recalls: float, clips: int = 20, collapsed: bool = False) -> None:
-    """What a finished run leaves, as far as the tables read it; five captions a clip."""
-    test = in_cells(recalls)
-    test["text_to_audio"]["pool"], test["audio_to_text"]["pool"] = clips, 5 * clips
-    chance = in_cells([100 * k / clips for k in (1, 5, 10, 1, 5, 10)])
-    run.folder.mkdir(parents=True)
-    metrics = {"test": test, "chance": chance, "collapsed": collapsed}
-    (run.folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-def diverge(run: Run) -> None:
-    run.folder.mkdir(parents=True)
-    (run.folder / "diverged.json").write_text(json.dumps({"reason": "the loss is nan"}))
-
-
-def clotho(out: Path) -> Table:
-    """Two fine-tuned rows of table 1 with three seeds; the test set has lost clips."""
-    of_grid = grid(
-        chosen(["1"], datasets=["Clotho"], encoders=["fine-tuned"], losses=["triplet_max", "nt_xent"]), (0, 1, 2)
-    )
-    runs = named(of_grid, out)
-    for seed, recalls in enumerate([(13, 33, 45, 15, 36, 49), (14, 36, 48, 17, 38, 49), (15, 39, 51, 19, 40, 49)]):
-        finish(runs[f"clotho-fine-tuned-triplet_max-seed-{seed}"], *recalls, clips=1000)
-    for seed, recalls in enumerate([(14, 36, 49, 16, 37, 50), (15, 37, 50, 17, 38, 51), (16, 38, 51, 18, 39, 52)]):
-        finish(runs[f"clotho-fine-tuned-nt_xent-seed-{seed}"], *recalls, clips=1000)
-    return make_table(of_grid, "1", out)
-
-
-def test_beside_the_published_rows(tmp_path: Path) -> None:
-    # Published: triplet-max* 14.2 ± 0.9, 36.5 ± 1.2, 49.0 ± 0.4, 15.8 ± 0.4, 36.4 ± 1.6, 49.6 ± 2.0; its differences
-    # are -.2 / .9, -.5 / 1.2, -1 / .4, 1.2 / .4, 1.6 / 1.6, -.6 / 2. NT-Xent: .6 / .4, .4 / .2, .1 / .2, .8 / .7, ...
-    assert markdown(clotho(tmp_path)) == (
-        "Table 1. Recalls in %, mean ± standard deviation over seeds 0, 1, 2. "
-        "Clotho: 1000 test clips (1045 in the paper), 5000 captions.\n"
-        "\n"
-        f"| Dataset | Fine-tune | Objective |  | {HEAD}\n"
-        f"|---|---|---|---|{NUMBERS}\n"
-        "| Clotho | Yes | Triplet-max\\* | ours "
-        "| 14.0 ± 1.0 | 36.0 ± 3.0 | 48.0 ± 3.0 | **17.0 ± 2.0** | **38.0 ± 2.0** | 49.0 ± 0.0 |\n"
-        "|  |  |  | paper | 14.2 ± 0.9 | 36.5 ± 1.2 | 49.0 ± 0.4 | 15.8 ± 0.4 | 36.4 ± 1.6 | 49.6 ± 2.0 |\n"
-        "|  |  |  | difference | -0.2 σ | -0.4 σ | -2.5 σ | +3.0 σ | +1.0 σ | -0.3 σ |\n"
-        "|  |  | NT-Xent | ours | **15.0 ± 1.0** | **37.0 ± 1.0** | **50.0 ± 1.0** "
-        "| **17.0 ± 1.0** | **38.0 ± 1.0** | **51.0 ± 1.0** |\n"
-        "|  |  |  | paper | **14.4 ± 0.4** | **36.6 ± 0.2** | **49.9 ± 0.2** "
-        "| **16.2 ± 0.7** | **37.5 ± 0.9** | **50.2 ± 0.7** |\n"
-        "|  |  |  | difference | +1.5 σ | +2.0 σ | +0.5 σ | +1.1 σ | +0.6 σ | +1.1 σ |\n"
-        "|  |  | Chance, Clotho |  | 0.1 | 0.5 | 1.0 | 0.1 | 0.5 | 1.0 |\n"
-        "\n"
-        "\\* Learning rate 5e-05, otherwise 0.0001. "
-        "Difference: ours less the paper's, in units of the paper's standard deviation σ. "
-        "Bold: the best of each column among the rows that are compared.\n"
-    )
-
-
-def synthetic(out: Path, dataset: str = "Synthetic") -> Table:
-    """Table 2 of a data set that the paper does not have, with one seed."""
-    of_grid = grid(chosen(["2"], datasets=[dataset], losses=["triplet_sum", "nt_xent"]), (7,))
-    runs = named(of_grid, out)
-    name = f"{dataset.lower()}-frozen"
-    finish(runs[f"{name}-triplet_sum-seed-7"], 10, 20, 30, 11, 21, 31)
-    finish(runs[f"{name}-nt_xent-seed-7"], 12, 20.04, 29, 11, 21, 31)
-    finish(runs[f"{name}-triplet_sum-batch-128-seed-7"], 5, 25, 35, 5, 25, 35)
-    finish(runs[f"{name}-nt_xent-batch-128-seed-7"], 6, 24, 36, 4, 26, 34)
-    return make_table(of_grid, "2", out)
-
-
-def test_another_data_set_has_nothing_beside(tmp_path: Path) -> None:
-    assert markdown(synthetic(tmp_path)) == (
-        "Table 2. Recalls in %, seed 7. Synthetic: 20 test clips, 100 captions.\n"
-        "\n"
-        f"| Batch size | Objective | {HEAD}\n"
-        f"|---|---|{NUMBERS}\n"
-        "| 32 | Triplet-sum | 10.0 | **20.0** | **30.0** | **11.0** | **21.0** | **31.0** |\n"
-        "|  | NT-Xent | **12.0** | **20.0** | 29.0 | **11.0** | **21.0** | **31.0** |\n"
-        "| 128 | Triplet-sum | 5.0 | **25.0** | 35.0 | **5.0** | 25.0 | **35.0** |\n"
-        "|  | NT-Xent | **6.0** | 24.0 | **36.0** | 4.0 | **26.0** | 34.0 |\n"
-        "|  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n"
-        "\n"
-        "Bold: the best of each column among the rows that are compared.\n"
-    )
-
-
-def test_seeds_that_are_missing_diverged_failed_or_collapsed(tmp_path: Path) -> None:
-    of_grid = grid(chosen(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0, 1))
-    runs = named(of_grid, tmp_path)
-    runs["synthetic-frozen-triplet_sum-seed-0"].record_failure("no memory")
-    diverge(runs["synthetic-frozen-triplet_sum-seed-1"])
-    finish(runs["synthetic-frozen-triplet_max-seed-0"], 1, 2, 3, 4, 5, 6, collapsed=True)
-    diverge(runs["synthetic-frozen-triplet_max-seed-1"])
-    finish(runs["synthetic-frozen-triplet_weighted-seed-1"], 7, 2, 3, 4, 5, 6)
-    finish(runs["synthetic-frozen-nt_xent-seed-0"], 2, 2, 2, 2, 2, 2)
-    finish(runs["synthetic-frozen-nt_xent-seed-1"], 4, 4, 4, 4, 4, 6, collapsed=True)
-    table = make_table(of_grid, "1", tmp_path)
-    assert [row["runs"] for row in table["rows"]] == [
-        {"done": 0, "diverged": 1, "failed": 1, "planned": 2},
-        {"done": 1, "diverged": 1, "failed": 0, "planned": 2},
-        {"done": 1, "diverged": 0, "failed": 0, "planned": 2},
-        {"done": 2, "diverged": 0, "failed": 0, "planned": 2},
-    ]
-    # The root of 2 = 1.4, of 8 = 2.8: sample standard deviations of 2 and 4, of 2 and 6.
-    assert markdown(table) == (
-        "Table 1. Recalls in %, mean ± standard deviation over seeds 0, 1. "
-        "Synthetic: 20 test clips, 100 captions; **4 of 8 runs so far**.\n"
-        "\n"
-        f"| Dataset | Fine-tune | Objective | {HEAD}\n"
-        f"|---|---|---|{NUMBERS}\n"
-        "| Synthetic | No | Triplet-sum (1 of 2 diverged, 1 of 2 failed) | - | - | - | - | - | - |\n"
-        "|  |  | Triplet-max (1 of 2 collapsed, 1 of 2 diverged) "
-        "| 1.0 | 2.0 | **3.0** | **4.0** | **5.0** | **6.0** |\n"
-        "|  |  | Triplet-weighted (1 of 2 to come) | **7.0** | 2.0 | **3.0** | **4.0** | **5.0** | **6.0** |\n"
-        "|  |  | NT-Xent (1 of 2 collapsed) "
-        "| 3.0 ± 1.4 | **3.0 ± 1.4** | **3.0 ± 1.4** | 3.0 ± 1.4 | 3.0 ± 1.4 | 4.0 ± 2.8 |\n"
-        "|  |  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n"
-        "\n"
-        "Collapsed: at the end all similarities of the validation pairs were alike. Such seeds are counted in. "
-        "Diverged: the loss was no longer finite. Such seeds have no recalls and are left out. "
-        "Failed: an error, which `reproduce --plan` shows. "
-        "Bold: the best of each column among the rows that are compared.\n"
-    )
-
-
-def test_of_one_seed_a_mark_needs_no_number(tmp_path: Path) -> None:
-    of_grid = grid(chosen(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0,))
-    runs = named(of_grid, tmp_path)
-    finish(runs["synthetic-frozen-triplet_sum-seed-0"], 1, 2, 3, 4, 5, 6, collapsed=True)
-    diverge(runs["synthetic-frozen-triplet_max-seed-0"])
-    runs["synthetic-frozen-triplet_weighted-seed-0"].record_failure("no memory")
-    text = markdown(make_table(of_grid, "1", tmp_path))
-    for label in (
-        "Triplet-sum (collapsed)",
-        "Triplet-max (diverged)",
-        "Triplet-weighted (failed)",
-        "NT-Xent (to come)",
-    ):
-        assert f" | {label} | " in text
-    assert "**3.0**" not in text  # no other row has numbers
-
-
-def test_before_anything_is_done(tmp_path: Path) -> None:
-    of_grid = grid(chosen(["2"]), (0, 1, 2))
-    table = make_table(of_grid, "2", tmp_path)
-    assert table["pools"] == table["chance"] == {}
-    text = markdown(table)
-    assert text.startswith(
-        "Table 2. Recalls in %, mean ± standard deviation over seeds 0, 1, 2. "
-        "No run has finished; **0 of 24 runs so far**.\n"
-    )
-    assert "|  | NT-Xent (3 of 3 to come) | ours | - | - | - | - | - | - |\n" in text
-    assert "|  |  | paper | **19.5 ± 0.1** | **50.4 ± 0.3** | **65.6 ± 0.8** " in text  # at 128, where it is best
-    assert "|  |  | difference | - | - | - | - | - | - |\n" in text
-
-
-def test_the_whole_test_set_needs_no_remark(tmp_path: Path) -> None:
-    of_grid = grid(chosen(["1"], datasets=["AudioCaps"], losses=["nt_xent"], encoders=["frozen"]), (0,))
-    (run,) = of_grid.runs(tmp_path)
-    finish(run, 19.2, 51.3, 66.6, 20.8, 53.6, 70.8, clips=957)
-    table = make_table(of_grid, "1", tmp_path)
-    assert table["pools"] == {"AudioCaps": {"clips": 957, "captions": 4785, "clips in the paper": 957}}
-    text = markdown(table)
-    assert text.startswith("Table 1. Recalls in %, seed 0. AudioCaps: 957 test clips, 4785 captions.\n")
-    # Published: 19.2 ± 0.4, 51.1 ± 0.2, 66.6 ± 0.2, 21.3 ± 0.5, 53.6 ± 0.7, 69.8 ± 0.5.
-    assert "| difference | +0.0 σ | +1.0 σ | +0.0 σ | -1.0 σ | +0.0 σ | +2.0 σ |" in text
-    assert "**" not in text  # a single row is not the best of any
-
-
-def test_another_learning_rate_is_said_and_the_papers_row_stays(tmp_path: Path) -> None:
-    rows = chosen(["1"], datasets=["Clotho"], losses=["nt_xent"], encoders=["frozen"])
-    changed = {"1": [{**row, "learning_rate": 5e-4} for row in rows["1"]]}
-    text = markdown(make_table(grid(changed, (0,)), "1", tmp_path))
-    assert "|  |  |  | paper | 8.0 ± 0.2 | 25.3 ± 0.1 | 36.9 ± 0.3 | 9.2 ± 0.7 | 27.9 ± 0.5 | 39.0 ± 0.7 |\n" in text
-    assert "\n\nLearning rate 0.0005. Difference: ours less the paper's" in text
-    assert "\\*" not in text  # all rows have it
-
-
-def test_table_2_of_two_data_sets_says_which_is_which(tmp_path: Path) -> None:
-    table = make_table(grid(chosen(["2"], datasets=["One", "Two"], losses=["nt_xent"]), (0,)), "2", tmp_path)
-    assert [line.split(" | ")[:3] for line in markdown(table).splitlines() if "NT-Xent" in line] == [
-        ["| One", "32", "NT-Xent (to come)"],
-        ["| One", "128", "NT-Xent (to come)"],
-        ["| Two", "32", "NT-Xent (to come)"],
-        ["| Two", "128", "NT-Xent (to come)"],
-    ]
+from reference_model.reproduction.tables import RECALL_COLUMNS, TableRow, aggregate, best_cells, difference
 
 
 def test_the_json_has_what_the_table_shows(tmp_path: Path) -> None:
-    table = clotho(tmp_path)
+    table = clotho_table(tmp_path)
     assert json.loads(json.dumps(table)) == table
     assert (table["table"], table["seeds"]) == ("1", [0, 1, 2])
     assert table["pools"] == {"Clotho": {"clips": 1000, "captions": 5000, "clips in the paper": 1045}}
@@ -251,9 +29,6 @@ def test_the_json_has_what_the_table_shows(tmp_path: Path) -> None:
     assert row["ours"]["audio_to_text"]["R@1"] == {"mean": 17, "std": 2}
     assert row["paper"]["audio_to_text"]["R@1"] == {"mean": 15.8, "std": 0.4}
     assert row["difference"]["audio_to_text"]["R@1"] == pytest.approx(3)
-
-
-# The parts.
 
 
 def test_mean_and_standard_deviation_over_seeds_worked_by_hand() -> None:
@@ -274,7 +49,7 @@ def in_cells_of(value: Any) -> dict[str, dict[str, Any]]:
 @given(st.lists(st.lists(st.floats(0, 100), min_size=6, max_size=6), min_size=2, max_size=5))
 def test_mean_and_standard_deviation_are_numpys(recalls: list[list[float]]) -> None:
     cells = aggregate([in_cells(of_seed) for of_seed in recalls])
-    found = [(cells[way][metric]["mean"], cells[way][metric]["std"]) for way, metric in COLUMNS]
+    found = [(cells[way][metric]["mean"], cells[way][metric]["std"]) for way, metric in RECALL_COLUMNS]
     expected = list(zip(np.mean(recalls, 0), np.std(recalls, 0, ddof=1), strict=True))
     assert np.array(found) == pytest.approx(np.array(expected), abs=1e-9)
 
@@ -286,9 +61,9 @@ def test_differences_are_in_units_of_the_papers_standard_deviation() -> None:
     assert difference(in_cells_of({"mean": None, "std": None}), paper) == in_cells_of(None)
 
 
-def row_of(name: str, ours: Sequence[float | None], paper: Sequence[float] | None = None) -> Row:
-    of_paper = None if paper is None else in_cells([{"mean": mean, "std": 1.0} for mean in paper])  # type: ignore[misc]
-    return {"experiment": name, "ours": in_cells([{"mean": m} for m in ours]), "paper": of_paper}  # type: ignore[misc]
+def row_of(name: str, ours: Sequence[float | None], paper: Sequence[float] | None = None) -> TableRow:
+    of_paper = None if paper is None else in_cells([{"mean": mean, "std": 1.0} for mean in paper])
+    return {"experiment": name, "ours": in_cells([{"mean": m} for m in ours]), "paper": of_paper}
 
 
 def test_the_best_of_each_column_as_it_is_printed() -> None:
@@ -296,17 +71,17 @@ def test_the_best_of_each_column_as_it_is_printed() -> None:
     b = row_of("b", [10.01, 9.94, 10.04, 7, 3, None], [6, 5, 4, 3, 2, 6])
     c = row_of("c", [9, 9, 9, 7, None, None])
     t, a2t = "text_to_audio", "audio_to_text"
-    assert best([a, b, c], "ours") == {
+    assert best_cells([a, b, c], "ours") == {
         ("a", t, "R@1"), ("b", t, "R@1"),  # both 10.0
         ("a", t, "R@5"),  # 10.0 above 9.9
         ("a", t, "R@10"),  # 10.1 above 10.0
         ("b", a2t, "R@1"), ("c", a2t, "R@1"),
     }  # fmt: skip  # and of a single number none
-    assert best([a, b, c], "paper") == {
+    assert best_cells([a, b, c], "paper") == {
         ("b", t, "R@1"), ("b", t, "R@5"), ("b", t, "R@10"), ("a", a2t, "R@1"), ("a", a2t, "R@5"),
         ("a", a2t, "R@10"), ("b", a2t, "R@10"),
     }  # fmt: skip
-    assert best([a], "ours") == best([a], "paper") == set()
+    assert best_cells([a], "ours") == best_cells([a], "paper") == set()
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=6))
@@ -314,176 +89,4 @@ def test_bold_is_what_reads_highest(means: list[float]) -> None:
     rows = [row_of(str(k), [mean] * 6) for k, mean in enumerate(means)]
     highest = max(float(f"{mean:.1f}") for mean in means)
     expected = {str(k) for k, mean in enumerate(means) if float(f"{mean:.1f}") == highest}
-    assert {name for name, *_ in best(rows, "ours")} == expected
-
-
-# LaTeX.
-
-COMPARED = "Bold: the best of each column among the rows that are compared."
-
-
-def test_latex_of_a_name_with_special_characters(tmp_path: Path) -> None:
-    of_grid = grid(chosen(["1"], datasets=["A&B_50%"], encoders=["frozen"], losses=["triplet_sum", "nt_xent"]), (0, 1))
-    runs = named(of_grid, tmp_path)
-    finish(runs["a&b_50%-frozen-triplet_sum-seed-0"], 1, 2, 3, 4, 5, 6)
-    finish(runs["a&b_50%-frozen-triplet_sum-seed-1"], 3, 2, 3, 4, 5, 6)
-    finish(runs["a&b_50%-frozen-nt_xent-seed-0"], 3, 1, 1, 1, 1, 1)
-    runs["a&b_50%-frozen-nt_xent-seed-1"].record_failure("no memory")
-    assert in_latex(make_table(of_grid, "1", tmp_path)).splitlines() == [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table*}",
-        r"\centering",
-        r"\caption{Recalls in \%, mean $\pm$ standard deviation over seeds 0, 1. "
-        r"A\&B\_50\%: 20 test clips, 100 captions. "
-        rf"Failed: an error, which reproduce -{{}}-plan shows. {COMPARED}}}",
-        r"\begin{tabular}{lllcccccc}",
-        r"\toprule",
-        r" &  &  & \multicolumn{3}{c}{Text-to-Audio} & \multicolumn{3}{c}{Audio-to-Text} \\",
-        r"\cmidrule(lr){4-6}\cmidrule(lr){7-9}",
-        r"Dataset & Fine-tune & Objective & R@1 & R@5 & R@10 & R@1 & R@5 & R@10 \\",
-        r"\midrule",
-        r"A\&B\_50\% & No & Triplet-sum & $2.0_{\pm 1.4}$ & $\mathbf{2.0}_{\pm 0.0}$ & $\mathbf{3.0}_{\pm 0.0}$ & "
-        r"$\mathbf{4.0}_{\pm 0.0}$ & $\mathbf{5.0}_{\pm 0.0}$ & $\mathbf{6.0}_{\pm 0.0}$ \\",
-        r" &  & NT-Xent (1 of 2 failed) & $\mathbf{3.0}$ & $1.0$ & $1.0$ & $1.0$ & $1.0$ & $1.0$ \\",
-        r"\midrule",
-        r" &  & Chance, A\&B\_50\% & $5.0$ & $25.0$ & $50.0$ & $5.0$ & $25.0$ & $50.0$ \\",
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table*}",
-    ]
-
-
-def test_latex_beside_the_published_rows(tmp_path: Path) -> None:
-    lines = in_latex(clotho(tmp_path)).splitlines()
-    assert r"* Learning rate 5e-05, otherwise 0.0001. Difference: ours less the paper's" in lines[3]
-    assert lines[3].endswith(rf"standard deviation $\sigma$. {COMPARED}}}")
-    assert lines[4] == r"\begin{tabular}{llllcccccc}"
-    assert lines[7] == r"\cmidrule(lr){5-7}\cmidrule(lr){8-10}"
-    assert lines[8].startswith("Dataset & Fine-tune & Objective &  & R@1")
-    assert lines[10].startswith(r"Clotho & Yes & Triplet-max* & ours & $14.0_{\pm 1.0}$ & ")
-    assert lines[11].startswith(r" &  &  & paper & $14.2_{\pm 0.9}$ & ")
-    assert lines[12].startswith(r" &  &  & difference & \textit{$-0.2\sigma$} & ")
-    assert lines.count(r"\midrule") == 2  # before the block, and before chance
-
-
-@pytest.fixture
-def latex(tmp_path: Path) -> Callable[[str], Path]:
-    """LaTeX to PDF."""
-    program = shutil.which("pdflatex")
-    if program is None:
-        pytest.skip("needs pdflatex, which is not installed; CI installs it, and checks that it is there")
-
-    def compile_latex(body: str) -> Path:
-        document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + body + "\\end{document}\n"
-        (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
-        command = [program, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
-        assert done.returncode == 0, done.stdout
-        return tmp_path / "paper.pdf"
-
-    return compile_latex
-
-
-def test_latex_compiles(tmp_path: Path, latex: Callable[[str], Path]) -> None:
-    hostile = r"A&B_50% #1 {x} $2 ~y ^z \w"
-    tables = [
-        clotho(tmp_path / "clotho"),
-        synthetic(tmp_path / "synthetic"),
-        synthetic(tmp_path / "hostile", hostile),
-        make_table(grid(chosen(["2"]), (0,)), "2", tmp_path / "nothing"),
-    ]
-    pdf = latex("".join(map(in_latex, tables)))
-    assert pdf.read_bytes().startswith(b"%PDF")
-
-
-# The picture.
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that was saved."""
-    figures: list[Figure] = []
-    original = Figure.savefig
-
-    def savefig(self: Figure, *arguments: Any, **settings: Any) -> None:
-        figures.append(self)
-        original(self, *arguments, **settings)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
-
-
-def bars(axes: Axes) -> dict[str, BarContainer]:
-    return {c.get_label(): c for c in axes.containers if isinstance(c, BarContainer)}  # type: ignore[misc]
-
-
-def heights(container: BarContainer) -> list[float]:
-    return [bar.get_height() for bar in container.patches]
-
-
-def errors(container: BarContainer) -> list[tuple[float, float]]:
-    """Ends of the error bars."""
-    assert container.errorbar is not None
-    (segments,) = container.errorbar.lines[2]
-    return [(low, high) for (_, low), (_, high) in segments.get_segments()]
-
-
-def test_bars_are_the_numbers_of_the_table(tmp_path: Path, drawn: list[Figure]) -> None:
-    plot_table(tmp_path / "table.png", clotho(tmp_path / "clotho"))
-    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
-    (figure,) = drawn
-    left, right = figure.axes
-    assert left.get_title() == "Clotho, fine-tuned: Text-to-Audio"
-    assert right.get_title() == "Clotho, fine-tuned: Audio-to-Text"
-    labels = ["Triplet-max", "Triplet-max, paper", "NT-Xent", "NT-Xent, paper"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == labels
-    assert list(bars(left)) == list(bars(right)) == labels
-    assert [label.get_text() for label in left.get_xticklabels()] == ["R@1", "R@5", "R@10"]
-    for label, axes, means, stds in (
-        ("Triplet-max", left, [14, 36, 48], [1, 3, 3]),
-        ("Triplet-max", right, [17, 38, 49], [2, 2, 0]),
-        ("Triplet-max, paper", left, [14.2, 36.5, 49.0], [0.9, 1.2, 0.4]),
-        ("Triplet-max, paper", right, [15.8, 36.4, 49.6], [0.4, 1.6, 2.0]),
-        ("NT-Xent", left, [15, 37, 50], [1, 1, 1]),
-        ("NT-Xent", right, [17, 38, 51], [1, 1, 1]),
-        ("NT-Xent, paper", left, [14.4, 36.6, 49.9], [0.4, 0.2, 0.2]),
-        ("NT-Xent, paper", right, [16.2, 37.5, 50.2], [0.7, 0.9, 0.7]),
-    ):
-        container = bars(axes)[label]
-        assert heights(container) == pytest.approx(means)
-        assert np.array(errors(container)) == pytest.approx(
-            np.array([(mean - std, mean + std) for mean, std in zip(means, stds, strict=True)])
-        )
-        colour = COLOURS["nt_xent" if "NT" in label else "triplet_max"]
-        assert {to_hex(bar.get_edgecolor()).upper() for bar in container.patches} == {colour}
-        filled = "#FFFFFF" if "paper" in label else colour
-        assert {to_hex(bar.get_facecolor()).upper() for bar in container.patches} == {filled}
-    assert bars_stand_apart(left)
-    assert bars_stand_apart(right)
-
-
-def bars_stand_apart(axes: Axes) -> bool:
-    """In three groups, around 0, 1 and 2, and none before another."""
-    spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for c in bars(axes).values() for bar in c.patches)
-    per_group = len(spans) // 3
-    within = all(k // per_group - 0.5 < start and end < k // per_group + 0.5 for k, (start, end) in enumerate(spans))
-    return within and all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-
-
-def test_a_row_of_pictures_for_every_block_and_no_bar_for_what_is_not_there(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
-    of_grid = grid(chosen(["2"], datasets=["Synthetic"], losses=["triplet_sum", "nt_xent"]), (0,))
-    finish(named(of_grid, tmp_path)["synthetic-frozen-nt_xent-batch-128-seed-0"], 6, 24, 36, 4, 26, 34)
-    plot_table(tmp_path / "table.png", make_table(of_grid, "2", tmp_path))
-    (figure,) = drawn
-    assert [axes.get_title() for axes in figure.axes] == [
-        "Synthetic, batch size 32: Text-to-Audio", "Synthetic, batch size 32: Audio-to-Text",
-        "Synthetic, batch size 128: Text-to-Audio", "Synthetic, batch size 128: Audio-to-Text",
-    ]  # fmt: skip
-    of_128 = bars(figure.axes[2])
-    assert list(of_128) == ["Triplet-sum", "NT-Xent"]
-    assert heights(of_128["NT-Xent"]) == [6, 24, 36]
-    assert errors(of_128["NT-Xent"]) == [(6, 6), (24, 24), (36, 36)]  # of one seed
-    assert heights(of_128["Triplet-sum"]) == [0, 0, 0]
-    assert all(bars_stand_apart(axes) for axes in figure.axes)
+    assert {name for name, *_ in best_cells(rows, "ours")} == expected
