@@ -1,4 +1,4 @@
-"""What the tests of the engine compare: pairs of embeddings, and the same loss over all of S."""
+"""Inputs and expected values that several tests share: pairs of embeddings, and a loss over all of S."""
 
 import pytest
 import torch
@@ -11,10 +11,12 @@ each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
 def dense(loss: PairLoss, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+    """Compute a loss from all of S in differentiable torch."""
     return loss.of_similarities(cosine_similarity(x, y), ids=ids)
 
 
 def normal_pair(seed: int, B: int, D: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Return x and y, ``[B, D]``, whose i-th rows are similar, and which require gradients."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(B, D, generator=generator, dtype=torch.float64)
     y = x + torch.randn(B, D, generator=generator, dtype=torch.float64)
@@ -22,6 +24,6 @@ def normal_pair(seed: int, B: int, D: int, dtype: torch.dtype = torch.float64) -
 
 
 def gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """For an upstream gradient that differs from anchor to anchor."""
+    """Return the gradients for an upstream gradient that differs from anchor to anchor."""
     upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
     return torch.autograd.grad(value, inputs, upstream)

@@ -13,7 +13,7 @@ settings.register_profile(
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-# A model asked for by name must not send a test to the network.
+# A test must not download a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests run in parallel processes; several threads in each would only wait for each other.

@@ -36,7 +36,7 @@ def hinge(z: Tensor) -> Tensor:
 
 
 def hardest(similarities: list[Tensor]) -> Tensor:
-    """The largest; of equal ones the first."""
+    """Return the largest similarity; among equal ones the first."""
     best = similarities[0]
     for s in similarities[1:]:
         if s > best:

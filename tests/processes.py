@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import start_processes
 
-# No collective of a test takes long, and a rank whose peers are gone must say so.
+# No collective of a test takes longer, and a rank must raise an error when other ranks are gone.
 TIMEOUT = datetime.timedelta(seconds=60)
 
 
@@ -22,12 +22,15 @@ def _rank(rank: int, count: int, meeting: str, work: Callable[..., None], argume
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=TIMEOUT)
     work(*arguments)
-    dist.barrier()  # nobody leaves while another still talks
+    dist.barrier()  # no rank leaves while another still sends
     dist.destroy_process_group()
 
 
 def exit_codes(count: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """Call ``work(*arguments)`` on every rank, whatever becomes of the others; None: it had to be stopped."""
+    """Call ``work(*arguments)`` on every rank, and return the exit codes.
+
+    Other ranks go on when one fails. The exit code of a rank that had to be stopped is None.
+    """
     with tempfile.TemporaryDirectory() as folder:
         meeting = str(Path(folder) / "meeting")
         context = get_context("spawn")
@@ -46,7 +49,7 @@ def exit_codes(count: int, work: Callable[..., None], *arguments: Any) -> list[i
 
 
 def run(count: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Call ``work(*arguments)`` on every rank. The first rank that raises has its traceback shown."""
+    """Call ``work(*arguments)`` on every rank; show the traceback of the first rank that raises."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         meeting = str(Path(folder) / "meeting")

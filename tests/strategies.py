@@ -1,5 +1,8 @@
-"""What hypothesis may draw. Similarities, margins and coefficients lie on a dyadic grid, so that sums and differences
-are exact in float64, and ties and kinks are hit exactly, by a loss and by its oracle alike."""
+"""Inputs that hypothesis draws.
+
+Similarities, margins and coefficients lie on a dyadic grid, so that sums and differences are exact in float64, and
+ties and kinks are hit exactly, by a loss and by its oracle.
+"""
 
 import inspect
 from typing import Any
@@ -25,7 +28,7 @@ def _from_grid(array: np.ndarray[Any, Any]) -> Tensor:
 
 @st.composite
 def similarities(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> Tensor:
-    """S, float64 [B, B]: anything in [-1, 1], or few distinct values (many ties), or one, or perfectly aligned."""
+    """Draw S, float64 [B, B]: any values in [-1, 1], few distinct ones (many ties), or one; positives may all be 1."""
     B = draw(size)
     values = draw(
         st.sampled_from(
@@ -40,7 +43,7 @@ def similarities(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> Tenso
 
 @st.composite
 def ids_for(draw: st.DrawFn, size: int) -> Tensor | None:
-    """None, all distinct, all equal, or anything between, in every integer dtype."""
+    """Draw ids: None, all distinct, all equal, or some equal, in every integer dtype."""
     kind = draw(st.sampled_from(["none", "distinct", "equal", "some"]))
     if kind == "none":
         return None
@@ -53,7 +56,7 @@ def ids_for(draw: st.DrawFn, size: int) -> Tensor | None:
 
 @st.composite
 def embeddings(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> tuple[Tensor, Tensor]:
-    """x and y, float64 [B, D], with duplicates, zero rows, and rows of very different length."""
+    """Draw x and y, float64 [B, D], with duplicates and rows of zeros; the scale of each may be extreme."""
     B, D = draw(size), draw(st.integers(1, 6))
     pair = []
     for _ in range(2):
@@ -68,8 +71,10 @@ def embeddings(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> tuple[T
 
 @st.composite
 def exact_embeddings(draw: st.DrawFn, B: int) -> tuple[Tensor, Tensor]:
-    """x and y, float64 [B, 5], whose similarities are multiples of 1/4 in whatever order they are computed: an entry of
-    +-1, or four of them, or a row of zeros, times a power of two. Ties and hinges at 0 abound."""
+    """Draw x and y, float64 [B, 5], whose similarities are multiples of 1/4 in every order of computation.
+
+    A row has one entry of +-1, or four of them, or is zero, times a power of two. There are many ties and hinges at 0.
+    """
     rows = st.one_of(
         st.tuples(st.integers(0, 4), st.sampled_from([-1.0, 1.0])).map(
             lambda entry: [entry[1] * (k == entry[0]) for k in range(5)]
@@ -105,6 +110,6 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def settings_of(draw: st.DrawFn, name: str) -> dict[str, Any]:
-    """Settings of the loss called name, besides its reduction and its tiles."""
+    """Draw settings of the loss called name, besides its reduction and its tile size."""
     settings = inspect.signature(LOSSES[name]).parameters.keys() - {"reduction", "learn_temperature", "tile_size"}
     return {setting: draw(SETTINGS[setting]) for setting in sorted(settings)}

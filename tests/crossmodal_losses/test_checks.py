@@ -1,4 +1,4 @@
-"""Every refused input, with its words."""
+"""Arguments that are refused, with the text of the error."""
 
 import math
 import re

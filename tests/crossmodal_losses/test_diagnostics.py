@@ -1,4 +1,4 @@
-"""diagnose equals loops over the similarities."""
+"""``diagnose`` equals loops over the similarities, and recognises collapse."""
 
 import dataclasses
 import math
@@ -50,8 +50,8 @@ def at_angles(degrees: list[float]) -> Tensor:
     return torch.stack([radians.cos(), radians.sin()], 1)
 
 
-def test_where_collapse_begins_and_what_just_fails_to_violate() -> None:
-    """Similarities of one direction with itself and with another at this angle range over 1 - cos(angle)."""
+def test_limits_of_collapse_and_of_violation() -> None:
+    """Similarities of a direction with itself, and with another at this angle, range over 1 - cos(angle)."""
     for angle, collapsed in ((11.3, True), (11.7, False)):  # 0.0194, 0.0208
         x = at_angles([0, angle])
         assert bool(diagnose(x, x).collapsed) == collapsed
@@ -63,7 +63,7 @@ def test_a_tie_counts_as_a_miss() -> None:
 
 
 @pytest.mark.parametrize("name, level", [("triplet_max", 2 * 0.2), ("triplet_sum", 2 * 0.2 * 7)])
-def test_collapse_is_seen_where_the_loss_sits_still(name: str, level: float) -> None:
+def test_a_batch_where_the_loss_stays_constant_has_collapsed(name: str, level: float) -> None:
     x = torch.ones(8, 4)
     y = x + 1e-3 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     assert float(LOSSES[name]()(x, y)) == pytest.approx(level, rel=1e-2)
@@ -75,7 +75,7 @@ def test_healthy_batches_have_not_collapsed() -> None:
     x = torch.randn(64, 1024, generator=generator)
     assert not diagnose(x, torch.randn(64, 1024, generator=generator)).collapsed
     assert not diagnose(x, x).collapsed
-    assert not diagnose(x[:1], x[:1]).collapsed  # one pair: nothing to be alike
+    assert not diagnose(x[:1], x[:1]).collapsed  # one pair: no negatives
     assert not diagnose(torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)).collapsed
 
 

@@ -1,4 +1,4 @@
-"""A batch over several processes: value and gradients of one process that has all of it, at 1 / W of the work."""
+"""A loss of a batch on several processes has the value and gradients of one process, at 1 / W of the work."""
 
 import os
 import random
@@ -35,8 +35,10 @@ def new_loss(name: str, **settings: Any) -> PairLoss:
 
 
 def exact_pair(generator: torch.Generator, B: int) -> tuple[Tensor, Tensor]:
-    """x and y whose similarities are multiples of 1/4 in whatever order they are computed; with rows of zeros and of
-    extreme length, duplicates and ties."""
+    """Return x and y whose similarities are multiples of 1/4 in every order of computation.
+
+    They have rows of zeros and of extreme length, duplicates and ties.
+    """
     sides = []
     for _ in range(2):
         signs = torch.randint(2, (B, 5), generator=generator) * 2.0 - 1
@@ -50,12 +52,12 @@ def exact_pair(generator: torch.Generator, B: int) -> tuple[Tensor, Tensor]:
 
 
 def part(sizes: list[int]) -> slice:
-    """The rows of this rank."""
+    """Return the rows of this rank."""
     start = sum(sizes[: dist.get_rank()])
     return slice(start, start + sizes[dist.get_rank()])
 
 
-def some_sizes(draw: random.Random, W: int) -> list[int]:
+def draw_sizes(draw: random.Random, W: int) -> list[int]:
     if draw.random() < 0.3:
         return [draw.randint(1, 5)] * W
     return [draw.randint(1, 7) for _ in range(W)]
@@ -79,7 +81,7 @@ def assert_equals_one_process(
     message = f"{wrapper.__name__}, {name}, {settings}, {sizes}: {{}}"
     close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12, "msg": message.format}
     torch.testing.assert_close(found, value[own] if each else value, **close)
-    # What the ranks return for "none" they have once; of a value that all of them return DDP takes the mean.
+    # For "none" every rank returns the terms of its rows; otherwise all return one value, and DDP takes the mean of W.
     copies = 1 if each else W
     torch.testing.assert_close(gradients[0] / copies, expected[0][own], **close)
     torch.testing.assert_close(gradients[1] / copies, expected[1][own], **close)
@@ -101,7 +103,7 @@ def every_loss() -> None:
             for reduction in ("mean", "sum", "none"):
                 for with_ids in (False, True):
                     for exact in (False, True):
-                        sizes = some_sizes(draw, W)
+                        sizes = draw_sizes(draw, W)
                         B = sum(sizes)
                         x, y = exact_pair(generator, B) if exact else map(Tensor.detach, normal_pair(B, B, 4))
                         ids = torch.randint(B // 2 + 1, (B,), generator=generator) if with_ids else None
@@ -114,7 +116,7 @@ def test_every_loss_equals_that_of_one_process(W: int) -> None:
     run(W, every_loss)
 
 
-def against_the_loop() -> None:
+def losses_equal_the_oracles() -> None:
     W = dist.get_world_size()
     sizes = [3, 1, 4][:W]
     x, y = exact_pair(torch.Generator().manual_seed(5), sum(sizes))
@@ -133,7 +135,7 @@ def against_the_loop() -> None:
 
 
 def awkward_inputs() -> None:
-    """Half precision, autocast, a NaN, one side that wants no gradient, none that does, a second backward pass."""
+    """Half precision, autocast, a NaN, one or no input that requires a gradient, a second backward pass."""
     rank, own = dist.get_rank(), part([3, 5])
     x, y = (e.detach().float() for e in normal_pair(3, 8, 6))
     for wrapper in WRAPPERS:
@@ -158,15 +160,15 @@ def awkward_inputs() -> None:
                         )
             with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
                 torch.autograd.grad(loss(*held), held[0], create_graph=True)[0].sum().backward()
-            for wants in ((True, False), (False, True), (False, False)):
-                held = [e[own].clone().requires_grad_(want) for e, want in zip((x, y), wants, strict=True)]
+            for needs_grad in ((True, False), (False, True), (False, False)):
+                held = [e[own].clone().requires_grad_(needs) for e, needs in zip((x, y), needs_grad, strict=True)]
                 value = loss(*held)
                 torch.testing.assert_close(value, whole(x, y), rtol=1e-5, atol=1e-6)
-                assert value.requires_grad == any(wants)
-                if any(wants):
+                assert value.requires_grad == any(needs_grad)
+                if any(needs_grad):
                     value.backward()
-                for e, want, of_whole in zip(held, wants, expected, strict=True):
-                    assert (e.grad is not None) == want
+                for e, needs, of_whole in zip(held, needs_grad, expected, strict=True):
+                    assert (e.grad is not None) == needs
                     if e.grad is not None:
                         torch.testing.assert_close(e.grad / 2, of_whole[own], rtol=1e-5, atol=1e-6)
             with torch.no_grad():
@@ -188,7 +190,7 @@ class Encoders(nn.Module):
 
 
 def with_ddp() -> None:
-    """Gradient accumulation and a learned temperature, inside or outside of what DDP looks after; compiled or not."""
+    """Gradient accumulation and a learned temperature, with the loss inside or outside of DDP; compiled or not."""
     sizes = [2, 4, 1][: dist.get_world_size()]
     B, own = sum(sizes), part(sizes)
     generator = torch.Generator().manual_seed(2)
@@ -252,7 +254,7 @@ def subgroups() -> None:
 
 
 def refusals() -> None:
-    """The same error on every rank, and afterwards all goes on."""
+    """Every rank raises the same error, and the group works afterwards."""
     rank = dist.get_rank()
     x = torch.eye(4)
     cases: list[tuple[Callable[[], Any], str]] = [
@@ -287,7 +289,7 @@ def refusals() -> None:
 @pytest.mark.parametrize(
     ("W", "work"),
     [
-        (3, against_the_loop),
+        (3, losses_equal_the_oracles),
         (2, awkward_inputs),
         (2, with_ddp),
         (3, with_ddp),
@@ -301,8 +303,7 @@ def test_on_ranks(W: int, work: Callable[[], None]) -> None:
 
 
 class Sent(TorchDispatchMode):
-    """The numbers that a rank has to send, by the dtype and shape of what they are of: embeddings and gradients, which
-    have D columns, and the rest."""
+    """Count the numbers that a rank sends: embeddings and gradients, which have D columns, and others."""
 
     def __init__(self, D: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -321,13 +322,13 @@ class Sent(TorchDispatchMode):
                 "alltoall_base_": total - total / W,
                 "send": own,
                 "recv_": 0,
-                # Of one block, from or to one rank: a round of them is what one of the first two is.
+                # One block, from or to one rank: W of them send as much as one of the first two operations.
                 "broadcast_": (W - 1) / W * own,
                 "reduce_": (W - 1) / W * own,
-                "allgather_": 0,  # the words of the agreement
+                "allgather_": 0,  # the arguments that the ranks compare
             }[name]
             if any(t.dtype == torch.uint8 for t in tensors):
-                pass  # the words of the agreement, whose number B does not change
+                pass  # the arguments that the ranks compare, whose size does not depend on B
             elif any(t.dim() == 2 and t.shape[1] == self.D for t in tensors):
                 self.embeddings += numbers
             else:
@@ -370,7 +371,7 @@ def test_the_work_is_divided_and_embeddings_are_sent_twice(W: int) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The number of entries of the largest tensor that any operation makes."""
+    """Record the number of entries of the largest tensor that any operation makes."""
 
     entries = 0
 
@@ -404,7 +405,7 @@ def test_the_memory_of_the_ring_does_not_grow_with_the_ranks(W: int) -> None:
 
 
 def dies(wrapper: Wrapper, folder: Path) -> None:
-    """A rank is killed between two steps; the other must not wait for ever."""
+    """Rank 1 is killed between two steps; rank 0 must raise, not wait for ever."""
     x = torch.eye(4, requires_grad=True)
     loss = wrapper(NTXent())
     loss(x, x).backward()
@@ -414,7 +415,7 @@ def dies(wrapper: Wrapper, folder: Path) -> None:
         loss(x, x).backward()
     except RuntimeError as error:
         (folder / "message").write_text(str(error), encoding="utf-8")
-        os._exit(1)  # at its end torch may abort over a group that is broken
+        os._exit(1)  # a normal exit may abort in torch, because the group is broken
 
 
 @each_wrapper

@@ -1,4 +1,4 @@
-"""The gradient of a large batch, encoded in micro-batches: that of the same micro-batches with everything kept."""
+"""``GradientCache`` has the value and gradients of the same micro-batches with all activations kept."""
 
 import copy
 import warnings
@@ -27,7 +27,7 @@ from crossmodal_losses import LOSSES, GatheredLoss, GradientCache, NTXent, RingL
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning")
 
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
-X, Y, D = 5, 4, 3  # sizes of an input of either side, and of an embedding
+X, Y, D = 5, 4, 3  # numbers of an input of x, of an input of y, and of an embedding
 
 
 def encoder(size: int, *layers: nn.Module) -> nn.Sequential:
@@ -45,7 +45,7 @@ def batch(B: int) -> tuple[Tensor, Tensor]:
 
 
 def kept(loss: Any, encode: Any, inputs: tuple[Tensor, Tensor], N: int, *ids: Tensor) -> Tensor:
-    """What a cache computes, with everything kept for the backward pass."""
+    """Compute the same as a cache, with all activations kept for the backward pass."""
     x, y = (torch.cat([e(part) for part in i.split(N)]) for e, i in zip(encode, inputs, strict=True))
     value: Tensor = loss(x, y, *ids)
     return value
@@ -60,7 +60,7 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Calls(nn.Module):
-    """Counts the runs of an encoder."""
+    """Count the calls of an encoder."""
 
     def __init__(self, encode: nn.Module) -> None:
         super().__init__()
@@ -73,8 +73,10 @@ class Calls(nn.Module):
 
 @each_loss
 @given(st.integers(1, 9), st.integers(1, 10), reductions, st.booleans())
-def test_equals_the_run_with_everything_kept(name: str, B: int, N: int, reduction: Any, drop: bool) -> None:
-    """Without dropout, that of one large batch too."""
+def test_value_and_gradients_are_those_with_all_activations_kept(
+    name: str, B: int, N: int, reduction: Any, drop: bool
+) -> None:
+    """Without dropout, they are those of one large batch, too."""
     settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
     found, expected = (
         nn.ModuleList([*encoders(nn.Dropout if drop else nn.Identity), LOSSES[name](reduction=reduction, **settings)])
@@ -107,7 +109,7 @@ def test_each_micro_batch_runs_twice_and_without_gradients_once(B: int, N: int) 
 
 
 def test_one_micro_batch_is_held_at_a_time() -> None:
-    """Counted by the memory of what the encoders hold, while they hold it."""
+    """An activation of every micro-batch is counted as long as its memory is in use."""
     held: list[StorageWeakRef] = []
     most = 0
 
@@ -190,7 +192,7 @@ def test_running_statistics_count_each_micro_batch_once(layer: Callable[[], nn.M
 
 
 def test_a_graph_of_the_same_encoder_elsewhere_is_left_intact() -> None:
-    """Restored statistics are no change of what that graph holds."""
+    """To autograd, restored statistics are no change of a saved tensor."""
     found, expected = encoders(lambda: nn.BatchNorm1d(6)), encoders(lambda: nn.BatchNorm1d(6))
     values = []
     for models in (expected, found):
@@ -203,7 +205,7 @@ def test_a_graph_of_the_same_encoder_elsewhere_is_left_intact() -> None:
     torch.testing.assert_close(values[1], values[0], **CLOSE)
 
 
-def test_frozen_statistics_and_what_an_encoder_raises() -> None:
+def test_frozen_statistics_stay_and_errors_of_an_encoder_are_raised() -> None:
     models = encoders(lambda: nn.BatchNorm1d(6)).eval()
     before = buffers(models)
     GradientCache(NTXent(), micro_batch_size=3)(*models, *batch(8)).backward()
@@ -215,7 +217,7 @@ def test_frozen_statistics_and_what_an_encoder_raises() -> None:
 
 
 def test_an_ordinary_differentiable_tensor() -> None:
-    """Two backward passes over one graph; a second derivative; what else depends on the value."""
+    """Two backward passes over one graph, and a second derivative."""
     models = encoders(lambda: nn.BatchNorm1d(6))
     parameters = list(models.parameters())
     value = GradientCache(NTXent(), micro_batch_size=4)(*models, *batch(8))
@@ -236,7 +238,7 @@ def test_an_ordinary_differentiable_tensor() -> None:
 
 
 def test_autocast_and_a_gradient_scaler() -> None:
-    """The backward pass is outside of autocast, as it should be, and encodes in bfloat16 again."""
+    """The backward pass runs outside of autocast, as it should, and encodes in bfloat16 again."""
     found, expected = encoders(nn.Dropout).float(), encoders(nn.Dropout).float()
     inputs = batch(7)[0].float(), batch(7)[1].float()
     for models in (found, expected):
@@ -269,8 +271,8 @@ def test_random_numbers_of_a_gpu_where_the_inputs_come_from_the_cpu() -> None:
     torch.testing.assert_close(gradients(found), gradients(expected), **CLOSE)
 
 
-class OfUser(nn.Module):
-    """torch.compile leaves modules of torch itself to torch."""
+class UserModule(nn.Module):
+    """A module that is not torch's: torch.compile does not compile calls of modules of torch itself."""
 
     def __init__(self, encode: nn.Module) -> None:
         super().__init__()
@@ -291,7 +293,7 @@ def test_compiled_encoders_are_compiled_once(in_place: bool) -> None:
         return graph
 
     found, expected = encoders(lambda: nn.BatchNorm1d(6)), encoders(lambda: nn.BatchNorm1d(6))
-    encode: list[Any] = [OfUser(model) for model in found]
+    encode: list[Any] = [UserModule(model) for model in found]
     if in_place:
         for model in encode:
             model.compile(backend=backend)
@@ -328,7 +330,7 @@ def test_inside_a_compiled_step() -> None:
         ({"micro_batch_size": 0}, ValueError, "expected micro_batch_size to be >= 1, got 0"),
     ],
 )
-def test_settings_are_refused_in_words(settings: Any, error: type[Exception], words: str) -> None:
+def test_wrong_settings_are_refused(settings: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         GradientCache(**{"loss": NTXent(), **settings})
 
@@ -345,7 +347,7 @@ def test_settings_are_refused_in_words(settings: Any, error: type[Exception], wo
         (torch.zeros(3, X), 0, ValueError, "expected inputs_x and inputs_y of one B, got 3 and 4"),
     ],
 )
-def test_inputs_are_refused_in_words(inputs_x: Any, inputs_y: Any, error: type[Exception], words: str) -> None:
+def test_wrong_inputs_are_refused(inputs_x: Any, inputs_y: Any, error: type[Exception], words: str) -> None:
     whole = batch(4)
     inputs = [whole[side] if isinstance(given, int) else given for side, given in enumerate((inputs_x, inputs_y))]
     with pytest.raises(error, match=words):
@@ -361,7 +363,7 @@ def test_inputs_are_refused_in_words(inputs_x: Any, inputs_y: Any, error: type[E
         (lambda i: i[:1], ValueError, r"expected encode_y to return \[2, D\], got \[1, 4\]"),
     ],
 )
-def test_embeddings_are_refused_in_words(encode: Any, error: type[Exception], words: str) -> None:
+def test_wrong_embeddings_are_refused(encode: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         GradientCache(NTXent(), micro_batch_size=2)(encoders()[0], encode, *batch(4))
 
@@ -373,8 +375,10 @@ def test_a_cache_shows_its_settings() -> None:
 
 
 class Shifted(nn.Module):
-    """An encoder whose last operation needs nothing kept, so that of its parameter the backward pass knows the gradient
-    before it has encoded the last micro-batch again."""
+    """An encoder whose last operation saves no tensor.
+
+    So the backward pass has the gradient of ``shift`` before it has encoded the last micro-batch again.
+    """
 
     def __init__(self, encode: nn.Module) -> None:
         super().__init__()
@@ -396,7 +400,7 @@ class Dual(nn.Module):
 
 
 def parallel(module: nn.Module, reduced: list[int], **settings: Any) -> DistributedDataParallel:
-    """With several buckets of gradients, each of which is noted as it is reduced."""
+    """Wrap a module in DDP with several buckets; append the index of every bucket that is reduced to the list."""
     ddp = DistributedDataParallel(module, bucket_cap_mb=1e-4, **settings)
 
     def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -425,7 +429,7 @@ def assert_parallel_equals_one_process(wrapper: type[GatheredLoss] | type[RingLo
         encode = [parallel(found.x, reduced[0], **settings[case]), parallel(found.y, reduced[1], **settings[case])]
     cache = GradientCache(wrapper(shared), micro_batch_size=3)
     for step in range(2):
-        # DDP begins with all in one bucket, and stays with it if the graph is static.
+        # DDP has one bucket in the first step, and in all steps if the graph is static.
         least = 1 if step == 0 or case == "static" else 2
         say = f"{wrapper.__name__}, {case}, step {step}: {{}}".format
         loss(expected(whole[0], None), expected(None, whole[1])).backward()
@@ -440,7 +444,7 @@ def assert_parallel_equals_one_process(wrapper: type[GatheredLoss] | type[RingLo
 
 
 def assert_no_sync_is_respected() -> None:
-    """Gradients of two steps, of which the first is not reduced."""
+    """Gradients of two steps add up, and those of the first are not reduced."""
     rank = dist.get_rank()
     expected, found = encoders(), encoders()
     reduced: list[int] = []
@@ -460,13 +464,13 @@ def assert_no_sync_is_respected() -> None:
 
 
 def assert_buffers_are_those_of_the_first_run() -> None:
-    """Of DDP modules that run once, and whose buffers rank 0 broadcasts before each run."""
+    """Buffers are those of DDP modules that are called once, and whose buffers rank 0 broadcasts before each call."""
     found, expected = encoders(lambda: nn.BatchNorm1d(6)), encoders(lambda: nn.BatchNorm1d(6))
     ddp, once = ([DistributedDataParallel(model) for model in models] for models in (found, expected))
     own = tuple(inputs.chunk(2)[dist.get_rank()] for inputs in batch(12))
     for N in (2, 6, 6):
         kept(NTXent(), once, own, N)  # type: ignore[arg-type]
-        with set_checkpoint_early_stop(False):  # or DDP does not come to its last lines the second time
+        with set_checkpoint_early_stop(False):  # otherwise the second call stops before DDP's last lines
             GradientCache(RingLoss(NTXent()), micro_batch_size=N)(*ddp, *own).backward()
         torch.testing.assert_close(buffers(found), buffers(expected), rtol=0, atol=0)
 

@@ -1,4 +1,4 @@
-"""What a user of the installed package relies on."""
+"""The package as its users see it: imports, public names, modules in a model, the wheel."""
 
 import re
 import shutil
@@ -15,8 +15,8 @@ import crossmodal_losses
 from crossmodal_losses import LOSSES, NTXent, diagnose
 
 
-def test_the_import_brings_in_nothing_but_torch() -> None:
-    """Every module that importing us adds to importing torch is ours or Python's own, and there are few of them."""
+def test_the_import_needs_torch_alone() -> None:
+    """Modules that the import adds to those of torch belong to the package or to Python, and there are few of them."""
     program = (
         "import sys, torch; before = set(sys.modules); import crossmodal_losses; "
         "print(*sorted(set(sys.modules) - before))"
@@ -63,7 +63,7 @@ def test_a_learned_temperature_of_a_half_precision_model() -> None:
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_a_module_moves_with_its_model(name: str) -> None:
-    """As a part of a model: state, dtype, copies."""
+    """A loss that is part of a model keeps its value through state_dict and a change of dtype."""
     settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
     model = torch.nn.ModuleDict({"loss": LOSSES[name](**settings)})
     model.load_state_dict(model.state_dict())
@@ -74,7 +74,7 @@ def test_a_module_moves_with_its_model(name: str) -> None:
 
 
 def test_the_wheel_holds_the_package_alone_and_runs_beside_torch(tmp_path: Path) -> None:
-    """Built from a copy of the checkout, installed into an empty folder, the README's first example run from there."""
+    """It is built from a copy of the checkout and installed into an empty folder; README's first example runs there."""
     root = Path(__file__).parents[2]
     source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
     without = shutil.ignore_patterns(".git", "build", "*.egg-info", "demo", "__pycache__", ".*_cache", ".hypothesis")

@@ -1,4 +1,4 @@
-"""What the examples share: a small problem, so that each holds nothing but its training."""
+"""Data and model of the examples, so that each example shows its training alone."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Two noisy views, of 20 and of 30 numbers, of the same hidden ones."""
+    """Pairs of noisy views, of 20 and of 30 numbers, of the same hidden vector."""
 
     def __init__(self, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -24,6 +24,8 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 class DualEncoder(nn.Module):
+    """Two small encoders, always with the same weights."""
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)

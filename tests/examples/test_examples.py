@@ -1,4 +1,4 @@
-"""The examples run, and lose what one process loses."""
+"""The examples run, and with two processes they print the losses of one process."""
 
 import os
 import re
@@ -17,7 +17,7 @@ LAUNCHERS = {
 
 
 def losses(example: str, processes: int) -> list[float]:
-    """What it prints, epoch by epoch."""
+    """Return the losses that an example prints, one for each epoch."""
     launch = [sys.executable, "-m", *LAUNCHERS[example], str(processes), str(HERE / example)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment, check=False)
@@ -27,7 +27,7 @@ def losses(example: str, processes: int) -> list[float]:
 
 
 @pytest.mark.parametrize("example", LAUNCHERS)
-def test_two_processes_lose_what_one_does(example: str) -> None:
+def test_two_processes_print_the_losses_of_one(example: str) -> None:
     alone, together = losses(example, 1), losses(example, 2)
     assert len(alone) == 3
     assert alone[-1] < alone[0]
