@@ -7,10 +7,10 @@ called.
 """
 
 import functools
-import importlib
-import importlib.util
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,14 +32,7 @@ def open_clip_loss(temperature: float, **settings: object) -> Loss:
         temperature: 1 / logit_scale.
         settings: settings of ClipLoss for batches on several processes.
     """
-
-    @functools.cache
-    def loss() -> Callable[..., Tensor]:
-        import open_clip
-
-        made: Callable[..., Tensor] = open_clip.ClipLoss(**settings)
-        return made
-
+    loss = functools.cache(lambda: import_module("open_clip").ClipLoss(**settings))
     return lambda x, y: 2 * loss()(normalize(x), normalize(y), 1 / temperature)
 
 
@@ -47,65 +40,55 @@ def sentence_transformers_loss(temperature: float) -> Loss:
     """Return the symmetric ranking loss, times 2: it is half of equation 7, too."""
 
     @functools.cache
-    def loss() -> Callable[..., Tensor]:
-        from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-
-        made: Callable[..., Tensor] = MultipleNegativesRankingLoss(
+    def loss() -> Any:
+        return import_module("sentence_transformers.sentence_transformer.losses").MultipleNegativesRankingLoss(
             torch.nn.Identity(),  # the model, which computing from embeddings does not use
             scale=1 / temperature,
             directions=("query_to_doc", "doc_to_query"),
             partition_mode="per_direction",
-        ).compute_loss_from_embeddings
-        return made
+        )
 
-    return lambda x, y: 2 * loss()([x, y], None)
+    return lambda x, y: 2 * loss().compute_loss_from_embeddings([x, y], None)
 
 
-def both_ways(make: Callable[[], tuple[Callable[..., Tensor], Callable[..., object] | None]]) -> Loss:
+def both_directions(make: Callable[[], tuple[Any, Any]]) -> Loss:
     """Return the sum of both directions of a loss of pytorch-metric-learning.
 
     Args:
-        make: returns the loss and its miner; called once.
+        make: returns the loss, and its miner or None; called once.
     """
     made = functools.cache(make)
 
-    def directions(x: Tensor, y: Tensor) -> Tensor:
-        loss, miner = made()
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        direction, miner = made()
         labels = torch.arange(len(x), device=x.device)
         total = x.new_zeros(())
         for a, b in ((x, y), (y, x)):
             # The very same object as both labels would silently remove the positives.
             mined = miner(a, labels, b, labels.clone()) if miner else None
-            total = total + loss(a, labels, mined, ref_emb=b, ref_labels=labels.clone())
+            total = total + direction(a, labels, mined, ref_emb=b, ref_labels=labels.clone())
         return total
 
-    return directions
+    return loss
 
 
 def metric_learning_nt_xent(temperature: float) -> Loss:
     """Return NTXentLoss in both directions: equation 7."""
-
-    def make() -> tuple[Callable[..., Tensor], None]:
-        from pytorch_metric_learning.losses import NTXentLoss
-
-        return NTXentLoss(temperature=temperature), None
-
-    return both_ways(make)
+    losses = "pytorch_metric_learning.losses"
+    return both_directions(lambda: (import_module(losses).NTXentLoss(temperature=temperature), None))
 
 
 def metric_learning_triplet(hardest: bool = False) -> Loss:
     """Return TripletMarginLoss over B: its sum is B times equation 2; with BatchHardMiner, B times equation 3."""
 
-    def make() -> tuple[Callable[..., Tensor], Callable[..., object] | None]:
-        from pytorch_metric_learning.distances import CosineSimilarity
-        from pytorch_metric_learning.losses import TripletMarginLoss
-        from pytorch_metric_learning.miners import BatchHardMiner
-        from pytorch_metric_learning.reducers import SumReducer
+    def make() -> tuple[Any, Any]:
+        names = ("distances", "losses", "miners", "reducers")
+        distances, losses, miners, reducers = (import_module(f"pytorch_metric_learning.{name}") for name in names)
+        cosine = distances.CosineSimilarity()
+        loss = losses.TripletMarginLoss(margin=MARGIN, distance=cosine, reducer=reducers.SumReducer())
+        return loss, miners.BatchHardMiner(distance=cosine) if hardest else None
 
-        loss = TripletMarginLoss(margin=MARGIN, distance=CosineSimilarity(), reducer=SumReducer())
-        return loss, BatchHardMiner(distance=CosineSimilarity()) if hardest else None
-
-    loss = both_ways(make)
+    loss = both_directions(make)
     return lambda x, y: loss(x, y) / len(x)
 
 
@@ -148,7 +131,7 @@ def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
 
     Its kernels take D in equal parts of at most 256.
     """
-    cal_flash_loss: Callable[..., Tensor] = importlib.import_module("inf_cl").cal_flash_loss
+    cal_flash_loss: Callable[..., Tensor] = import_module("inf_cl").cal_flash_loss
     x, y = normalize(x), normalize(y)
     settings = {"scale": 1 / TEMPERATURE, "head_dim": min(256, x.shape[1])}
     return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()
@@ -181,7 +164,7 @@ class Baseline(NamedTuple):
         """Return whether this environment has what the baseline needs."""
         if self.needs == LINEAR_CROSS_ENTROPY:
             return hasattr(functional, LINEAR_CROSS_ENTROPY)
-        return importlib.util.find_spec(self.needs) is not None
+        return find_spec(self.needs) is not None
 
 
 def metric_learning(loss: Loss, largest: int) -> Baseline:
@@ -254,7 +237,7 @@ def baselines_at(loss: str, B: int, device: str, *, compiled: bool = True) -> di
     if compiled and (on_cuda or B <= LARGEST):
         torch.compiler.reset()  # torch keeps only so many compiled sizes of a function
         found[COMPILED] = torch.compile(TO_COMPILE[loss], dynamic=False)
-    if loss == "nt_xent" and on_cuda and importlib.util.find_spec("inf_cl"):
+    if loss == "nt_xent" and on_cuda and find_spec("inf_cl"):
         found[INF_CL] = inf_cl_loss
     return found
 

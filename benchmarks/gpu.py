@@ -12,7 +12,6 @@ float64 on the same embeddings.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -50,31 +49,8 @@ def check(conditions: Conditions, B: int, tile_size: int) -> None:
                 )
 
 
-def measure_roofline(conditions: Conditions, divisor: int, folder: Path) -> None:
-    """Time every loss over the roofline of its matrix products."""
-    t = max(1, roofline.SIDE["cuda"] // divisor)
-    conditions = dataclasses.replace(conditions, seconds=1.0)
-    records = roofline.measure(conditions, [B // divisor for B in (16384, 65536)], t)
-    roofline.write(folder, "roofline-gpu", records, conditions, t)
-
-
-def measure_baselines(conditions: Conditions, divisor: int, folder: Path) -> None:
-    """Time every loss beside its compiled baseline and Inf-CL."""
-    sizes = [B // divisor for B in (4096, 16384, 65536)]
-    records = losses.measure(dataclasses.replace(conditions, seconds=0.5), sizes, only=(COMPILED, INF_CL))
-    losses.write(folder, records, f"forward and backward, {conditions}", "-gpu")
-
-
-def measure_memory(conditions: Conditions, divisor: int, folder: Path) -> None:
-    """Measure peak memory over B."""
-    sizes = [B // divisor for B in (16384, 65536, 262144)]
-    records = memory.measure(conditions, sizes, largest_dense=32768 // divisor)
-    memory.write(folder, "memory-gpu", records, conditions)
-
-
-def measure_million(conditions: Conditions, divisor: int, folder: Path) -> None:
-    """Time one step at B = 1048576."""
-    B = (1 << 20) // divisor
+def measure_million(conditions: Conditions, B: int, folder: Path) -> None:
+    """Time one step of every loss at a large B, after one at a smaller B."""
     x, y = conditions.embeddings(B)
     small = conditions.embeddings(min(B, 16384))
     records: list[Record] = []
@@ -86,34 +62,29 @@ def measure_million(conditions: Conditions, divisor: int, folder: Path) -> None:
     write_table(folder, "million-gpu", records, f"one forward and backward, {conditions}")
 
 
-def measure_ranks(conditions: Conditions, divisor: int, folder: Path) -> None:
-    """Measure the costs of a rank over the number of GPUs."""
-    count = torch.cuda.device_count()
-    if count < 2:
-        click.echo(f"ranks are left out: expected 2 GPUs or more, got {count}")
-        return
-    processes = [W for W in (1, 2, 4, 8) if count >= W]
-    t, B, rows = (max(1, size // divisor) for size in (roofline.SIDE["cuda"], 65536, 16384))
-    records = ranks.measure(conditions, processes, B, rows, tile_size=t, timeout=600)
-    ranks.write(folder, "ranks-gpu", records, B, rows, f"{conditions}, tiles of {t}")
+def parts_of(divisor: int) -> dict[str, tuple[click.Command, list[str]]]:
+    """Return the parts that are other benchmarks, each with its arguments."""
+
+    def sizes(option: str, *of: int) -> list[str]:
+        return [word for size in of for word in (option, str(max(1, size // divisor)))]
+
+    processes = [W for W in (1, 2, 4, 8) if torch.cuda.device_count() >= W]
+    only = ["--only", COMPILED, "--only", INF_CL]
+    ranks_sizes = [*sizes("-b", 65536), *sizes("--rows", 16384), *sizes("--tile-size", roofline.SIDE["cuda"])]
+    return {
+        "roofline": (roofline.main, [*sizes("-b", 16384, 65536), *sizes("--side", roofline.SIDE["cuda"])]),
+        "baselines": (losses.main, [*sizes("-b", 4096, 16384, 65536), "--seconds", "0.5", *only]),
+        "memory": (memory.main, [*sizes("-b", 16384, 65536, 262144), *sizes("--largest-dense", 32768)]),
+        "ranks": (ranks.main, [*ranks_sizes, *(word for W in processes for word in ("-w", str(W)))]),
+    }
 
 
-PARTS: dict[str, Callable[[Conditions, int, Path], None]] = {
-    "roofline": measure_roofline,
-    "baselines": measure_baselines,
-    "memory": measure_memory,
-    "million": measure_million,
-    "ranks": measure_ranks,
-}
-
-
+PARTS = ("roofline", "baselines", "memory", "million", "ranks")
 DIVISORS = click.Choice(["1", "2", "4", "8", "16", "32", "64"])
 
 
 @click.command()
-@options.several(
-    "--part", "parts", type=click.Choice(list(PARTS)), default=list(PARTS), help=f"A part; {options.TIMES}."
-)
+@options.several("--part", "parts", type=click.Choice(PARTS), default=PARTS, help=f"A part; {options.TIMES}.")
 @options.conditions(dimension=1024, dtype="bfloat16")
 @options.option("--divisor", type=DIVISORS, default="1", help="Divides every B: for a small GPU, or a trial.")
 @options.out
@@ -121,10 +92,19 @@ def main(conditions: Conditions, parts: tuple[str, ...], divisor: str, folder: P
     """Check the losses on a CUDA device, then measure roofline, baselines, memory, a million pairs, and ranks."""
     if not torch.cuda.is_available():
         raise click.ClickException(f"expected a CUDA device, got none: torch {torch.__version__} sees no GPU")
-    conditions = dataclasses.replace(conditions, device="cuda", rounds=5)
-    check(conditions, 4096 // int(divisor), max(1, 1024 // int(divisor)))
+    conditions = dataclasses.replace(conditions, device="cuda")
+    check(conditions, 4096 // int(divisor), 1024 // int(divisor))
+    shared = ["--device", "cuda", "--dtype", str(conditions.dtype).removeprefix("torch."), "--suffix", "gpu"]
+    shared += ["--dimension", str(conditions.D), "--out", str(folder)]
+    shared += [word for name in conditions.losses for word in ("--loss", name)]
     for part in parts:
-        PARTS[part](conditions, int(divisor), folder)
+        if part == "million":
+            measure_million(conditions, (1 << 20) // int(divisor), folder)
+        elif part == "ranks" and torch.cuda.device_count() < 2:
+            click.echo(f"ranks are left out: expected 2 GPUs or more, got {torch.cuda.device_count()}")
+        else:
+            command, arguments = parts_of(int(divisor))[part]
+            command.main([*arguments, *shared], standalone_mode=False)
         torch.cuda.empty_cache()
 
 

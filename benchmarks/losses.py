@@ -113,24 +113,13 @@ def summary(records: Sequence[Record]) -> list[Record]:
     return compared
 
 
-def write(folder: Path, records: Sequence[Record], about: str, suffix: str = "") -> None:
-    """Write losses.csv, .md, .png and summary.csv, .md, with a suffix before the dot."""
-    write_table(folder, f"losses{suffix}", records, about)
-    compared = summary(records)
-    if compared:
-        header = "times faster: the median of the fastest rival, in ours; range: its quartiles, in ours; "
-        write_table(folder, f"summary{suffix}", compared, header + about)
-    panels = panels_of(records, line="implementation", x="B", y="ms")
-    write_plot(folder, f"losses{suffix}", panels, x="B", y="ms, forward and backward")
-
-
 @click.command()
 @options.conditions(options.device, options.seconds(0.3), options.rounds(5), dimension=1024)
 @options.batch_sizes(32, 128, 1024, 4096)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Measure these baselines alone.")
 @options.option("--compile/--no-compile", "compiled", default=True, help="Measure baselines made by torch.compile.")
 @options.option("--check-up-to", type=int, default=8192, help="The largest B at which errors are computed.")
-@click.option("--suffix", default="", help="Suffix of the files' names: newest-torch writes losses-newest-torch.md.")
+@options.suffix
 @options.out
 def main(
     conditions: Conditions,
@@ -148,7 +137,14 @@ def main(
     if missing(conditions.losses):
         click.echo(f"not installed here, hence left out: {', '.join(missing(conditions.losses))}")
     records = measure(conditions, batch_sizes, only=only, compiled=compiled, check_up_to=check_up_to)
-    write(folder, records, f"forward and backward, {conditions}", suffix and f"-{suffix}")
+    about = f"forward and backward, {conditions}"
+    write_table(folder, f"losses{suffix}", records, about)
+    compared = summary(records)
+    if compared:
+        header = "times faster: the median of the fastest rival, in ours; range: its quartiles, in ours; "
+        write_table(folder, f"summary{suffix}", compared, header + about)
+    panels = panels_of(records, line="implementation", x="B", y="ms")
+    write_plot(folder, f"losses{suffix}", panels, x="B", y="ms, forward and backward")
 
 
 if __name__ == "__main__":

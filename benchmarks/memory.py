@@ -6,7 +6,6 @@ hide behind them: the number may be less than a tile.
 """
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -39,8 +38,14 @@ def prepared(name: str, implementation: str, B: int, conditions: Conditions) -> 
     return functools.partial(gradients, loss, *conditions.embeddings(B))
 
 
-def measure(conditions: Conditions, batch_sizes: Sequence[int], *, largest_dense: int) -> list[Record]:
-    """Return a record for every loss, size and implementation; for baselines up to B = ``largest_dense``."""
+@click.command()
+@options.conditions(options.device, dimension=256)
+@options.batch_sizes(4096, 16384, 32768, 65536)
+@options.option("--largest-dense", type=int, default=16384, help="B up to which baselines are measured.")
+@options.suffix
+@options.out
+def main(conditions: Conditions, batch_sizes: tuple[int, ...], largest_dense: int, suffix: str, folder: Path) -> None:
+    """Measure the peak memory of every loss, and of baselines that keep B x B numbers, over B."""
     cases = [
         (name, B, implementation)
         for name in conditions.losses
@@ -58,27 +63,12 @@ def measure(conditions: Conditions, batch_sizes: Sequence[int], *, largest_dense
         record["bytes per pair"] = f"{extra / B**2:.2g}"
         record["inputs and gradients MiB"] = round(4 * embedding / 2**20, 1)
         records.append(record)
-    return records
-
-
-def write(folder: Path, name: str, records: Sequence[Record], conditions: Conditions) -> None:
-    """Write NAME.csv, .md and .png."""
-    write_table(folder, name, records, f"peak of forward and backward beyond inputs and gradients, {conditions}")
+    about = f"peak of forward and backward beyond inputs and gradients, {conditions}"
+    write_table(folder, f"memory{suffix}", records, about)
     panels = panels_of(records, line="implementation", x="B", y="extra MiB", at_least=0.1)
     for panel in panels.values():
-        panel[WHOLE] = [(B, 4 * B * B / 2**20) for B in sorted({record["B"] for record in records})]
-    write_plot(folder, name, panels, x="B", y="MiB beyond inputs and gradients", dashed={WHOLE: WHOLE})
-
-
-@click.command()
-@options.conditions(options.device, dimension=256)
-@options.batch_sizes(4096, 16384, 32768, 65536)
-@options.option("--largest-dense", type=int, default=16384, help="B up to which baselines are measured.")
-@options.out
-def main(conditions: Conditions, batch_sizes: tuple[int, ...], largest_dense: int, folder: Path) -> None:
-    """Measure the peak memory of every loss, and of baselines that keep B x B numbers, over B."""
-    records = measure(conditions, batch_sizes, largest_dense=largest_dense)
-    write(folder, "memory", records, conditions)
+        panel[WHOLE] = [(B, 4 * B * B / 2**20) for B in batch_sizes]
+    write_plot(folder, f"memory{suffix}", panels, x="B", y="MiB beyond inputs and gradients", dashed={WHOLE: WHOLE})
 
 
 if __name__ == "__main__":

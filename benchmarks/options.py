@@ -20,6 +20,12 @@ several = functools.partial(option, multiple=True)
 
 folder = click.Path(file_okay=False, path_type=Path)
 out = option("--out", "folder", type=folder, default=RESULTS, help="The folder to write results into.")
+suffix = click.option(
+    "--suffix",
+    default="",
+    callback=lambda context, parameter, value: value and f"-{value}",
+    help="Suffix of the files' names: newest-torch writes losses-newest-torch.md.",
+)
 AUTO = "cuda" if torch.cuda.is_available() else "cpu"
 device = option("--device", type=click.Choice(["cpu", "cuda"]), default=AUTO, help="Where to measure.")
 

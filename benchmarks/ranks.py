@@ -229,24 +229,16 @@ def measure(
     return sorted(records, key=lambda record: (names.index(record["loss"]), record["B"] != B, record["W"]))
 
 
-def write(folder: Path, name: str, records: Sequence[Record], B: int, rows: int, about: str) -> None:
-    """Write NAME.csv, .md and .png; the plot shows the memory of the loss that has a baseline, or of the first loss."""
-    header = (
-        "forward and backward, of the rank where a figure is largest; FLOPs / one process: beside ours alone, 1 / W at "
-        "best; sent: embeddings and gradients, in all rows of one side; else sent: all else; extra: the peak beyond "
-        "inputs and gradients; "
-    )
-    write_table(folder, name, records, header + about)
+def memory_panels(records: Sequence[Record], B: int, rows: int) -> Panels:
+    """Return both series of the memory of the loss that has a baseline, or of the first loss."""
     names = list(dict.fromkeys(record["loss"] for record in records))
     shown = next((loss for loss in names if OPEN_CLIP in BASELINES[loss]), names[0])
     panels: Panels = {}
-    for title, column, fixed in (
-        (f"{shown}, B = {B}", "B", B),
-        (f"{shown}, {rows} rows a rank", "rows of a rank", rows),
-    ):
+    for title, column, fixed in ((f"B = {B}", "B", B), (f"{rows} rows a rank", "rows of a rank", rows)):
         series = [record for record in records if record["loss"] == shown and record[column] == fixed]
-        panels[title] = panels_of(series, line="implementation", x="W", y="extra MiB", at_least=0.1)[shown]
-    write_plot(folder, name, panels, x="W", y="MiB of a rank beyond inputs and gradients")
+        points = panels_of(series, line="implementation", x="W", y="extra MiB", at_least=0.1)
+        panels[f"{shown}, {title}"] = points[shown]
+    return panels
 
 
 DEVICE_HELP = "Where to measure; cuda takes a GPU for each rank.  [default: cuda if enough]"
@@ -262,6 +254,7 @@ device = click.option("--device", type=click.Choice(["cpu", "cuda"]), help=DEVIC
 @options.option(
     "--timeout", type=click.FloatRange(1), default=600, help="Seconds until the processes of one W are stopped."
 )
+@options.suffix
 @options.out
 def main(
     conditions: Conditions,
@@ -270,6 +263,7 @@ def main(
     rows: int,
     tile_size: int | None,
     timeout: float,
+    suffix: str,
     folder: Path,
 ) -> None:
     """Count, and measure, the costs of every loss for a rank, over the number of ranks W.
@@ -286,10 +280,16 @@ def main(
         click.echo(f"not installed here, hence left out: {OPEN_CLIP}")
     t = tile_size or largest_tile(torch.device(device))
     records = measure(conditions, processes, batch_size, rows, tile_size=t, timeout=timeout)
-    about = f"{conditions}, tiles of {t}"
+    about = (
+        "forward and backward, of the rank where a figure is largest; FLOPs / one process: beside ours alone, 1 / W at "
+        "best; sent: embeddings and gradients, in all rows of one side; else sent: all else; extra: the peak beyond "
+        f"inputs and gradients; {conditions}, tiles of {t}"
+    )
     if device == "cpu":
         about += "; the ranks share the machine's threads: times are not those of W machines"
-    write(folder, "ranks", records, batch_size, rows, about)
+    write_table(folder, f"ranks{suffix}", records, about)
+    panels = memory_panels(records, batch_size, rows)
+    write_plot(folder, f"ranks{suffix}", panels, x="W", y="MiB of a rank beyond inputs and gradients")
 
 
 if __name__ == "__main__":

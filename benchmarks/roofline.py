@@ -5,7 +5,6 @@ the number of such products that the loss cannot do without. Nothing else is par
 exponentials, and always the same tile. ``python -m benchmarks.roofline`` writes roofline.csv and .md.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -36,8 +35,15 @@ def product(B: int, t: int, conditions: Conditions) -> Call:
     return call
 
 
-def measure(conditions: Conditions, batch_sizes: Sequence[int], t: int) -> list[Record]:
-    """Return a record for every loss and size; losses and product are measured in one interleaved run."""
+@click.command()
+@options.conditions(options.device, options.seconds(1.0), options.rounds(5), dimension=1024)
+@options.batch_sizes(8192)
+@click.option("--side", type=click.IntRange(1), help="t, of the roofline's tiles.  [default: 1024, on a GPU 4096]")
+@options.suffix
+@options.out
+def main(conditions: Conditions, batch_sizes: tuple[int, ...], side: int | None, suffix: str, folder: Path) -> None:
+    """Time every loss over the roofline k M of its matrix products, in one interleaved run."""
+    t = side or SIDE[conditions.device]
     records: list[Record] = []
     for B in tqdm(batch_sizes, "sizes"):
         if B % t:
@@ -51,24 +57,8 @@ def measure(conditions: Conditions, batch_sizes: Sequence[int], t: int) -> list[
             record["times the floor k M"] = round(timing.median / (k * M), 2)
             record["TFLOP/s of M"] = f"{2 * B * B * conditions.D / M / 1e9:.3g}"
             records.append(record)
-    return records
-
-
-def write(folder: Path, name: str, records: Sequence[Record], conditions: Conditions, t: int) -> None:
-    """Write NAME.csv and .md."""
     about = f"forward and backward, {conditions}; M: one B x B x D product in tiles of {t} x {t}"
-    write_table(folder, name, records, about)
-
-
-@click.command()
-@options.conditions(options.device, options.seconds(1.0), options.rounds(5), dimension=1024)
-@options.batch_sizes(8192)
-@click.option("--side", type=click.IntRange(1), help="t, of the roofline's tiles.  [default: 1024, on a GPU 4096]")
-@options.out
-def main(conditions: Conditions, batch_sizes: tuple[int, ...], side: int | None, folder: Path) -> None:
-    """Time every loss over the roofline k M of its matrix products."""
-    t = side or SIDE[conditions.device]
-    write(folder, "roofline", measure(conditions, batch_sizes, t), conditions, t)
+    write_table(folder, f"roofline{suffix}", records, about)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,13 @@ def test_the_gpu_benchmark_fails_where_a_loss_is_wrong(monkeypatch: pytest.Monke
         click.ClickException, match=r"expected nt_xent at B = 64, tile size None, within 0.05 of float64, got"
     ):
         gpu.check(conditions, 64, 16)
+
+
+@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part != "million"])
+def test_the_parts_of_the_gpu_benchmark_are_calls_of_other_benchmarks(part: str) -> None:
+    for divisor, factor in ((1, 1), (64, 64)):
+        command, arguments = gpu.parts_of(divisor)[part]
+        values = command.make_context(part, [*arguments, "--suffix", "gpu"]).params
+        assert values["suffix"] == "-gpu"
+        sizes = values.get("batch_sizes", [values.get("batch_size")])
+        assert max(sizes) * factor in (65536, 262144)
