@@ -1,7 +1,7 @@
-"""A loss whose batch lies on several processes: the value and the gradients of one process with all of it.
+"""Losses of a batch that lies on W processes, with the value and the gradients of one process that has all of it.
 
-Each process computes its share of S once, 1 / W of the work. What is sent, and how, says
-:mod:`crossmodal_losses.engine.communication`.
+Each process computes its part of S once, 1 / W of the work. :mod:`crossmodal_losses.engine.communication` describes the
+messages.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,18 @@ from crossmodal_losses.losses.base import PairLoss, largest_tile
 
 
 def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every rank said, if all said the same but for what begins with "its".
+    """Gather a dict from every rank, and require all of them to be equal.
+
+    Args:
+        group: the process group.
+        said: facts about this rank's arguments. Those whose names begin with "its" may differ between ranks; "its
+            error" is None, or the name and the message of an error.
+
+    Returns:
+        The dicts of all ranks.
 
     Raises:
-        TypeError, ValueError: a rank has an error, or says something else; the same error on every rank.
+        TypeError, ValueError: a rank has an error, or the ranks differ; the same error on every rank.
     """
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, said, group=group)
@@ -40,19 +48,19 @@ def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, An
 
 
 class DistributedLoss(nn.Module):
-    """A loss of the batch that the processes of a group hold together.
+    """Base class of losses of the batch that the processes of a group hold together.
 
-    Every process passes its rows. The value is the same on each of them, and that of the loss on the concatenated
-    batch. After DistributedDataParallel has taken the mean over the processes, so is every parameter's gradient; that
-    of a learned temperature is so already before. With ``reduction="none"`` a process gets the terms of its own rows,
-    and the gradients are those of the sum over the processes of what each makes of them.
+    Every process passes its rows. The value is the same on every process, and equals the loss of the concatenated
+    batch. The gradient of every parameter equals that of one process, once DistributedDataParallel has taken the mean
+    over the processes; the gradient of a learned temperature equals it before that, too. With ``reduction="none"`` a
+    process gets the terms of its rows, and gradients are those of the sum of all processes' backward passes.
 
-    The processes may hold different numbers of rows, at least one each. Where torch.distributed is not initialised, or
-    the group is of one process, this is the plain loss.
+    The processes may hold different numbers of rows, at least one each. If torch.distributed is not initialised, or the
+    group has one process, this is the plain loss.
 
     Args:
-        loss: any loss of ``LOSSES``; its ``tile_size`` holds here too, None stands for that of its largest tiles.
-        process_group: None: all processes.
+        loss: any loss of ``LOSSES``. Its ``tile_size`` is used; None stands for the largest tiles of the device.
+        process_group: the process group; None: all processes.
     """
 
     ranks: ClassVar[type[Ranks]]
@@ -65,10 +73,10 @@ class DistributedLoss(nn.Module):
         self.process_group = process_group
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
-        """The loss of the batch.
+        """Compute the loss of the whole batch.
 
         Args:
-            x, y: this process's rows, floating ``[rows, D]``, of one D, dtype and kind of device everywhere.
+            x, y: this process's rows, floating ``[rows, D]``; D, dtypes and kind of device are those of all processes.
             ids: integers ``[rows]``, on all processes or on none; they are compared across processes.
 
         Returns:
@@ -127,7 +135,9 @@ class DistributedLoss(nn.Module):
 
 
 class GatheredLoss(DistributedLoss):
-    """A loss over all processes, for which each gathers the y of all, O(B D) memory. See :class:`DistributedLoss`.
+    """A loss over all processes, in which each process gathers the y of all: O(B D) memory.
+
+    See :class:`DistributedLoss`.
 
     >>> from crossmodal_losses import TripletMax
     >>> GatheredLoss(TripletMax())(torch.eye(3), torch.eye(3))  # one process
@@ -138,8 +148,9 @@ class GatheredLoss(DistributedLoss):
 
 
 class RingLoss(DistributedLoss):
-    """A loss over all processes, for which the y of one at a time travel around a ring, O(rows D) memory, while the
-    ones before are worked on. See :class:`DistributedLoss`.
+    """A loss over all processes, in which blocks of y travel around a ring: O(rows D) memory.
+
+    A process computes with one block while it receives the next. See :class:`DistributedLoss`.
 
     >>> from crossmodal_losses import NTXent
     >>> RingLoss(NTXent(temperature=1.0))(torch.eye(2), torch.eye(2))  # one process
