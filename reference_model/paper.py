@@ -64,10 +64,10 @@ ROW_SETTINGS = ("dataset", "encoders", "loss", "batch_size", "learning_rate")  #
 Experiment = dict[str, Any]
 
 
-def name_of(row: Mapping[str, Any]) -> str:
+def experiment_name(row: Mapping[str, Any]) -> str:
     """Return the name of a row, with -batch-128 at its end for that batch size.
 
-    >>> name_of({"dataset": "AudioCaps", "encoders": "frozen", "loss": "nt_xent", "batch_size": 32})
+    >>> experiment_name({"dataset": "AudioCaps", "encoders": "frozen", "loss": "nt_xent", "batch_size": 32})
     'audiocaps-frozen-nt_xent'
     """
     name = f"{row['dataset'].lower()}-{row['encoders']}-{row['loss']}"
@@ -84,17 +84,19 @@ def _rows(table: str) -> list[dict[str, Any]]:
 @functools.cache
 def experiments() -> dict[str, Experiment]:
     """Return the settings of every row by its name, in the order of the tables."""
-    return {name_of(row): {name: row[name] for name in ROW_SETTINGS} for table in TABLES for row in _rows(table)}
+    return {
+        experiment_name(row): {name: row[name] for name in ROW_SETTINGS} for table in TABLES for row in _rows(table)
+    }
 
 
 @functools.cache
 def published() -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Return the published recalls: name to direction to metric to mean and standard deviation, in percent."""
     directions = ("text_to_audio", "audio_to_text")
-    return {name_of(row): {way: row[way] for way in directions} for table in TABLES for row in _rows(table)}
+    return {experiment_name(row): {way: row[way] for way in directions} for table in TABLES for row in _rows(table)}
 
 
-def chosen(
+def select_rows(
     tables: Sequence[str],
     *,
     datasets: Sequence[str] = (),
@@ -143,7 +145,7 @@ def row_for(dataset: str, encoders: str, loss: str) -> tuple[Experiment, str]:
     """
     row_dataset = dataset if dataset in DATASET_SIZES else DEFAULT_DATASET
     row_loss = loss if loss in LOSS_NAMES else SIMILAR_LOSSES.get(loss, "nt_xent")
-    (row,) = chosen(["1"], datasets=[row_dataset], encoders=[encoders], losses=[row_loss])["1"]
+    (row,) = select_rows(["1"], datasets=[row_dataset], encoders=[encoders], losses=[row_loss])["1"]
     words = f"table 1, {row_dataset}, {encoders}, {LOSS_NAMES[row_loss]}"
     absent = [name for name in (dataset, loss) if name not in (row_dataset, row_loss)]
     return row, f"{words}, for it has no row of {' and '.join(absent)}" if absent else words

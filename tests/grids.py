@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_model.config import Config
-from reference_model.paper import PROTOCOLS, ROW_SETTINGS, Experiment, chosen
+from reference_model.paper import PROTOCOLS, ROW_SETTINGS, Experiment, select_rows
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, make_table
 
@@ -18,7 +18,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def small_grid(rows: dict[str, list[Experiment]], seeds: Sequence[int]) -> Grid:
-    """Return a grid of rows as ``chosen`` returns them, with the smallest settings."""
+    """Return a grid of rows as ``select_rows`` returns them, with the smallest settings."""
     shared = {
         "data": "data", "clip_seconds": 1.0, "model": "tiny",
         "audio_checkpoint": None, "bert": None, "epochs": 1, "decay_every": 20,
@@ -59,7 +59,7 @@ def diverge(run: Run) -> None:
 def clotho_table(out: Path) -> Table:
     """Return table 1 with two fine-tuned rows and three seeds; the test set lacks some clips of the paper's."""
     grid = small_grid(
-        chosen(["1"], datasets=["Clotho"], encoders=["fine-tuned"], losses=["triplet_max", "nt_xent"]), (0, 1, 2)
+        select_rows(["1"], datasets=["Clotho"], encoders=["fine-tuned"], losses=["triplet_max", "nt_xent"]), (0, 1, 2)
     )
     runs = runs_by_name(grid, out)
     for seed, recalls in enumerate([(13, 33, 45, 15, 36, 49), (14, 36, 48, 17, 38, 49), (15, 39, 51, 19, 40, 49)]):
@@ -71,7 +71,7 @@ def clotho_table(out: Path) -> Table:
 
 def synthetic_table(out: Path, dataset: str = "Synthetic") -> Table:
     """Return table 2 of a data set that the paper does not have, with one seed."""
-    grid = small_grid(chosen(["2"], datasets=[dataset], losses=["triplet_sum", "nt_xent"]), (7,))
+    grid = small_grid(select_rows(["2"], datasets=[dataset], losses=["triplet_sum", "nt_xent"]), (7,))
     runs = runs_by_name(grid, out)
     name = f"{dataset.lower()}-frozen"
     finish(runs[f"{name}-triplet_sum-seed-7"], 10, 20, 30, 11, 21, 31)

@@ -9,7 +9,7 @@ import click
 from reference_model import InputError
 from reference_model.cli.options import FOLDER, SeveralValues, run_options, run_settings
 from reference_model.config import Encoders
-from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, chosen
+from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, select_rows
 
 if TYPE_CHECKING:
     from reference_model.reproduction.grid import Grid
@@ -73,7 +73,7 @@ def reproduce(
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
-    rows = chosen(tables, datasets=datasets, encoders=encoders, losses=losses, learning_rate=learning_rate)
+    rows = select_rows(tables, datasets=datasets, encoders=encoders, losses=losses, learning_rate=learning_rate)
     requested = Grid.of(rows, seeds, run_settings(options))
     whole = requested.with_those_of(out)  # with the runs of earlier commands, which the tables show too
     runs = requested.runs(out)

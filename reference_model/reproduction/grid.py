@@ -19,7 +19,7 @@ from filelock import FileLock
 from reference_model import InputError
 from reference_model.config import WITHOUT_EFFECT, Config, in_current_form
 from reference_model.data.layouts import clip_seconds
-from reference_model.paper import ROW_SETTINGS, Experiment, name_of
+from reference_model.paper import ROW_SETTINGS, Experiment, experiment_name
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS
 from reference_model.runtime import lease
 from reference_model.runtime.files import require_same_settings, write_json
@@ -86,9 +86,9 @@ class Grid:
 
     @classmethod
     def of(cls, rows: Mapping[str, Iterable[Experiment]], seeds: Sequence[int], settings: dict[str, Any]) -> "Grid":
-        """Of rows as :func:`reference_model.paper.chosen` returns them."""
-        tables = {table: [name_of(row) for row in of_table] for table, of_table in rows.items()}
-        named = {name_of(row): row for of_table in rows.values() for row in of_table}
+        """Of rows as :func:`reference_model.paper.select_rows` returns them."""
+        tables = {table: [experiment_name(row) for row in of_table] for table, of_table in rows.items()}
+        named = {experiment_name(row): row for of_table in rows.values() for row in of_table}
         return cls(tables, named, sorted(set(seeds)), settings)
 
     def runs(self, out: Path) -> list[Run]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crossmodal_losses import LOSSES
-from reference_model.paper import PAPER_TABLES, chosen, experiments, row_for
+from reference_model.paper import PAPER_TABLES, experiments, row_for, select_rows
 
 
 def test_every_row_of_the_tables_is_an_experiment() -> None:
@@ -94,6 +94,6 @@ def test_a_new_loss_takes_the_row_of_nt_xent() -> None:
 
 
 def test_another_learning_rate_replaces_that_of_every_row() -> None:
-    rows = chosen(("1", "2"), learning_rate=0.5)
+    rows = select_rows(("1", "2"), learning_rate=0.5)
     assert {row["learning_rate"] for of_table in rows.values() for row in of_table} == {0.5}
-    assert {row["learning_rate"] for row in chosen(("1",))["1"]} == {1e-4, 5e-5}
+    assert {row["learning_rate"] for row in select_rows(("1",))["1"]} == {1e-4, 5e-5}

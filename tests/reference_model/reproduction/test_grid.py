@@ -13,7 +13,7 @@ from locks import held
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.paper import PROTOCOLS, chosen, experiments, published
+from reference_model.paper import PROTOCOLS, experiments, published, select_rows
 from reference_model.reproduction.grid import Grid, counts, plan
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
@@ -21,7 +21,7 @@ from reference_model.runtime.files import write_json
 
 @pytest.fixture
 def grid(config: Config) -> Grid:
-    return Grid.of(chosen(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
+    return Grid.of(select_rows(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
 
 
 def test_rows_that_stand_in_both_tables_are_run_once(grid: Grid, tmp_path: Path) -> None:
@@ -48,19 +48,19 @@ def test_a_run_is_what_its_row_says(grid: Grid, tmp_path: Path) -> None:
 
 
 def test_rows_are_chosen() -> None:
-    rows = chosen(("1",), datasets=("Clotho",), encoders=("frozen",), losses=("nt_xent", "triplet_max"))
+    rows = select_rows(("1",), datasets=("Clotho",), encoders=("frozen",), losses=("nt_xent", "triplet_max"))
     assert [(row["dataset"], row["encoders"], row["loss"]) for row in rows["1"]] == [
         ("Clotho", "frozen", "triplet_max"), ("Clotho", "frozen", "nt_xent"),
     ]  # fmt: skip
     with pytest.raises(InputError, match="expected rows of table 2, got none of these data sets"):
-        chosen(("1", "2"), datasets=("Clotho",))
+        select_rows(("1", "2"), datasets=("Clotho",))
 
 
 def test_another_data_set_takes_the_rows_of_audiocaps() -> None:
-    rows = chosen(("1", "2"), datasets=("Mine",))
+    rows = select_rows(("1", "2"), datasets=("Mine",))
     assert len(rows["1"]) == len(rows["2"]) == 8
     for table in ("1", "2"):
-        for mine, row in zip(rows[table], chosen((table,), datasets=("AudioCaps",))[table], strict=True):
+        for mine, row in zip(rows[table], select_rows((table,), datasets=("AudioCaps",))[table], strict=True):
             assert mine == {**row, "dataset": "Mine"}
 
 
@@ -71,10 +71,10 @@ def test_published_recalls_belong_to_the_experiments() -> None:
 
 
 def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
-    first = Grid.of(chosen(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
+    first = Grid.of(select_rows(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
     first.write(tmp_path / "out")
     assert Grid.read(tmp_path / "out") == first
-    second = Grid.of(chosen(("2",)), (0,), settings(replace(config, data="elsewhere", workers=7)))
+    second = Grid.of(select_rows(("2",)), (0,), settings(replace(config, data="elsewhere", workers=7)))
     joined = second.with_those_of(tmp_path / "out")
     assert joined.seeds == [0, 1]
     assert joined.tables == {**first.tables, **second.tables}
@@ -86,14 +86,14 @@ def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
 
 def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Path) -> None:
     """The protocol was nested then, and the decay factor was a setting."""
-    grid = Grid.of(chosen(("1",)), (0,), settings(config))
+    grid = Grid.of(select_rows(("1",)), (0,), settings(config))
     grid.write(tmp_path)
     stored = json.loads((tmp_path / "grid.json").read_text())
     stored["settings"]["protocol"] = {name: stored["settings"].pop(name) for name in PROTOCOLS["paper"]}
     stored["settings"]["decay_factor"] = 0.1
     (tmp_path / "grid.json").write_text(json.dumps(stored))
     assert Grid.read(tmp_path) == grid
-    other = Grid.of(chosen(("2",)), (1,), settings(config))
+    other = Grid.of(select_rows(("2",)), (1,), settings(config))
     assert other.with_those_of(tmp_path).settings == grid.settings
 
 
@@ -110,15 +110,15 @@ def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Pa
     ],
 )
 def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path, change: Any, words: str) -> None:
-    Grid.of(chosen(("1",)), (0,), settings(config)).write(tmp_path)
-    other = Grid.of(chosen(("1",)), (0,), settings(replace(config, **change)))
+    Grid.of(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
+    other = Grid.of(select_rows(("1",)), (0,), settings(replace(config, **change)))
     with pytest.raises(InputError, match=f"expected .* to be of these settings, got .*{words}.*choose another --out"):
         other.with_those_of(tmp_path)
 
 
 def test_a_row_of_another_learning_rate_is_refused(config: Config, tmp_path: Path) -> None:
-    Grid.of(chosen(("1",)), (0,), settings(config)).write(tmp_path)
-    rows = {"1": [{**row, "learning_rate": 1e-3} for row in chosen(("1",))["1"]]}
+    Grid.of(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
+    rows = {"1": [{**row, "learning_rate": 1e-3} for row in select_rows(("1",))["1"]]}
     with pytest.raises(InputError, match=r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"):
         Grid.of(rows, (0,), settings(config)).with_those_of(tmp_path)
 

@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from PIL import Image
 
-from reference_model.paper import chosen
+from reference_model.paper import select_rows
 from reference_model.reproduction.plots import (
     COLOURS,
     data_url,
@@ -84,7 +84,7 @@ def bars_stand_apart(axes: Axes) -> bool:
 
 
 def test_every_block_has_a_row_of_panels_and_missing_recalls_have_no_bar(tmp_path: Path) -> None:
-    grid = small_grid(chosen(["2"], datasets=["Synthetic"], losses=["triplet_sum", "nt_xent"]), (0,))
+    grid = small_grid(select_rows(["2"], datasets=["Synthetic"], losses=["triplet_sum", "nt_xent"]), (0,))
     finish(runs_by_name(grid, tmp_path)["synthetic-frozen-nt_xent-batch-128-seed-0"], 6, 24, 36, 4, 26, 34)
     figure = plot_table(make_table(grid, "2", tmp_path))
     assert [axes.get_title() for axes in figure.axes] == [

@@ -13,7 +13,7 @@ from grids import settings
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from reference_model.config import Config
-from reference_model.paper import chosen
+from reference_model.paper import select_rows
 from reference_model.reproduction.grid import Grid
 from reference_model.reproduction.report import write_report, write_tables
 from reference_model.reproduction.table_formats import lines
@@ -30,7 +30,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def results(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Grid, Path]:
     """Two losses are trained with two seeds, one of which collapsed; one loss failed, one is still to come."""
     out = tmp_path_factory.mktemp("results")
-    rows = chosen(("1", "2"), datasets=("Synthetic",), encoders=("frozen",))
+    rows = select_rows(("1", "2"), datasets=("Synthetic",), encoders=("frozen",))
     grid = Grid.of(rows, (0, 1), settings(replace(config, epochs=2)))
     grid.write(out)
     for run in grid.runs(out):

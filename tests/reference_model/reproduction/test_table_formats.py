@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from grids import clotho_table, diverge, finish, runs_by_name, small_grid, synthetic_table
 
-from reference_model.paper import chosen
+from reference_model.paper import select_rows
 from reference_model.reproduction.table_formats import latex, markdown
 from reference_model.reproduction.tables import make_table
 
@@ -62,7 +62,7 @@ def test_another_data_set_has_nothing_beside(tmp_path: Path) -> None:
 
 
 def test_seeds_that_are_missing_diverged_failed_or_collapsed(tmp_path: Path) -> None:
-    grid = small_grid(chosen(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0, 1))
+    grid = small_grid(select_rows(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0, 1))
     runs = runs_by_name(grid, tmp_path)
     runs["synthetic-frozen-triplet_sum-seed-0"].record_failure("no memory")
     diverge(runs["synthetic-frozen-triplet_sum-seed-1"])
@@ -101,7 +101,7 @@ def test_seeds_that_are_missing_diverged_failed_or_collapsed(tmp_path: Path) -> 
 
 
 def test_of_one_seed_a_mark_needs_no_number(tmp_path: Path) -> None:
-    grid = small_grid(chosen(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0,))
+    grid = small_grid(select_rows(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0,))
     runs = runs_by_name(grid, tmp_path)
     finish(runs["synthetic-frozen-triplet_sum-seed-0"], 1, 2, 3, 4, 5, 6, collapsed=True)
     diverge(runs["synthetic-frozen-triplet_max-seed-0"])
@@ -118,7 +118,7 @@ def test_of_one_seed_a_mark_needs_no_number(tmp_path: Path) -> None:
 
 
 def test_before_anything_is_done(tmp_path: Path) -> None:
-    grid = small_grid(chosen(["2"]), (0, 1, 2))
+    grid = small_grid(select_rows(["2"]), (0, 1, 2))
     table = make_table(grid, "2", tmp_path)
     assert table["pools"] == table["chance"] == {}
     text = markdown(table)
@@ -132,7 +132,7 @@ def test_before_anything_is_done(tmp_path: Path) -> None:
 
 
 def test_the_whole_test_set_needs_no_remark(tmp_path: Path) -> None:
-    grid = small_grid(chosen(["1"], datasets=["AudioCaps"], losses=["nt_xent"], encoders=["frozen"]), (0,))
+    grid = small_grid(select_rows(["1"], datasets=["AudioCaps"], losses=["nt_xent"], encoders=["frozen"]), (0,))
     (run,) = grid.runs(tmp_path)
     finish(run, 19.2, 51.3, 66.6, 20.8, 53.6, 70.8, clips=957)
     table = make_table(grid, "1", tmp_path)
@@ -145,7 +145,7 @@ def test_the_whole_test_set_needs_no_remark(tmp_path: Path) -> None:
 
 
 def test_another_learning_rate_is_said_and_the_papers_row_stays(tmp_path: Path) -> None:
-    rows = chosen(["1"], datasets=["Clotho"], losses=["nt_xent"], encoders=["frozen"])
+    rows = select_rows(["1"], datasets=["Clotho"], losses=["nt_xent"], encoders=["frozen"])
     changed = {"1": [{**row, "learning_rate": 5e-4} for row in rows["1"]]}
     text = markdown(make_table(small_grid(changed, (0,)), "1", tmp_path))
     assert "|  |  |  | paper | 8.0 ± 0.2 | 25.3 ± 0.1 | 36.9 ± 0.3 | 9.2 ± 0.7 | 27.9 ± 0.5 | 39.0 ± 0.7 |\n" in text
@@ -154,7 +154,7 @@ def test_another_learning_rate_is_said_and_the_papers_row_stays(tmp_path: Path) 
 
 
 def test_table_2_of_two_data_sets_says_which_is_which(tmp_path: Path) -> None:
-    table = make_table(small_grid(chosen(["2"], datasets=["One", "Two"], losses=["nt_xent"]), (0,)), "2", tmp_path)
+    table = make_table(small_grid(select_rows(["2"], datasets=["One", "Two"], losses=["nt_xent"]), (0,)), "2", tmp_path)
     assert [line.split(" | ")[:3] for line in markdown(table).splitlines() if "NT-Xent" in line] == [
         ["| One", "32", "NT-Xent (to come)"],
         ["| One", "128", "NT-Xent (to come)"],
@@ -168,7 +168,7 @@ COMPARED = "Bold: the best of each column among the rows that are compared."
 
 def test_latex_of_a_name_with_special_characters(tmp_path: Path) -> None:
     grid = small_grid(
-        chosen(["1"], datasets=["A&B_50%"], encoders=["frozen"], losses=["triplet_sum", "nt_xent"]), (0, 1)
+        select_rows(["1"], datasets=["A&B_50%"], encoders=["frozen"], losses=["triplet_sum", "nt_xent"]), (0, 1)
     )
     runs = runs_by_name(grid, tmp_path)
     finish(runs["a&b_50%-frozen-triplet_sum-seed-0"], 1, 2, 3, 4, 5, 6)
@@ -236,7 +236,7 @@ def test_latex_compiles(tmp_path: Path, compile_latex: Callable[[str], Path]) ->
         clotho_table(tmp_path / "clotho"),
         synthetic_table(tmp_path / "synthetic"),
         synthetic_table(tmp_path / "hostile", hostile),
-        make_table(small_grid(chosen(["2"]), (0,)), "2", tmp_path / "nothing"),
+        make_table(small_grid(select_rows(["2"]), (0,)), "2", tmp_path / "nothing"),
     ]
     pdf = compile_latex("".join(map(latex, tables)))
     assert pdf.read_bytes().startswith(b"%PDF")

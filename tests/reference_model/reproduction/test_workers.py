@@ -18,7 +18,7 @@ from grids import settings
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.paper import chosen
+from reference_model.paper import select_rows
 from reference_model.reproduction import workers as reproduce
 from reference_model.reproduction.cost import costs
 from reference_model.reproduction.grid import Grid, Run
@@ -78,7 +78,7 @@ def recalls(out: Path) -> dict[str, Any]:
 @pytest.fixture
 def runs(config: Config, tmp_path: Path) -> list[Run]:
     """Four losses, frozen, two seeds."""
-    rows = chosen(("1",), datasets=("Synthetic",), encoders=("frozen",))
+    rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",))
     return Grid.of(rows, (0, 1), settings(config)).runs(tmp_path / "results")
 
 
@@ -347,7 +347,7 @@ def test_work_leaves_what_others_are_at(runs: list[Run], monkeypatch: pytest.Mon
 
 def test_frozen_runs_share_features(config: Config, tmp_path: Path) -> None:
     """Of a data set and encoders: six folders, clips and captions of three splits, whoever needs them."""
-    rows = chosen(("1",), datasets=("Synthetic",), encoders=("frozen",), losses=LOSSES)
+    rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",), losses=LOSSES)
     for run in Grid.of(rows, (0,), settings(replace(config, epochs=1))).runs(tmp_path / "out"):
         train(run.config, run.folder, features=tmp_path / "features")
     assert len(list((tmp_path / "features").iterdir())) == 6
