@@ -2,12 +2,23 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
+from reference_model import InputError
 from reference_model.data.audio import load_waveform
-from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches, collate, pad_tokens
-from reference_model.data.dataset import read_split
+from reference_model.data.batches import (
+    DistributedBatchSampler,
+    Pairs,
+    WaveformBatches,
+    Waveforms,
+    collate,
+    data_loader,
+    pad_tokens,
+    read_batches,
+)
+from reference_model.data.dataset import Clip, read_split
 
 
 def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
@@ -47,6 +58,15 @@ def test_the_number_of_workers_changes_nothing(corpus: Path) -> None:
         for whole, batch in zip(expected[step:], sentences_and_clips(workers, step), strict=True):
             assert batch[:2] == whole[:2]
             assert torch.equal(batch[2], whole[2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_keeps_its_message(tmp_path: Path, workers: int) -> None:
+    """DataLoader would add the traceback of the worker process."""
+    waveforms = Waveforms([Clip(tmp_path / "none.wav", ("x",))], 0.5)
+    loader = data_loader(waveforms, workers, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"^expected readable audio, got .*none\.wav: .*$"):
+        list(read_batches(loader))
 
 
 def test_a_batch_is_divided_without_remainder() -> None:

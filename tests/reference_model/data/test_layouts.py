@@ -173,6 +173,8 @@ def test_one_data_set_is_not_taken_for_another(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected tables of Clotho in .*, got those of AudioCaps; say --d"):
         read_download(audiocaps, "Clotho")
     check(read_download(clotho, "Mine"), miniature.clotho_clips())
+    by_file_name = miniature.audiocaps_by_file_name(tmp_path / "f")  # tables that any data set may have
+    check(read_download(by_file_name, "Clotho"), miniature.audiocaps_clips())
 
 
 def test_two_downloads_are_not_one(tmp_path: Path) -> None:
