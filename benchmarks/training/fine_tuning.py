@@ -26,7 +26,7 @@ from benchmarks.measure import Call, interleaved, peak_memory
 from benchmarks.results import Record, write_table
 from benchmarks.training.frozen_runs import config
 from reference_model.data.audio import SAMPLE_RATE
-from reference_model.models.bert import TextEncoder
+from reference_model.models.bert import BertEncoder
 from reference_model.models.dual_encoder import DualEncoder
 from reference_model.models.logmel import LogMel
 from reference_model.models.resnet38 import ResNet38
@@ -61,7 +61,7 @@ def new_model() -> DualEncoder:
     """Return the full model with new weights, always the same, in train mode."""
     torch.manual_seed(0)
     bert = BertModel(BertConfig(), add_pooling_layer=False)
-    return DualEncoder(ResNet38(), TextEncoder(bert), frozen=False, constant=False).train()
+    return DualEncoder(ResNet38(), BertEncoder(bert), frozen=False, constant=False).train()
 
 
 def batch(size: int, seconds: float, device: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def embed(run: Path, audio: Path | None, captions: Path | None, index: Path | No
         out.mkdir(parents=True, exist_ok=True)
         save_tensors(out / "embeddings.safetensors", {"embeddings": embeddings})
         write_json(out / "index.json", items)
-    _report_left_out(found.left_out)
+    _report_left_out(found.skipped)
     what = "clips" if audio else "captions"
     click.echo(
         f"{out}/embeddings.safetensors holds {len(items)} {what} x {embeddings.shape[1]}, {out}/index.json which"
@@ -105,7 +105,7 @@ def search(run: Path, audio: Path | None, captions: Path | None, index: Path | N
     """
     _require_one(audio, captions)
     with handle_signals():
-        from reference_model.search.index import shown
+        from reference_model.search.index import printable
         from reference_model.search.retriever import Retriever
 
         retriever = Retriever.from_pretrained(run)
@@ -116,18 +116,18 @@ def search(run: Path, audio: Path | None, captions: Path | None, index: Path | N
             embedded = retriever.embed_audio([query])[0]
             found = retriever.caption_index(captions or Path(), index)
         results = found.nearest(embedded, top)
-    _report_left_out(found.left_out)
+    _report_left_out(found.skipped)
     for rank, score, item in results:
-        click.echo(f"{rank:>{len(str(len(results)))}}  {score:7.4f}  {shown(item)}")
+        click.echo(f"{rank:>{len(str(len(results)))}}  {score:7.4f}  {printable(item)}")
 
 
-def _report_left_out(left_out: Mapping[str, str]) -> None:
+def _report_left_out(skipped: Mapping[str, str]) -> None:
     """Print on standard error, in one line, how many files could not be read, and the first of them."""
-    from reference_model.search.index import shown
+    from reference_model.search.index import printable
 
-    if left_out:
-        name, reason = next(iter(left_out.items()))
-        click.echo(f"left out, unreadable: {len(left_out)}, such as {shown(name)}: {shown(reason)}", err=True)
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        click.echo(f"left out, unreadable: {len(skipped)}, such as {printable(name)}: {printable(reason)}", err=True)
 
 
 @click.command()

@@ -13,9 +13,9 @@ from reference_model.config import Config
 from reference_model.data.audio import check_audio
 from reference_model.data.dataset import captions_of, read_split
 from reference_model.evaluation.metrics import Metrics, retrieval_metrics
-from reference_model.models.bert import tokenize
 from reference_model.models.dual_encoder import Heads, saved_model
-from reference_model.models.features import Features, features_of
+from reference_model.models.encoders import MODELS
+from reference_model.models.features import Features, compute_features
 from reference_model.run_folder import BEST_WEIGHTS, CONFIG, MODEL_WEIGHTS
 from reference_model.runtime.devices import make_accelerator
 
@@ -61,6 +61,7 @@ def evaluate_run(folder: Path, *, split: str, data: str | None) -> Metrics:
     clips = read_split(data or config.data, config.dataset, split)
     check_audio(clip.path for clip in clips)
     model.to(accelerator.device)
-    features = features_of(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
+    token_ids = MODELS[config.model].text.tokenize(tokenizer, captions_of(clips))
+    features = compute_features(model, clips, token_ids, config, accelerator)
     metrics, _ = evaluate(model.heads, features, accelerator)
     return metrics

@@ -1,8 +1,10 @@
-"""Section 2.2, text encoder: BERT (Devlin et al. 2019); the first token's representation stands for the sentence."""
+"""Section 2.2, text encoder: BERT (Devlin et al. 2019); the output for the first token represents the sentence."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -11,12 +13,13 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, PreTr
 
 from reference_model import InputError
 
-LONGEST = 64  # tokens; what a caption has beyond them is cut
-VOCABULARY = 1000  # of the tiny model
+LONGEST = 64  # tokens; longer captions are cut
+FILES = ("config.json", "tokenizer.json")  # in the folder of a saved encoder
+VOCABULARY = 1000  # tokens of the tiny model
 
 
-class TextEncoder(nn.Module):
-    """Token ids and attention mask, ``[B, T]`` each, to one vector a sentence, ``[B, hidden_size]``."""
+class BertEncoder(nn.Module):
+    """Encode token ids and attention mask, ``[B, T]`` each, as one vector for each sentence, ``[B, output_size]``."""
 
     def __init__(self, bert: BertModel) -> None:
         super().__init__()
@@ -24,12 +27,17 @@ class TextEncoder(nn.Module):
         self.output_size: int = bert.config.hidden_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the last hidden states of the first tokens."""
         hidden: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return hidden[:, 0]
 
 
-def pretrained(name: str, *, dropout: float = 0.1) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
-    """BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
+def pretrained(name: str, *, dropout: float = 0.1) -> tuple[BertEncoder, PreTrainedTokenizerFast]:
+    """Load BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout.
+
+    Raises:
+        InputError: there is no BERT of this name or in this folder, or it is damaged.
+    """
     try:
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise ValueError("a folder without config.json")
@@ -55,11 +63,17 @@ def pretrained(name: str, *, dropout: float = 0.1) -> tuple[TextEncoder, PreTrai
             f"expected BERT by name or in a folder with config.json, model.safetensors and its tokenizer, "
             f"got {name}: {reason}"
         ) from error
-    return TextEncoder(bert), tokenizer
+    return BertEncoder(bert), tokenizer
 
 
-def tiny(tokenizer: PreTrainedTokenizerFast, *, dropout: float = 0.1) -> TextEncoder:
-    """A BERT of two small layers with new weights, for the vocabulary of the tokenizer."""
+def new(captions: Iterable[str], *, dropout: float = 0.1) -> tuple[BertEncoder, PreTrainedTokenizerFast]:
+    """Build the tiny BERT with new weights, and a tokenizer whose vocabulary is learned from the captions."""
+    tokenizer = train_tokenizer(captions)
+    return tiny(tokenizer, dropout=dropout), tokenizer
+
+
+def tiny(tokenizer: PreTrainedTokenizerFast, *, dropout: float = 0.1) -> BertEncoder:
+    """Build a BERT of two small layers with new weights, for the vocabulary of the tokenizer."""
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -68,16 +82,16 @@ def tiny(tokenizer: PreTrainedTokenizerFast, *, dropout: float = 0.1) -> TextEnc
         intermediate_size=256,
         max_position_embeddings=LONGEST,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.08,  # about 1 / sqrt(128), as 0.02 is for 768: or all sentences start out alike
+        initializer_range=0.08,  # about 1 / sqrt(128), as 0.02 is for 768; with 0.02 all sentences start out alike
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return TextEncoder(BertModel(config, add_pooling_layer=False))
+    return BertEncoder(BertModel(config, add_pooling_layer=False))
 
 
 def train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer in the manner of BERT, lower case, its vocabulary learned from the captions."""
-    # With BERT's prefix "##" the trainer would number tokens in the order of a randomised hash: never twice the same.
+    """Build a WordPiece tokenizer like BERT's, in lower case, whose vocabulary is learned from the captions."""
+    # With BERT's prefix "##" the trainer would number tokens in the order of a hash that is random in every process.
     wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=""))
     wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
     wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -100,20 +114,20 @@ def train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
-    """The token ids of each caption, at most LONGEST, after the normalisation of the paper's published code."""
+    """Return the token ids of each caption, at most LONGEST, after the normalisation of the paper's published code."""
     plain = [re.sub(r'\s*[,.!?;:"]\s*', " ", caption.lower()) for caption in captions]
     ids: list[list[int]] = tokenizer(plain, truncation=True, max_length=LONGEST)["input_ids"]
     return ids
 
 
-def save(folder: Path, encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What :func:`untrained` needs: the configuration and the tokenizer, not the weights."""
+def save(folder: Path, encoder: BertEncoder, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Save what :func:`untrained` reads: the configuration and the tokenizer, not the weights."""
     encoder.bert.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def untrained(folder: Path) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
-    """The encoder with new weights, and its tokenizer, as saved by :func:`save`.
+def untrained(folder: Path) -> tuple[BertEncoder, PreTrainedTokenizerFast]:
+    """Build an encoder with new weights, and its tokenizer, from a folder that :func:`save` wrote.
 
     Raises:
         InputError: the folder holds something else.
@@ -121,7 +135,16 @@ def untrained(folder: Path) -> tuple[TextEncoder, PreTrainedTokenizerFast]:
     try:
         config = BertConfig.from_pretrained(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        return TextEncoder(BertModel(config, add_pooling_layer=False)), tokenizer
+        return BertEncoder(BertModel(config, add_pooling_layer=False)), tokenizer
     except Exception as error:  # damaged files make both libraries raise errors of all kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"expected BERT's configuration and tokenizer in {folder}, got: {reason}") from error
+
+
+def settings(encoder: BertEncoder, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+    """Return what the features of a caption depend on besides the weights, as JSON."""
+    config = encoder.bert.config
+    tokenizer_settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    for mutable in ("truncation", "padding"):  # the tokenizer keeps those of its last call
+        tokenizer_settings.pop(mutable, None)
+    return [[config.hidden_act, config.num_attention_heads, config.layer_norm_eps], tokenizer_settings, LONGEST]

@@ -1,13 +1,13 @@
-"""The index of what is searched: the embeddings of a folder of audio, or of a file of captions, kept beside it.
+"""Search indices: embeddings of a folder of audio or of a file of captions, saved on disk and searched exactly.
 
-RECORDINGS.index/KEY.safetensors holds the embeddings of the folder RECORDINGS, a row a clip, and of every clip size and
-time of modification. KEY stands for all that an embedding depends on besides its clip: weights, clip length, precision.
-What was added or changed since is embedded, what was removed is dropped, everything else stays; and so an interrupted
-computation goes on where it was last saved.
+The index of the folder RECORDINGS is RECORDINGS.index/KEY.safetensors. It holds the embedding of every clip, and the
+size and modification time that its file had. KEY stands for everything that an embedding depends on besides its clip:
+weights, clip length, precision. An update embeds new and changed clips and drops removed ones; everything else stays,
+so an interrupted update continues where it was last saved.
 
-Search is exact, by one product of the query with every row, for any number of rows: a million clips are 4 GB that are
-read once a query, a fraction of a second, where embedding them has taken days. An approximate index would answer
-sooner, and with other ranks than those that metrics count.
+Search is exact, by one product of the query with every row, for any number of rows: the embeddings of a million clips
+are 4 GB, which are read once per query in a fraction of a second, while computing them takes days. An approximate index
+is faster, but its ranks are not those that the metrics are computed from.
 """
 
 import hashlib
@@ -34,25 +34,27 @@ from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import load_tensors, save_tensors
 
 if sys.platform == "darwin":
-    # There torch and faiss bring an LLVM OpenMP each, the second of which refuses to start, and crashes once it has
-    # threads of its own; it is let in, and gets none. (GNU's, which both bring on Linux, do not mind each other.)
+    # On macOS torch and faiss bring an LLVM OpenMP runtime each. The second one refuses to start, unless this variable
+    # allows it, and crashes with more than one thread. (The GNU runtimes that both bring on Linux do not conflict.)
     os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
 import faiss
 
 if sys.platform == "darwin":
     faiss.omp_set_num_threads(1)
 
-SECONDS_BETWEEN_SAVES = 30.0  # at least, and
-SHARE_OF_SAVES = 0.05  # at most, of the time: an index of millions takes long to write
+# An index of millions takes long to write. So it is saved at most this often, and saving takes at most this share of
+# the time.
+SECONDS_BETWEEN_SAVES = 30.0
+SHARE_OF_SAVES = 0.05
 
 log = logging.getLogger(__name__)
 
-Stamp = list[int]  # of a file: size, and time of modification in ns; of a caption nothing, for it is its own name
-Embedded = list[tuple[str, Tensor | str]]  # names, with the embedding of each, [D], or why there is none
+Version = list[int]  # of a file: size, and modification time in ns; of a caption: empty, because its text is its name
+Embedded = list[tuple[str, Tensor | str]]  # names, each with its embedding, [D], or the reason why it has none
 
 
-class Found(NamedTuple):
-    """A result of a search."""
+class SearchResult(NamedTuple):
+    """One result of a search."""
 
     rank: int  # from 1
     score: float  # cosine similarity
@@ -61,14 +63,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """What can be found, and its embeddings."""
+    """Items that can be found, and their embeddings."""
 
     items: list[str]
     embeddings: Tensor  # [N, D], float32, normalised, on the CPU
-    left_out: Mapping[str, str]  # what cannot be embedded, and why not
+    skipped: Mapping[str, str]  # names of items that cannot be embedded, with the reasons
 
-    def nearest(self, query: Tensor, top: int) -> list[Found]:
-        """The items most similar to the query, ``[D]``, best first; those of equal scores by name.
+    def nearest(self, query: Tensor, top: int) -> list[SearchResult]:
+        """Return the items most similar to the query, ``[D]``, best first; items of equal scores are sorted by name.
 
         Raises:
             InputError: top is less than 1.
@@ -76,170 +78,180 @@ class Index:
         if top < 1:
             raise InputError(f"expected top >= 1, got {top}")
         number = len(self.items)
-        # One more than asked for, and more, until the last one is less similar: names decide between equal scores.
-        taken = min(top + 1, number)
+        # Names decide between equal scores. So more items are fetched until the score of the last one is lower.
+        fetched = min(top + 1, number)
         while True:
             scores, rows = faiss.knn(
-                query[None].numpy(), self.embeddings.numpy(), taken, metric=faiss.METRIC_INNER_PRODUCT
+                query[None].numpy(), self.embeddings.numpy(), fetched, metric=faiss.METRIC_INNER_PRODUCT
             )
-            if taken == number or scores[0, -1] < scores[0, top - 1]:
+            if fetched == number or scores[0, -1] < scores[0, top - 1]:
                 break
-            taken = min(2 * taken, number)
-        found = ((-float(score), self.items[row]) for score, row in zip(scores[0], rows[0], strict=True))
-        return [Found(rank, -score, item) for rank, (score, item) in enumerate(sorted(found)[:top], start=1)]
+            fetched = min(2 * fetched, number)
+        ordered = sorted((-float(score), self.items[row]) for score, row in zip(scores[0], rows[0], strict=True))
+        return [SearchResult(rank, -score, item) for rank, (score, item) in enumerate(ordered[:top], start=1)]
 
 
-def place_of_index(searched: Path, key: str, elsewhere: str | Path | None) -> Path:
-    """The file of an index: beside what is searched, or in a folder for the indexes of many.
+def index_path(searched: Path, key: str, folder: str | Path | None) -> Path:
+    """Return the file of an index.
+
+    Args:
+        searched: the folder of audio or file of captions.
+        key: stands for what the embeddings depend on.
+        folder: a folder for the indices of many; None: beside ``searched``.
 
     Raises:
-        InputError: nothing can lie beside what is searched, or its name is not UTF-8.
+        InputError: no file can be beside what is searched, or its path is not UTF-8.
     """
     searched = searched.resolve()
     try:
-        f"{searched}{elsewhere or ''}".encode()
+        f"{searched}{folder or ''}".encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"expected a path in UTF-8, got {shown(str(searched))}") from error
-    if elsewhere is not None:
+        raise InputError(f"expected a path in UTF-8, got {printable(str(searched))}") from error
+    if folder is not None:
         path = hashlib.sha256(os.fsencode(searched)).hexdigest()[:8]
-        return Path(elsewhere) / f"{searched.name or 'root'}-{path}" / f"{key}.safetensors"
+        return Path(folder) / f"{searched.name or 'root'}-{path}" / f"{key}.safetensors"
     if not searched.name:
         raise InputError(f"expected another folder for the index of {searched}, got none; --index names it")
     return searched.with_name(f"{searched.name}.index") / f"{key}.safetensors"
 
 
-def stamps_of_audio(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
-    """The audio files of a folder by name, with their stamps; and those that cannot be opened now, with the reason.
+def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]:
+    """Find the audio files of a folder: names with versions, and names that cannot be opened with the reasons.
 
     Raises:
         InputError: there is no such folder, or no audio in it.
     """
     if not folder.is_dir():
         raise InputError(f"expected a folder of audio at {folder}, got {'a file' if folder.exists() else 'nothing'}")
-    stamps, closed = {}, {}
+    versions, unopened = {}, {}
     for name in sorted(audio_files_in(folder)):
         try:
             status = os.stat(folder / name)
         except OSError as error:  # a link to nothing
-            closed[name] = str(error.strerror)
+            unopened[name] = str(error.strerror)
             continue
         if os.access(folder / name, os.R_OK):
-            stamps[name] = [status.st_size, status.st_mtime_ns]
+            versions[name] = [status.st_size, status.st_mtime_ns]
         else:
-            closed[name] = "no permission to read it"
-    if not stamps and not closed:
+            unopened[name] = "no permission to read it"
+    if not versions and not unopened:
         raise InputError(f"expected audio files ({' '.join(sorted(SUFFIXES))}) in {folder}, got none")
-    return stamps, closed
+    return versions, unopened
 
 
-def up_to_date(path: Path, stamps: Mapping[str, Stamp], embed: Callable[[list[str]], Iterator[Embedded]]) -> Index:
-    """Read the index, or make it, or embed what it lacks.
+def load_or_update(
+    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[Embedded]]
+) -> Index:
+    """Read the index, or make it, or embed the items that are new or changed.
 
-    Several processes may ask for the same index at the same time: one of them embeds, the others wait for it.
+    When several processes need the same index at the same time, one of them embeds and the others wait.
 
     Args:
         path: the file of the index.
-        stamps: what the index is to hold, in this order; what has another stamp than it had is embedded again.
-        embed: embeddings for names, or reasons, in parts, at once or one after another.
+        versions: names and versions of the items of the index, in this order; an item whose version differs from the
+            one in the index is embedded again.
+        embed: computes embeddings, or reasons why there are none, of items by name, in parts.
 
     Raises:
-        InputError: the index cannot be written, or is something else.
+        InputError: the index cannot be written, or the file is something else.
     """
     stored = _read(path)
-    if stored.entries.keys() != stamps.keys() or any(stored.entries[name][0] != stamps[name] for name in stamps):
-        with _alone(path), logging_redirect_tqdm():
-            stored = _bring_up_to_date(path, stamps, embed)
-    return stored.ordered(stamps).as_index()
+    if {name: version for name, (version, _) in stored.entries.items()} != versions:
+        with _locked(path), logging_redirect_tqdm():
+            stored = _update(path, versions, embed)
+    return stored.selected(versions).as_index()
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredIndex:
     """The content of an index file."""
 
-    entries: dict[str, tuple[Stamp, str | None]]  # by name: stamp, and why there is no embedding
+    entries: dict[str, tuple[Version, str | None]]  # by name: version, and the reason why there is no embedding
     embeddings: Tensor  # [N, D], of the entries that have one, in their order
 
-    def ordered(self, stamps: Mapping[str, Stamp]) -> "_Stored":
-        """Those of these names that have these stamps, in this order."""
+    def selected(self, versions: Mapping[str, Version]) -> "_StoredIndex":
+        """Select the entries with these names and versions, in this order."""
         entries = {
             name: self.entries[name]
-            for name, stamp in stamps.items()
-            if name in self.entries and self.entries[name][0] == stamp
+            for name, version in versions.items()
+            if name in self.entries and self.entries[name][0] == version
         }
         if list(entries) == list(self.entries):
             return self
-        row_of = {name: row for row, name in enumerate(self._embedded())}
+        row_of = {name: row for row, name in enumerate(self._embedded_names())}
         rows = [row_of[name] for name in entries if name in row_of]
-        return _Stored(entries, self.embeddings[torch.tensor(rows, dtype=torch.int64)])
+        return _StoredIndex(entries, self.embeddings[torch.tensor(rows, dtype=torch.int64)])
 
-    def with_more(self, entries: dict[str, tuple[Stamp, str | None]], rows: list[Tensor]) -> "_Stored":
-        """Entries and the rows of those that have one, at the end."""
+    def extended(self, entries: dict[str, tuple[Version, str | None]], rows: list[Tensor]) -> "_StoredIndex":
+        """Append entries, and the embeddings of those that have one."""
         if rows:
-            before = [self.embeddings] if len(self.embeddings) else []  # one without rows may have no width
-            return _Stored(self.entries | entries, torch.cat([*before, torch.stack(rows)]))
-        return _Stored(self.entries | entries, self.embeddings)
+            before = [self.embeddings] if len(self.embeddings) else []  # an empty one may have another width
+            return _StoredIndex(self.entries | entries, torch.cat([*before, torch.stack(rows)]))
+        return _StoredIndex(self.entries | entries, self.embeddings)
 
     def as_index(self) -> Index:
-        left_out = {name: reason for name, (_, reason) in self.entries.items() if reason is not None}
-        return Index(self._embedded(), self.embeddings, left_out)
+        skipped = {name: reason for name, (_, reason) in self.entries.items() if reason is not None}
+        return Index(self._embedded_names(), self.embeddings, skipped)
 
-    def _embedded(self) -> list[str]:
+    def _embedded_names(self) -> list[str]:
         return [name for name, (_, reason) in self.entries.items() if reason is None]
 
 
-def _bring_up_to_date(
-    path: Path, stamps: Mapping[str, Stamp], embed: Callable[[list[str]], Iterator[Embedded]]
-) -> _Stored:
-    stored = _read(path).ordered(stamps)  # again: by now another process may have done it
-    entries: dict[str, tuple[Stamp, str | None]] = {}
+def _update(
+    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[Embedded]]
+) -> _StoredIndex:
+    """Embed the items that the index lacks, and save it from time to time and at the end."""
+    stored = _read(path).selected(versions)  # read again: another process may have updated it
+    entries: dict[str, tuple[Version, str | None]] = {}
     rows: list[Tensor] = []
 
     def save() -> float:
-        """Returns when to save again."""
+        """Save everything embedded so far; returns the time of the next save."""
         nonlocal stored
-        began = time.monotonic()
-        stored = stored.with_more(entries, rows).ordered(stamps)
+        started = time.monotonic()
+        stored = stored.extended(entries, rows).selected(versions)
         entries.clear()
         rows.clear()
         _write(path, stored)
         ended = time.monotonic()
-        return ended + max(SECONDS_BETWEEN_SAVES, (ended - began) / SHARE_OF_SAVES)
+        return ended + max(SECONDS_BETWEEN_SAVES, (ended - started) / SHARE_OF_SAVES)
 
-    again = time.monotonic() + SECONDS_BETWEEN_SAVES
-    missing = [name for name in stamps if name not in stored.entries]
+    next_save = time.monotonic() + SECONDS_BETWEEN_SAVES
+    missing = [name for name in versions if name not in stored.entries]
     try:
         for part in embed(missing) if missing else ():
-            for name, made in part:
-                entries[name] = (stamps[name], made if isinstance(made, str) else None)
-                if isinstance(made, str):
-                    log.warning("%s is left out: %s", shown(name), shown(made))
+            for name, embedding in part:
+                if isinstance(embedding, str):
+                    entries[name] = (versions[name], embedding)
+                    log.warning("%s is left out: %s", printable(name), printable(embedding))
                 else:
-                    rows.append(made)
-            if time.monotonic() >= again:
-                again = save()
-    finally:  # also where something stopped it
+                    entries[name] = (versions[name], None)
+                    rows.append(embedding)
+            if time.monotonic() >= next_save:
+                next_save = save()
+    finally:  # after an error or a signal too
         save()
     return stored
 
 
-# The names are an array of their own, for safetensors limits its header to 100 MB.
+# Names of arrays in the file. The entries are an array of their own because safetensors limits its header to 100 MB.
 _EMBEDDINGS, _ENTRIES = "embeddings", "entries"
 
 
-def _write(path: Path, stored: _Stored) -> None:
+def _write(path: Path, stored: _StoredIndex) -> None:
     entries = json.dumps([[name, *entry] for name, entry in stored.entries.items()])
     text = torch.frombuffer(bytearray(entries.encode()), dtype=torch.uint8)
-    with _refusals(path):
+    with _write_errors_refused(path):
         save_tensors(path, {_EMBEDDINGS: stored.embeddings, _ENTRIES: text})
 
 
-def _read(path: Path) -> _Stored:
+def _read(path: Path) -> _StoredIndex:
     if not path.exists():
-        return _Stored({}, torch.empty(0, 0))
+        return _StoredIndex({}, torch.empty(0, 0))
     try:
         arrays, _ = load_tensors(path)
         entries: list[Any] = json.loads(arrays[_ENTRIES].numpy().tobytes())
-        stored = _Stored({name: (stamp, reason) for name, stamp, reason in entries}, arrays[_EMBEDDINGS])
+        stored = _StoredIndex({name: (version, reason) for name, version, reason in entries}, arrays[_EMBEDDINGS])
         if len(stored.as_index().items) != len(stored.embeddings):
             raise ValueError(f"{len(stored.embeddings)} embeddings of {len(stored.as_index().items)} items")
     except (KeyError, ValueError) as error:
@@ -248,11 +260,11 @@ def _read(path: Path) -> _Stored:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time brings an index up to date. The lock ends with its process, in any case."""
+def _locked(path: Path) -> Iterator[None]:
+    """Lock an index for this process while it is updated. The system releases the lock when the process ends."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        with _refusals(path):
+        with _write_errors_refused(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout:
@@ -270,11 +282,11 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """A disk that is full, or not to be written, in words."""
+def _write_errors_refused(path: Path) -> Iterator[None]:
+    """Convert errors of writing the index to InputError."""
     try:
         yield
-    except Timeout:  # which is an OSError
+    except Timeout:  # is an OSError too
         raise
     except (SafetensorError, OSError) as error:
         raise InputError(
@@ -282,6 +294,6 @@ def _refusals(path: Path) -> Iterator[None]:
         ) from error
 
 
-def shown(name: str) -> str:
-    """A name, or a text that holds one, in one line; quoted where it holds what cannot be seen."""
-    return name if name.isprintable() and name == name.strip() else repr(name)
+def printable(text: str) -> str:
+    """Return a name, or a text with a name in it, on one line; quoted if it holds characters that are not visible."""
+    return text if text.isprintable() and text == text.strip() else repr(text)

@@ -1,41 +1,36 @@
-"""A trained model in use: embeddings of clips and captions, search in both directions, one folder to keep."""
+"""A trained model in use: embeddings of clips and captions, search in both directions, export to one folder."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio, find_fault, load_waveform
-from reference_model.data.batches import data_loader, pad_tokens, read_batches
 from reference_model.data.dataset import read_captions
-from reference_model.models import bert as text_encoder
-from reference_model.models.bert import LONGEST, tokenize
 from reference_model.models.dual_encoder import DualEncoder, saved_model
-from reference_model.models.features import AT_ONCE, checksum, different, key
-from reference_model.models.logmel import FRONT_END
+from reference_model.models.encode import BatchEncoder, unique
+from reference_model.models.encoders import MODELS
+from reference_model.models.features import cache_key, checksum
 from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIGHTS, TEXT_ENCODER, stored_metrics
 from reference_model.runtime.files import replace_folder, write_json, write_text
-from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import save_tensors
 from reference_model.search.index import (
     Embedded,
-    Found,
     Index,
+    SearchResult,
+    index_path,
+    load_or_update,
     log,
-    place_of_index,
-    shown,
-    stamps_of_audio,
-    up_to_date,
+    printable,
+    versions_of_audio,
 )
 from reference_model.search.model_card import model_card
 
@@ -43,7 +38,7 @@ README = "README.md"
 
 
 class Retriever:
-    """Clips and captions in the embedding space of a trained model.
+    """A trained model that embeds clips and captions and searches among them.
 
     ::
 
@@ -51,9 +46,16 @@ class Retriever:
         for rank, score, clip in retriever.find_audio("a dog barks twice", "recordings"):
             print(rank, score, clip)
 
-    Embeddings are those that ``evaluate`` ranks, to the bit where the same clips and captions are given in the same
-    order on the same device; in other batches the last bits differ. So they are computed in the precision that the run
-    was trained in; in float32 for fp16 where there is no GPU.
+    Embeddings equal those that ``evaluate`` ranks to the bit if the same clips and captions are given in the same
+    order on the same device; in other batches the last bits differ. They are computed in the precision that the run
+    was trained in; in float32 for fp16 on a CPU.
+
+    Args:
+        model: the model of a run.
+        tokenizer: its tokenizer.
+        config: its settings.
+        metrics: those of the finished run, for the model card.
+        device: where to compute; None: on the GPU if there is one.
     """
 
     def __init__(
@@ -65,12 +67,6 @@ class Retriever:
         metrics: dict[str, Any] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        """
-        Args:
-            model, tokenizer, config: of one run.
-            metrics: what a finished run has measured, for the model card.
-            device: where to compute; None: on the GPU if there is one.
-        """
         self.tokenizer, self.config, self.metrics = tokenizer, config, metrics
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -80,222 +76,208 @@ class Retriever:
             raise InputError(f"expected a device of this machine, got {device}: {reason}") from error
         self.precision = "no" if config.precision == "fp16" and self.device.type == "cpu" else config.precision
         self.embedding_size: int = model.heads.audio[-1].out_features  # type: ignore[assignment]
+        self._spec = MODELS[config.model]
+        self._autocast = partial(_autocast, self.precision, self.device)
+        self._encoder = BatchEncoder(self.model, self.device, self._autocast, config.workers)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device | None = None) -> "Retriever":
-        """From the folder that :meth:`save_pretrained` made, or from a run's; nothing else is read.
+        """Load a folder that :meth:`save_pretrained` wrote, or the folder of a run; nothing else is read.
 
         Raises:
-            InputError: the folder is neither, or the device is not there.
+            InputError: the folder is neither, or this machine has no such device.
         """
         folder = Path(folder)
-        needed = (CONFIG, f"{TEXT_ENCODER}/config.json", f"{TEXT_ENCODER}/tokenizer.json")
-        missing = [name for name in needed if not (folder / name).is_file()]
-        if not any((folder / name).is_file() for name in (MODEL_WEIGHTS, BEST_WEIGHTS)):
-            missing.insert(0, f"{MODEL_WEIGHTS} or {BEST_WEIGHTS}")
-        if missing:
-            got = f"no {missing[0]}" if folder.is_dir() else "a file" if folder.exists() else "nothing"
-            raise InputError(f"expected a saved model, or a run with a finished epoch, in {folder}, got {got}")
-        config = Config.read(folder / CONFIG)
+        config = _read_config(folder)
         model, tokenizer = saved_model(config, folder)
         metrics = stored_metrics(folder) if (folder / METRICS).exists() else None
         return cls(model, tokenizer, config, metrics=metrics, device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Everything that :meth:`from_pretrained` needs, with a model card, in one folder; whole or not at all.
+        """Save everything that :meth:`from_pretrained` reads, and a model card, in a folder, completely or not at all.
 
         Raises:
-            InputError: the folder holds something else than a saved model, or cannot be written.
+            InputError: the folder holds something other than a saved model, or cannot be written.
         """
-
-        def write(beside: Path) -> None:
-            save_tensors(beside / MODEL_WEIGHTS, self.model.state_dict())
-            write_json(beside / CONFIG, self.config.as_dict())
-            text_encoder.save(beside / TEXT_ENCODER, self.model.text_encoder, self.tokenizer)
-            if self.metrics is not None:
-                write_json(beside / METRICS, self.metrics)
-            parameters = sum(parameter.numel() for parameter in self.model.parameters())
-            card = model_card(self.config, self.metrics, parameters=parameters, embedding_size=self.embedding_size)
-            write_text(beside / README, card)
-
         names = (MODEL_WEIGHTS, CONFIG, TEXT_ENCODER, METRICS, README)
-        replace_folder(Path(folder), write, names=names, kind="a saved model")
+        replace_folder(Path(folder), partial(_write_files, self), names=names, kind="a saved model")
 
     def embed_audio(self, paths: Sequence[str | Path]) -> Tensor:
-        """Audio files of any length, rate and channel count to embeddings, ``[N, D]``, normalised float32 on the CPU.
+        """Embed audio files of any length, rate and channel count: ``[N, D]``, normalised float32 on the CPU.
 
         A clip is cut or zero-padded at its end to the length that the model was trained with, ``config.clip_seconds``.
-        Memory grows with the number of clips, by their features; that of :meth:`audio_index` by their embeddings.
+        Memory grows with the features of all clips; that of :meth:`audio_index` grows with their embeddings only.
 
         Raises:
-            InputError: files cannot be read; names every one that is missing, empty, truncated or no audio.
+            InputError: files cannot be read; the message names every one that is missing, empty, truncated or no audio.
         """
         if isinstance(paths, (str, Path)):
             raise InputError(f"expected a list of audio files, got one: {paths}")
         files = [Path(path) for path in paths]
         if len(files) > 1:
             check_audio(files)
-        features, left = [], iter(files)
-        for part, reasons in self._clip_features(files):
-            for reason, path in zip(reasons, left, strict=False):
+        batches, remaining = [], iter(files)
+        for features, reasons in self._encoder.clips(_ReadableWaveforms(files, self.config.clip_seconds)):
+            for reason, path in zip(reasons, remaining, strict=False):
                 if reason:
-                    raise InputError(f"expected readable audio, got {shown(str(path))}: {reason}")
-            features.append(part)
-        if not features:
+                    raise InputError(f"expected readable audio, got {printable(str(path))}: {reason}")
+            batches.append(features)
+        if not batches:
             return torch.empty(0, self.embedding_size)
-        embeddings = self._through_head(audio=torch.cat(features))
+        embeddings = self._apply_head(audio=torch.cat(batches))
         bad = [path for path, finite in zip(files, embeddings.isfinite().all(1).tolist(), strict=True) if not finite]
         if bad:
             raise InputError(f"expected finite embeddings, got NaN or inf for {bad[0]}")
         return embeddings
 
     def embed_text(self, captions: Sequence[str]) -> Tensor:
-        """Captions to embeddings, ``[N, D]``, normalised float32 on the CPU.
+        """Embed captions: ``[N, D]``, normalised float32 on the CPU.
 
         Raises:
             InputError: a caption holds no text.
         """
         if isinstance(captions, str):
-            raise InputError(f"expected a list of captions, got one: {shown(captions)}")
+            raise InputError(f"expected a list of captions, got one: {printable(captions)}")
         for caption in captions:
             _require_text(caption)
         if not captions:
             return torch.empty(0, self.embedding_size)
-        sentences, text_of_caption = different(tokenize(self.tokenizer, list(captions)))
-        features = torch.cat(list(self._caption_features(sentences)))
-        return self._through_head(text=features)[text_of_caption]
+        sentences, text_of_caption = unique(self._spec.text.tokenize(self.tokenizer, list(captions)))
+        features = torch.cat(list(self._encoder.captions(sentences)))
+        return self._apply_head(text=features)[text_of_caption]
 
     def find_audio(
         self, caption: str, folder: str | Path, top: int = 10, *, index: str | Path | None = None
-    ) -> list[Found]:
-        """The clips in a folder, and the folders in it, that suit a caption best.
-
-        Embeddings are kept beside the folder; see :meth:`audio_index`.
-        """
+    ) -> list[SearchResult]:
+        """Find the clips in a folder and its subfolders that are most similar to a caption; see :meth:`audio_index`."""
         query = self.embed_text([caption])[0]
         return self.audio_index(folder, index).nearest(query, top)
 
     def find_captions(
         self, clip: str | Path, captions: str | Path, top: int = 10, *, index: str | Path | None = None
-    ) -> list[Found]:
-        """The captions in a file that suit a clip best; see :meth:`caption_index`."""
+    ) -> list[SearchResult]:
+        """Find the captions in a file that are most similar to a clip; see :meth:`caption_index`."""
         query = self.embed_audio([clip])[0]
         return self.caption_index(captions, index).nearest(query, top)
 
     def audio_index(self, folder: str | Path, index: str | Path | None = None) -> Index:
-        """The clips in a folder with their embeddings, which are kept: only new and changed ones are computed.
+        """Load or update the index of a folder of audio: only new and changed clips are embedded.
+
+        Files that cannot be read are skipped, each with a warning.
 
         Args:
-            folder: it is searched for audio files, and so are the folders in it.
-            index: where to keep embeddings, of this folder and of others; None: beside it, in FOLDER.index.
-
-        Files that cannot be read are left out, each with a warning.
+            folder: a folder; it and its subfolders are searched for audio files.
+            index: a folder for the embeddings, of this folder and of others; None: FOLDER.index beside it.
 
         Raises:
-            InputError: there is no clip that can be read, or the index cannot be written.
-            Stopped: a signal asked for it; what is computed so far is kept.
+            InputError: no clip can be read, or the index cannot be written.
+            Stopped: a signal asked for it; everything computed so far is saved.
         """
         folder = Path(folder)
-        stamps, closed = stamps_of_audio(folder)
-        for name, reason in closed.items():
-            log.warning("%s is left out: %s", shown(name), reason)
+        versions, unopened = versions_of_audio(folder)
+        for name, reason in unopened.items():
+            log.warning("%s is left out: %s", printable(name), reason)
 
         def embed(names: list[str]) -> Iterator[Embedded]:
-            left = iter(names)
-            for features, reasons in self._clip_features([folder / name for name in names]):
-                rows = iter(self._through_head(audio=features))
-                yield [(name, reason or _finite(next(rows))) for reason, name in zip(reasons, left, strict=False)]
+            remaining = iter(names)
+            files = [folder / name for name in names]
+            for features, reasons in self._encoder.clips(_ReadableWaveforms(files, self.config.clip_seconds)):
+                rows = iter(self._apply_head(audio=features))
+                batch = zip(reasons, remaining, strict=False)
+                yield [(name, reason or _embedding_if_finite(next(rows))) for reason, name in batch]
 
-        path = place_of_index(folder, self._audio_key, index)
-        found = up_to_date(path, stamps, embed)
-        left_out = {**closed, **found.left_out}
+        found = load_or_update(index_path(folder, self._audio_key, index), versions, embed)
+        skipped = {**unopened, **found.skipped}
         if not found.items:
-            name, reason = next(iter(left_out.items()))
+            name, reason = next(iter(skipped.items()))
             raise InputError(
-                f"expected a clip that can be read in {folder}, got {len(left_out)} that cannot, "
-                f"such as {shown(name)}: {shown(reason)}"
+                f"expected a clip that can be read in {folder}, got {len(skipped)} that cannot, "
+                f"such as {printable(name)}: {printable(reason)}"
             )
-        return Index(found.items, found.embeddings, left_out)
+        return Index(found.items, found.embeddings, skipped)
 
     def caption_index(self, captions: str | Path, index: str | Path | None = None) -> Index:
-        """The different captions in a file with their embeddings, which are kept: only new ones are computed.
+        """Load or update the index of the unique captions in a file: only new ones are embedded.
 
         Args:
-            captions: text in UTF-8, one caption a line; or a table file_name,caption,... whose name ends in .csv.
-            index: where to keep embeddings, of this file and of others; None: beside it, in FILE.index.
+            captions: text in UTF-8, one caption per line; or a table file_name,caption,... whose name ends in .csv.
+            index: a folder for the embeddings, of this file and of others; None: FILE.index beside it.
 
         Raises:
             InputError: the file is something else, or the index cannot be written.
-            Stopped: a signal asked for it; what is computed so far is kept.
+            Stopped: a signal asked for it; everything computed so far is saved.
         """
         file = Path(captions)
-        stamps: dict[str, list[int]] = {caption: [] for caption in read_captions(file)}
+        versions: dict[str, list[int]] = {caption: [] for caption in read_captions(file)}
 
         def embed(names: list[str]) -> Iterator[Embedded]:
-            left = iter(names)
-            for features in self._caption_features(tokenize(self.tokenizer, names)):
-                yield [(name, row) for row, name in zip(self._through_head(text=features), left, strict=False)]
+            remaining = iter(names)
+            for features in self._encoder.captions(self._spec.text.tokenize(self.tokenizer, names)):
+                yield [(name, row) for row, name in zip(self._apply_head(text=features), remaining, strict=False)]
 
-        path = place_of_index(file, self._text_key, index)
-        return up_to_date(path, stamps, embed)
-
-    # What the embeddings of clips, and of captions, depend on.
+        return load_or_update(index_path(file, self._text_key, index), versions, embed)
 
     @cached_property
     def _audio_key(self) -> str:
-        weights = [checksum(part.state_dict()) for part in (self.model.audio_encoder, self.model.heads.audio)]
-        return f"audio-{key(weights, FRONT_END, self.config.clip_seconds, self.precision, self.device.type)}"
+        settings = [self._spec.audio.front_end, self.config.clip_seconds, self.precision, self.device.type]
+        return f"audio-{_index_key(self.model.audio_encoder, self.model.heads.audio, settings)}"
 
     @cached_property
     def _text_key(self) -> str:
-        weights = [checksum(part.state_dict()) for part in (self.model.text_encoder, self.model.heads.text)]
-        bert = self.model.text_encoder.bert.config
-        beyond_weights = [bert.hidden_act, bert.num_attention_heads, bert.layer_norm_eps]
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        for mutable in ("truncation", "padding"):  # remain of the last call
-            tokenizer.pop(mutable, None)
-        return f"text-{key(weights, beyond_weights, tokenizer, LONGEST, self.precision, self.device.type)}"
+        of_encoder = self._spec.text.settings(self.model.text_encoder, self.tokenizer)
+        settings = [*of_encoder, self.precision, self.device.type]
+        return f"text-{_index_key(self.model.text_encoder, self.model.heads.text, settings)}"
 
-    def _clip_features(self, files: list[Path]) -> Iterator[tuple[Tensor, list[str | None]]]:
-        """In batches: features of what can be read, ``[b, 2048]``, and for every file None, or why it cannot."""
-        workers = self.config.workers if len(files) > AT_ONCE else 0
-        readable = _Readable(files, self.config.clip_seconds)
-        loader = data_loader(readable, workers, self.device, batch_size=AT_ONCE, collate_fn=_collate)
-        for waveforms, reasons in tqdm(read_batches(loader), "embedding clips", len(loader), leave=False, unit="batch"):
-            raise_if_stop_requested()
-            if waveforms is None:
-                yield torch.empty(0, self.model.audio_encoder.output_size, device=self.device), reasons
-                continue
-            with torch.no_grad(), self._autocast():
-                features = self.model.encode_audio(waveforms.to(self.device, non_blocking=True)).float()
-            yield features, reasons
-
-    def _caption_features(self, sentences: list[list[int]]) -> Iterator[Tensor]:
-        """In batches, ``[b, 768]``, of token ids."""
-        starts = range(0, len(sentences), AT_ONCE)
-        for start in tqdm(starts, "embedding captions", leave=False, unit="batch", disable=len(starts) < 2):
-            raise_if_stop_requested()
-            tokens = pad_tokens(sentences[start : start + AT_ONCE])
-            on_device = {name: tensor.to(self.device) for name, tensor in tokens.items()}
-            with torch.no_grad(), self._autocast():
-                features = self.model.encode_text(**on_device).float()
-            yield features
-
-    def _through_head(self, **features: Tensor) -> Tensor:
-        """Features of either kind to embeddings, ``[B, D]``, on the CPU."""
+    def _apply_head(self, **features: Tensor) -> Tensor:
+        """Map features of clips or of captions to embeddings, ``[B, D]``, on the CPU."""
         with torch.no_grad(), self._autocast():
             embeddings: Tensor = next(made for made in self.model.heads(**features) if made is not None)
         return embeddings.cpu()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """As Accelerate does it for ``evaluate``; but in any number of precisions a process."""
-        if self.precision == "no":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of Accelerate's autocast; Accelerate itself allows one precision per process."""
+    if precision == "no":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-class _Readable(Dataset[Tensor | str]):
-    """Of each file its waveform, ``[samples]``, or why it has none."""
+def _index_key(encoder: nn.Module, head: nn.Module, settings: list[Any]) -> str:
+    """Return a file name for embeddings of these weights and settings."""
+    return cache_key([checksum(part.state_dict()) for part in (encoder, head)], *settings)
+
+
+def _write_files(retriever: Retriever, folder: Path) -> None:
+    """Write the files of a saved model into an empty folder."""
+    save_tensors(folder / MODEL_WEIGHTS, retriever.model.state_dict())
+    write_json(folder / CONFIG, retriever.config.as_dict())
+    MODELS[retriever.config.model].text.save(folder / TEXT_ENCODER, retriever.model.text_encoder, retriever.tokenizer)
+    if retriever.metrics is not None:
+        write_json(folder / METRICS, retriever.metrics)
+    parameters = sum(parameter.numel() for parameter in retriever.model.parameters())
+    card = model_card(
+        retriever.config, retriever.metrics, parameters=parameters, embedding_size=retriever.embedding_size
+    )
+    write_text(folder / README, card)
+
+
+def _read_config(folder: Path) -> Config:
+    """Read the settings of a saved model or of a run with a finished epoch, and refuse folders that are neither."""
+    missing = [] if (folder / CONFIG).is_file() else [CONFIG]
+    if not any((folder / name).is_file() for name in (MODEL_WEIGHTS, BEST_WEIGHTS)):
+        missing.insert(0, f"{MODEL_WEIGHTS} or {BEST_WEIGHTS}")
+    if not missing:
+        config = Config.read(folder / CONFIG)
+        files = [f"{TEXT_ENCODER}/{name}" for name in MODELS[config.model].text.files]
+        missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        got = f"no {missing[0]}" if folder.is_dir() else "a file" if folder.exists() else "nothing"
+        raise InputError(f"expected a saved model, or a run with a finished epoch, in {folder}, got {got}")
+    return config
+
+
+class _ReadableWaveforms(Dataset[Tensor | str]):
+    """For every file its waveform, ``[samples]``, or the reason why it has none."""
 
     def __init__(self, files: list[Path], seconds: float) -> None:
         self.files, self.seconds = files, seconds
@@ -313,14 +295,7 @@ class _Readable(Dataset[Tensor | str]):
             return str(error)
 
 
-def _collate(made: list[Tensor | str]) -> tuple[Tensor | None, list[str | None]]:
-    """Waveforms, ``[b, samples]``, if there are any; and for every file None, or why it has none."""
-    waveforms = [waveform for waveform in made if isinstance(waveform, Tensor)]
-    reasons = [reason if isinstance(reason, str) else None for reason in made]
-    return torch.stack(waveforms) if waveforms else None, reasons
-
-
-def _finite(embedding: Tensor) -> Tensor | str:
+def _embedding_if_finite(embedding: Tensor) -> Tensor | str:
     return embedding if bool(embedding.isfinite().all()) else "its embedding is not finite"
 
 
@@ -328,6 +303,6 @@ def _require_text(caption: str) -> None:
     try:
         empty = not caption.encode().strip()
     except UnicodeEncodeError as error:
-        raise InputError(f"expected a caption in UTF-8, got {shown(caption)}") from error
+        raise InputError(f"expected a caption in UTF-8, got {printable(caption)}") from error
     if empty:
         raise InputError(f"expected a caption with text, got {caption!r}")

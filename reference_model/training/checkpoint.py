@@ -95,7 +95,7 @@ class RunState:
             "config": self.config.as_dict(),
             "versions": versions(),
         }
-        save_checkpoint(self.folder / CHECKPOINT, self.model.changing_state(), self.optimizer, record)
+        save_checkpoint(self.folder / CHECKPOINT, self.model.trainable_state_dict(), self.optimizer, record)
 
     def restore(self) -> None:
         """Read the checkpoint of the run.
@@ -103,7 +103,7 @@ class RunState:
         Raises:
             InputError: the file is damaged, or the frozen encoders are others than at the beginning.
         """
-        record = load_checkpoint(self.folder / CHECKPOINT, self.model.changing_state(), self.optimizer)
+        record = load_checkpoint(self.folder / CHECKPOINT, self.model.trainable_state_dict(), self.optimizer)
         if record["frozen"] != self.frozen:
             raise InputError(
                 f"expected the frozen encoders that {self.folder} was begun with, got others in "

@@ -26,7 +26,7 @@ from reference_model.data.batches import Waveforms
 from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, read_split
 from reference_model.data.layouts import clip_seconds
 from reference_model.models import bert as text_encoder
-from reference_model.models.dual_encoder import TINY_WIDTH
+from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.files import atomic_folder, atomic_write, read_json, require_same_settings, write_json
 from reference_model.runtime.signals import raise_if_stop_requested

@@ -17,9 +17,9 @@ from reference_model.data.audio import check_audio
 from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
 from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
 from reference_model.data.manifest import audio_checksums
-from reference_model.models import bert as text_encoder
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.features import FeatureBatches, Features, kept_features
+from reference_model.models.encoders import MODELS
+from reference_model.models.features import FeatureBatches, Features, cached_features
 from reference_model.paper import DATASET_SIZES
 from reference_model.run_folder import CHECKPOINT, CONFIG, FROZEN_WEIGHTS, TEXT_ENCODER
 from reference_model.runtime.files import write_json
@@ -69,10 +69,11 @@ def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelera
     raise_if_stop_requested()
     if accelerator.is_main_process:
         write_json(folder / CONFIG, config.as_dict())
-        text_encoder.save(folder / TEXT_ENCODER, model.text_encoder, tokenizer)
+        MODELS[config.model].text.save(folder / TEXT_ENCODER, model.text_encoder, tokenizer)
         if model.frozen and not (folder / CHECKPOINT).exists():
             save_tensors(folder / FROZEN_WEIGHTS, model.frozen_parameters())
-    token_ids = {split: text_encoder.tokenize(tokenizer, texts) for split, texts in captions.items()}
+    tokenize = MODELS[config.model].text.tokenize
+    token_ids = {split: tokenize(tokenizer, texts) for split, texts in captions.items()}
     return model.to(accelerator.device), token_ids
 
 
@@ -83,7 +84,7 @@ def constant_features(
     features = {}
     for split in SPLITS:
         checksums = audio_checksums(config.data, config.dataset, split, clips[split])
-        features[split] = kept_features(folder, model, clips[split], checksums, token_ids[split], config, accelerator)
+        features[split] = cached_features(folder, model, clips[split], checksums, token_ids[split], config, accelerator)
     return features
 
 

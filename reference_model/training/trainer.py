@@ -24,7 +24,7 @@ from reference_model.config import Config
 from reference_model.data.dataset import SPLITS
 from reference_model.evaluation.evaluate import embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
-from reference_model.models.features import Features, features_of
+from reference_model.models.features import Features, compute_features
 from reference_model.paper import DECAY_FACTOR
 from reference_model.run_folder import (
     BEST_WEIGHTS,
@@ -214,7 +214,7 @@ class Trainer:
         }
         best = max((self._score(earlier) for earlier in progress.history), default=-math.inf)
         if self.is_main and self._score(record) > best:
-            save_tensors(self.folder / BEST_WEIGHTS, self.model.changing_state())
+            save_tensors(self.folder / BEST_WEIGHTS, self.model.trainable_state_dict())
         progress.history.append(record)
         progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
         monitor.report_epoch()
@@ -239,7 +239,7 @@ class Trainer:
     def _features(self, split: str) -> Features:
         if self.model.constant:
             return self.features[split]
-        return features_of(self.model, self.clips[split], self.token_ids[split], self.config, self.accelerator)
+        return compute_features(self.model, self.clips[split], self.token_ids[split], self.config, self.accelerator)
 
     def _score(self, record: dict[str, Any]) -> float:
         """Return the number by which the best epoch is chosen."""
@@ -248,7 +248,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Measure the best epoch on the test set and write ``metrics.json``, which marks the run as finished."""
-        load_weights(self.folder / BEST_WEIGHTS, self.model.changing_state())
+        load_weights(self.folder / BEST_WEIGHTS, self.model.trainable_state_dict())
         features, clips = self._features("test"), self.clips["test"]
         test, _ = evaluate(self.model.heads, features, self.accelerator)
         audio, text = embeddings(self.model.heads, features, self.accelerator)

@@ -96,7 +96,7 @@ def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert bool(changed) == drifts
         assert all(name.split(".")[-1].startswith(("running_", "num_batches")) for name in changed)
-        assert changed <= model.changing_state().keys()
+        assert changed <= model.trainable_state_dict().keys()
     train.train(replace(config, **PROTOCOLS["released"]), tmp_path / "run", features=tmp_path / "features")
     assert not (tmp_path / "features").exists()
 

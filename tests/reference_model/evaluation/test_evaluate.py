@@ -13,7 +13,7 @@ from reference_model.evaluation.evaluate import embeddings, evaluate, evaluate_r
 from reference_model.evaluation.metrics import retrieval_metrics
 from reference_model.models.bert import tokenize
 from reference_model.models.dual_encoder import saved_model
-from reference_model.models.features import features_of
+from reference_model.models.features import compute_features
 from reference_model.runtime.devices import make_accelerator
 
 
@@ -38,7 +38,7 @@ def test_metrics_and_diagnosis_are_those_of_the_embeddings(trained: Path, corpus
     accelerator = make_accelerator("no")
     model.to(accelerator.device)
     clips = read_split(corpus, "Synthetic", "test")
-    features = features_of(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
+    features = compute_features(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
     audio, text = embeddings(model.heads, features, accelerator)
     assert (audio.shape, text.shape) == ((6, 256), (30, 256))
     metrics, diagnosis = evaluate(model.heads, features, accelerator)

@@ -8,7 +8,7 @@ from crossmodal_losses import NTXent
 from reference_model.config import Config
 from reference_model.data.batches import pad_tokens
 from reference_model.models import bert as text_encoder
-from reference_model.models.bert import TextEncoder
+from reference_model.models.bert import BertEncoder
 from reference_model.models.dual_encoder import DualEncoder, Heads, new_model
 from reference_model.models.resnet38 import ResNet38
 
@@ -65,7 +65,7 @@ def test_one_training_step_at_full_size() -> None:
     """ResNet-38 and BERT-base with the paper's heads, new weights: every parameter is reached and moves."""
     torch.manual_seed(0)
     bert = BertModel(BertConfig(), add_pooling_layer=False)
-    model = DualEncoder(ResNet38(), TextEncoder(bert), frozen=False, constant=False)
+    model = DualEncoder(ResNet38(), BertEncoder(bert), frozen=False, constant=False)
     assert sum(p.numel() for p in model.parameters()) > 180_000_000
     assert model.heads.audio[0].weight.shape == (2048, 2048)
     assert model.heads.audio[2].weight.shape == (1024, 2048)

@@ -1,6 +1,7 @@
-"""Features of constant encoders: computed once, kept, and as good as the encoders themselves."""
+"""Features of constant encoders: computed once, cached, and equal to running the encoders."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from reference_model.data.manifest import audio_checksums
 from reference_model.models import bert as text_encoder
 from reference_model.models import features
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.features import FeatureBatches, Features, kept_features
+from reference_model.models.features import FeatureBatches, Features, cached_features
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training import trainer as train
 from reference_model.training.step import Step
@@ -48,7 +49,7 @@ def trained(
     sampler = DistributedBatchSampler(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
     batches: FeatureBatches | WaveformBatches
     if cached:
-        kept = kept_features(
+        kept = cached_features(
             folder,
             model,
             clips,
@@ -170,13 +171,20 @@ def test_a_folder_that_cannot_be_written_is_named(frozen: Config, tmp_path: Path
         train.train(frozen, tmp_path / "run", features=Path("/sys/features"))
 
 
-def test_processes_divide_the_parts_whenever_they_look(
+def test_processes_divide_the_parts_whatever_is_there_already(
     frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each takes every third part, though others have done theirs meanwhile; together they have all."""
+    """Each of three processes computes every third part, though others have saved theirs; together they have all."""
+
+    class Done(Exception):
+        pass
 
     class Third:
+        """One of three processes, before the first of them has all parts."""
+
         num_processes = 3
+        device = torch.device("cpu")
+        autocast = staticmethod(nullcontext)
 
         def __init__(self, process_index: int) -> None:
             self.process_index = process_index
@@ -184,21 +192,19 @@ def test_processes_divide_the_parts_whenever_they_look(
         def wait_for_everyone(self) -> None:
             raise Done
 
-    class Done(Exception):
-        pass
-
     monkeypatch.setattr(features, "PART", 2)
-    encoded: list[list[int]] = []
+    clips = read_split(frozen.data, frozen.dataset, "train")[:13]
+    checksums = audio_checksums(frozen.data, frozen.dataset, "train", clips)
+    model, tokenizer = new_model(frozen, captions_of(clips))
+    token_ids = text_encoder.tokenize(tokenizer, captions_of(clips))
+    saved: list[set[int]] = []
     for process in range(3):
-        encoded.append([])
-
-        def encode(part: slice) -> Tensor:
-            encoded[-1].append(part.start)
-            return torch.zeros(part.stop - part.start, 1)
-
         with pytest.raises(Done):
-            features._kept(tmp_path / "kept", 13, encode, Third(process))
-    assert encoded == [[0, 6, 12], [2, 8], [4, 10]]
+            cached_features(tmp_path / "kept", model, clips, checksums, token_ids, frozen, Third(process))
+        saved.append({int(path.stem) for path in tmp_path.glob("kept/audio-*/*.safetensors")})
+    assert saved[0] == {0, 6, 12}
+    assert saved[1] - saved[0] == {2, 8}
+    assert saved[2] - saved[1] == {4, 10}
 
 
 def test_features_of_pairs_and_ids_of_their_clips() -> None:

@@ -1,4 +1,4 @@
-"""What is kept of a folder or a file: the nearest, exactly; up to date; never lost; never half."""
+"""The index of a folder or a file: exact search, updates, damaged and interrupted writes."""
 
 import itertools
 import logging
@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from reference_model import InputError
 from reference_model.data.audio import load_waveform
-from reference_model.models import bert as text_encoder
+from reference_model.models import encode
+from reference_model.models.encoders import BERT, MODELS
 from reference_model.runtime import tensors as checkpoint
 from reference_model.runtime.signals import EXIT_STOPPED
 from reference_model.search import index, retriever
-from reference_model.search.index import Embedded, Found, Index, place_of_index, stamps_of_audio, up_to_date
+from reference_model.search.index import Embedded, Index, SearchResult, index_path, load_or_update, versions_of_audio
 from reference_model.search.retriever import Retriever
 
 _context = multiprocessing.get_context("forkserver")
@@ -72,7 +74,7 @@ def test_the_nearest_are_those_of_brute_force(drawn: tuple[Tensor, Tensor, list[
     query, rows, names, top = drawn
     scores = [sum(float(a) * float(b) for a, b in zip(query, row, strict=True)) for row in rows]
     best = sorted(zip(scores, names, strict=True), key=lambda pair: (-pair[0], pair[1]))[:top]
-    expected = [Found(rank, score, name) for rank, (score, name) in enumerate(best, start=1)]
+    expected = [SearchResult(rank, score, name) for rank, (score, name) in enumerate(best, start=1)]
     assert Index(names, rows, {}).nearest(query, top) == expected
 
 
@@ -138,24 +140,24 @@ def test_bad_files_are_noted_and_left_out(
     (searched / "nothing.wav").symlink_to(searched / "gone.wav")
     soundfile.write(searched / "nan.wav", torch.full((100,), torch.nan).numpy(), 32_000, subtype="FLOAT")
     soundfile.write(searched / "loud.wav", torch.full((32_000,), 1e30).numpy(), 32_000, subtype="FLOAT")
-    left_out = {"text.wav", "empty.ogg", "nothing.wav", "nan.wav", "loud.wav"}
+    skipped = {"text.wav", "empty.ogg", "nothing.wav", "nan.wav", "loud.wav"}
     found = model.audio_index(searched)
     assert len(found.items) == 6
-    assert found.left_out.keys() == left_out
-    assert {record.getMessage().split(" is left out")[0] for record in caplog.records} == left_out
+    assert found.skipped.keys() == skipped
+    assert {record.getMessage().split(" is left out")[0] for record in caplog.records} == skipped
     assert len(caplog.records) == 5
-    assert "not finite" in found.left_out["loud.wav"]
-    assert "No such file" in found.left_out["nothing.wav"]
+    assert "not finite" in found.skipped["loud.wav"]
+    assert "No such file" in found.skipped["nothing.wav"]
     caplog.clear()
     embedded.clear()
-    assert model.audio_index(searched).left_out == found.left_out
+    assert model.audio_index(searched).skipped == found.skipped
     assert [record.getMessage() for record in caplog.records] == ["nothing.wav is left out: No such file or directory"]
     assert not embedded
     shutil.copy(searched / "of today" / "00000.wav", searched / "text.wav")
     repaired = model.audio_index(searched)
     assert embedded == ["text.wav"]
     assert "text.wav" in repaired.items
-    assert repaired.left_out.keys() == left_out - {"text.wav"}
+    assert repaired.skipped.keys() == skipped - {"text.wav"}
 
 
 def test_a_file_becomes_readable(model: Retriever, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +165,7 @@ def test_a_file_becomes_readable(model: Retriever, searched: Path, monkeypatch: 
     closed = searched / "of today" / "00000.wav"
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: path != closed)
-        assert dict(model.audio_index(searched).left_out) == {"of today/00000.wav": "no permission to read it"}
+        assert dict(model.audio_index(searched).skipped) == {"of today/00000.wav": "no permission to read it"}
     assert len(model.audio_index(searched).items) == 6
 
 
@@ -203,10 +205,10 @@ def test_odd_names(model: Retriever, tmp_path: Path, corpus: Path, caplog: pytes
     shutil.copy(clip, folder / os.fsdecode(b"\xff.wav"))
     found = model.audio_index(folder)
     assert found.items == sorted(names)
-    assert dict(found.left_out) == {"\udcff.wav": "unreadable: its name is not UTF-8"}
+    assert dict(found.skipped) == {"\udcff.wav": "unreadable: its name is not UTF-8"}
     assert caplog.messages == ["'\\udcff.wav' is left out: unreadable: its name is not UTF-8"]
     assert model.audio_index(folder).items == sorted(names)
-    assert place_of_index(folder, "key", None).parent.name == folder.name + ".index"
+    assert index_path(folder, "key", None).parent.name == folder.name + ".index"
     other = folder.rename(tmp_path / os.fsdecode(b"\xff"))
     with pytest.raises(InputError, match=r"expected a path in UTF-8, got '.*\\udcff'"):
         model.audio_index(other)
@@ -224,7 +226,7 @@ def test_the_index_elsewhere(model: Retriever, searched: Path, tmp_path: Path, e
     assert not embedded
     assert not list(tmp_path.glob("*.index"))
     with pytest.raises(InputError, match="expected another folder for the index of /, got none; --index names it"):
-        place_of_index(Path("/"), "key", None)
+        index_path(Path("/"), "key", None)
 
 
 def test_places_that_cannot_be_written(
@@ -274,7 +276,7 @@ def _killed(run: Path, searched: Path, when: str) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(index, "SECONDS_BETWEEN_SAVES", 0.0)
     patch.setattr(index, "SHARE_OF_SAVES", float("inf"))
-    patch.setattr(retriever, "AT_ONCE", 1)
+    patch.setattr(encode, "ENCODING_BATCH", 1)
     module, name = (index, "save_tensors") if when == "it is done" else (os, "replace")
     original = getattr(module, name)
     saves = 0
@@ -318,7 +320,7 @@ def test_asked_to_stop_it_continues(
     number: signal.Signals,
 ) -> None:
     """Far from the next save: everything that is embedded by then is kept."""
-    monkeypatch.setattr(retriever, "AT_ONCE", 1)
+    monkeypatch.setattr(encode, "ENCODING_BATCH", 1)
 
     def load(path: Path, seconds: float) -> Tensor:
         embedded.append(path.name)
@@ -355,10 +357,10 @@ def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(index, "save_tensors", save)
     monkeypatch.setattr("reference_model.search.index.time.monotonic", lambda: now)
-    up_to_date(tmp_path / "a" / "b.safetensors", {str(n): [] for n in range(2)}, embed)
+    load_or_update(tmp_path / "a" / "b.safetensors", {str(n): [] for n in range(2)}, embed)
     assert len(saves) == 1
     now, saves = 0.0, []
-    up_to_date(tmp_path / "c.safetensors", {str(n): [] for n in range(400)}, embed)
+    load_or_update(tmp_path / "c.safetensors", {str(n): [] for n in range(400)}, embed)
     assert saves[0] == 90
     between = [later - earlier for earlier, later in itertools.pairwise(saves[:-1])]
     assert len(between) == 3
@@ -366,7 +368,7 @@ def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_two_at_once_embed_once(tmp_path: Path) -> None:
-    path, stamps = tmp_path / "index" / "key.safetensors", {"a": [1], "b": [2]}
+    path, versions = tmp_path / "index" / "key.safetensors", {"a": [1], "b": [2]}
     begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
     found: dict[str, Index] = {}
 
@@ -384,7 +386,7 @@ def test_two_at_once_embed_once(tmp_path: Path) -> None:
             waiting.set()
 
     def update(who: str, embed: Callable[[list[str]], Iterator[Embedded]]) -> None:
-        found[who] = up_to_date(path, stamps, embed)
+        found[who] = load_or_update(path, versions, embed)
 
     handler = Waiting()
     index.log.addHandler(handler)
@@ -403,25 +405,25 @@ def test_two_at_once_embed_once(tmp_path: Path) -> None:
     assert torch.equal(found["1"].embeddings, found["2"].embeddings)
 
 
-def test_stamps_are_taken_before_a_file_is_read(model: Retriever, searched: Path) -> None:
-    """So what changes meanwhile is embedded again."""
-    stamps, closed = stamps_of_audio(searched)
-    assert not closed
+def test_versions_are_taken_before_a_file_is_read(model: Retriever, searched: Path) -> None:
+    """A file that changes while it is read is embedded again by the next update."""
+    versions, unopened = versions_of_audio(searched)
+    assert not unopened
     status = (searched / "of today" / "00000.wav").stat()
-    assert stamps["of today/00000.wav"] == [status.st_size, status.st_mtime_ns]
-    assert list(stamps) == sorted(stamps)
+    assert versions["of today/00000.wav"] == [status.st_size, status.st_mtime_ns]
+    assert list(versions) == sorted(versions)
 
 
-def test_captions(model: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New ones alone are embedded; two of the same words are one."""
+def test_captions(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only new captions are embedded; two of the same words are one."""
     tokenized: list[str] = []
-    original = text_encoder.tokenize
 
     def tokenize(tokenizer: Any, captions: list[str]) -> list[list[int]]:
         tokenized.extend(captions)
-        return original(tokenizer, captions)
+        return BERT.tokenize(tokenizer, captions)
 
-    monkeypatch.setattr(retriever, "tokenize", tokenize)
+    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], text=replace(BERT, tokenize=tokenize)))
+    model = Retriever.from_pretrained(trained)
     file = tmp_path / "captions.txt"
     file.write_text("\ufeffa low tone\r\n\n  a high tone \na low tone\n", encoding="utf-8")
     assert model.caption_index(file).items == tokenized == ["a low tone", "a high tone"]

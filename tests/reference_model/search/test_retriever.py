@@ -1,4 +1,4 @@
-"""A trained model in use: the embeddings that were measured, found again, saved whole, refused in words."""
+"""A trained model in use: embeddings equal to those of the evaluation, search, export, and refused input."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -23,11 +22,10 @@ from reference_model.data.dataset import captions_of, clip_of_caption, read_spli
 from reference_model.evaluation.evaluate import embeddings, evaluate_run
 from reference_model.evaluation.metrics import retrieval_metrics
 from reference_model.models.bert import tokenize
-from reference_model.models.features import features_of
+from reference_model.models.features import compute_features
 from reference_model.run_folder import TEST_EMBEDDINGS
 from reference_model.runtime.devices import make_accelerator
 from reference_model.search import retriever
-from reference_model.search.model_card import model_card
 from reference_model.search.retriever import Retriever
 from reference_model.training.trainer import train
 
@@ -69,7 +67,7 @@ def test_the_metrics_of_the_run_are_found_again(run: Path, tmp_path: Path) -> No
     assert torch.equal(audio, stored["audio"])
     assert torch.equal(text, stored["text"])
     accelerator = make_accelerator(model.config.precision)
-    features = features_of(model.model, clips, tokenize(model.tokenizer, captions), model.config, accelerator)
+    features = compute_features(model.model, clips, tokenize(model.tokenizer, captions), model.config, accelerator)
     expected_audio, expected_text = embeddings(model.model.heads, features, accelerator)
     assert torch.equal(audio, expected_audio)
     assert torch.equal(text, expected_text)
@@ -88,11 +86,11 @@ def test_the_metrics_of_the_run_are_found_again(run: Path, tmp_path: Path) -> No
 
     file = tmp_path / "captions.txt"
     file.write_text("\n".join(captions), encoding="utf-8")
-    different = list(dict.fromkeys(captions))
+    unique = list(dict.fromkeys(captions))
     for clip, row in zip(clips, audio, strict=True):
-        scores = {caption: float(row @ text[captions.index(caption)]) for caption in different}
+        scores = {caption: float(row @ text[captions.index(caption)]) for caption in unique}
         every = model.find_captions(clip.path, file, top=100)
-        assert [result.item for result in every] == sorted(different, key=lambda caption: (-scores[caption], caption))
+        assert [result.item for result in every] == sorted(unique, key=lambda caption: (-scores[caption], caption))
         assert [result.score for result in every] == pytest.approx([scores[item] for _, _, item in every], abs=1e-6)
         assert model.find_captions(clip.path, file) == every[:10]
 
@@ -277,46 +275,6 @@ def test_what_cannot_be_embedded_is_named(model: Retriever, clips: Path) -> None
         model.find_audio(" ", clips)
     with pytest.raises(InputError, match=r"expected a caption in UTF-8, got '\\udcff'"):
         model.embed_text(["\udcff"])
-
-
-def test_the_model_card(model: Retriever, config: Config) -> None:
-    metrics: dict[str, Any] = json.loads(json.dumps(model.metrics))
-    for direction, rank in (("text_to_audio", 1.25), ("audio_to_text", 2.5)):
-        for split, recall in (("val", 11.14), ("test", 22.26)):
-            metrics[split][direction] |= {"R@1": recall, "mAP@10": recall + 50, "median_rank": rank}
-
-    def card(**changes: Any) -> str:
-        return model_card(config, {**metrics, **changes}, parameters=1_550_000, embedding_size=256)
-
-    text = card(collapsed=False)
-    front, rest = text.removeprefix("---\n").split("---\n", 1)
-    assert "library_name: crossmodal_losses\npipeline_tag: feature-extraction\ntags:\n- audio\n" in front
-    assert "license" not in front
-    assert rest.startswith("\n# nt_xent on Synthetic")
-    for words in ("1.6 million parameters", "as 256 numbers", "knows no sound of the world", "https://arxiv.org/abs/2203",
-                  "from_pretrained", "| batch_size | 16 |", "| frozen_mode | eval |", "padded to 0.5 s", "## Limits",
-                  "16 to train on, 6 to select on, 6 to test"):  # fmt: skip
-        assert words in rest
-    line = {
-        name: next(x for x in rest.splitlines() if x.startswith(name)) for name in ("| val | Text", "| test | Audio")
-    }
-    assert line["| val | Text"].split("|")[3:4] == [" 11.1 "]
-    assert line["| val | Text"].split("|")[-5:] == [" 100.0 ", " 61.1 ", " 1.2 ", " 6 ", ""]
-    assert line["| test | Audio"].split("|")[3:4] == [" 22.3 "]
-    assert line["| test | Audio"].split("|")[-4:] == [" 72.3 ", " 2.5 ", " 30 ", ""]
-    assert "| test, chance | Text to audio | 16.7 | 83.3 | 100.0 |" in rest
-    assert "has collapsed" not in text
-    assert "**Warning: this model has collapsed.**" in card(collapsed=True)
-    unfinished = model_card(config, None, parameters=1, embedding_size=1)
-    assert "The run was not finished" in unfinished
-    full = replace(config, model="full", audio_checkpoint="/home/me/a.pth", bert="google/bert", dataset="a\n|b")
-    text = model_card(full, None, parameters=1, embedding_size=1)
-    assert "| audio_checkpoint | a.pth |" in text
-    assert "| bert | google/bert |" in text
-    assert "| dataset | a \\|b |" in text
-    assert "knows no sound" not in text
-    assert "/home" not in text
-    assert config.data not in text
 
 
 def test_a_run_under_way_can_be_used(trained: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from reference_model.data.audio import load_waveform
 from reference_model.data.dataset import Clip, captions_of, read_split
 from reference_model.data.layouts import DATA_SETS, DataSet
 from reference_model.models import bert as text_encoder
-from reference_model.models.dual_encoder import TINY_WIDTH
+from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.signals import Stopped

@@ -1,0 +1,95 @@
+"""The one loop that runs the encoders over clips and captions."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from reference_model.data.batches import data_loader, pad_tokens, read_batches
+from reference_model.models.dual_encoder import DualEncoder
+from reference_model.runtime.signals import raise_if_stop_requested
+
+# Clips or captions; the same for every batch size of training, so that all runs share the features.
+ENCODING_BATCH = 32
+
+
+@dataclass(frozen=True)
+class BatchEncoder:
+    """Run the encoders of a model, without gradients, on batches of 32 clips or captions.
+
+    Features come in float32, on the device. Embeddings of equal inputs are equal to the bit where batches, device and
+    precision are equal.
+
+    Args:
+        model: the model, on the device; its mode, train or eval, is left as it is.
+        device: where features are computed.
+        autocast: makes the context of mixed precision.
+        workers: number of processes that read audio; clips of a single batch are read in this process.
+    """
+
+    model: DualEncoder
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    workers: int
+
+    def clips(self, waveforms: Dataset[Any]) -> Iterator[tuple[Tensor, list[str | None]]]:
+        """Encode clips, batch by batch.
+
+        Args:
+            waveforms: for every clip its waveform, ``[samples]``, or the reason why it has none.
+
+        Yields:
+            The features of the clips that have waveforms, ``[b, output_size]``, and a list with the reason, or None,
+            for every clip of the batch.
+        """
+        number: int = len(waveforms)  # type: ignore[arg-type]
+        workers = self.workers if number > ENCODING_BATCH else 0
+        loader = data_loader(
+            waveforms, workers, self.device, batch_size=ENCODING_BATCH, collate_fn=_separate_waveforms_and_reasons
+        )
+        for batch, reasons in _with_progress(read_batches(loader), len(loader), "embedding clips"):
+            if batch is None:
+                features = torch.empty(0, self.model.audio_encoder.output_size, device=self.device)
+            else:
+                features = self._run(self.model.encode_audio, waveforms=batch)
+            yield features, reasons
+
+    def captions(self, token_ids: list[list[int]]) -> Iterator[Tensor]:
+        """Encode captions, batch by batch; yields their features, ``[b, output_size]``."""
+        starts = range(0, len(token_ids), ENCODING_BATCH)
+        for start in _with_progress(starts, len(starts), "embedding captions"):
+            yield self._run(self.model.encode_text, **pad_tokens(token_ids[start : start + ENCODING_BATCH]))
+
+    def _run(self, encode: Callable[..., Tensor], **inputs: Tensor) -> Tensor:
+        """Encode one batch."""
+        with torch.no_grad(), self.autocast():
+            on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+            return encode(**on_device).float()
+
+
+def _with_progress(batches: Iterable[Any], number: int, description: str) -> Iterator[Any]:
+    """Iterate with a progress bar, and stop between batches if a signal asked for it."""
+    for batch in tqdm(batches, description, number, leave=False, unit="batch", disable=number < 2):
+        raise_if_stop_requested()
+        yield batch
+
+
+def _separate_waveforms_and_reasons(items: list[Tensor | str]) -> tuple[Tensor | None, list[str | None]]:
+    """Stack the waveforms, ``[b, samples]``, if there are any; the list has a reason, or None, for every item."""
+    waveforms = [item for item in items if isinstance(item, Tensor)]
+    reasons = [item if isinstance(item, str) else None for item in items]
+    return torch.stack(waveforms) if waveforms else None, reasons
+
+
+def unique(token_ids: list[list[int]]) -> tuple[list[list[int]], Tensor]:
+    """Return the unique sentences in the order of their first appearance, and for every caption its row there, ``[M]``.
+
+    Equal captions are encoded once: in batches of different padding their features would differ by rounding.
+    """
+    row = {sentence: k for k, sentence in enumerate(dict.fromkeys(map(tuple, token_ids)))}
+    return [list(sentence) for sentence in row], torch.tensor([row[tuple(sentence)] for sentence in token_ids])
