@@ -1,6 +1,8 @@
 """Batches of clips and captions as tensors, read from files by worker processes."""
 
+import atexit
 import itertools
+import multiprocessing.util  # registers a function at exit, which _kill_workers has to precede
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -114,6 +116,18 @@ def data_loader(dataset: Dataset[Any], workers: int, device: torch.device, **set
 def _ignore_signals(_worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Kill the worker processes that are left at exit, for instance after an error that one of them raised.
+
+    multiprocessing sends them SIGTERM, which they ignore, and then waits for them: this process would never end.
+    """
+    if workers := [child for child in multiprocessing.active_children() if child.daemon]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as lost
+        for worker in workers:
+            worker.kill()
 
 
 def read_batches(loader: Iterable[Any]) -> Iterator[Any]:

@@ -1,5 +1,7 @@
 """Batches hold the waveforms, tokens and clips that belong together, for any number of workers and processes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,30 @@ def test_a_batch_is_divided_without_remainder() -> None:
     assert [[pair for part in parts for pair in part[k]] for k in range(2)] == batches
     assert {len(batch) for part in parts for batch in part} == {2, 3}
     assert len(DistributedBatchSampler(sampler, 0, 3)) == 2
+
+
+PROGRAM = """
+import torch
+from reference_model import InputError
+from reference_model.data.batches import data_loader, read_batches
+
+class Bad(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        raise InputError("expected audio, got noise")
+
+loader = data_loader(Bad(), 2, torch.device("cpu"), batch_size=32, persistent_workers=True)
+list(read_batches(loader))
+"""
+
+
+def test_a_process_whose_worker_raises_ends() -> None:
+    """The workers ignore SIGTERM, and wait for work as long as something refers to the loader."""
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "reference_model.InputError: expected audio, got noise"
