@@ -1,7 +1,7 @@
-# make demo | test | lint | bench: each makes the environment it needs on first use and reuses it afterwards.
+# Every target makes the environment that it needs on first use, and reuses it afterwards.
 #
-# Environments (a few GB each) live outside the checkout, named by the hash of what goes into them, so checkouts share
-# them and a change of the constraints makes a new one. "make clean" removes them all.
+# Environments (a few GB each) lie outside the checkout and are named by the hash of their requirements: checkouts share
+# them, and a change of the constraints makes a new one. "make clean" removes all of them.
 
 PYTHON ?= python3
 ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crossmodal-losses
@@ -15,7 +15,7 @@ in_reference = $(REFERENCE)/bin/python -m
 in_newest = $(NEWEST)/bin/python -m
 pytest = pytest -q -n auto --maxprocesses 4
 
-# The packages that ours requires, without ours: it is always run from the checkout.
+# Install the requirements of the package without the package, which is always run from the checkout.
 install = $(PYTHON) -m venv $(@D) \
 	&& $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(1) '.[$(2)]' \
 	&& $(@D)/bin/python -m pip uninstall --quiet --yes crossmodal-losses \
@@ -24,14 +24,14 @@ install = $(PYTHON) -m venv $(@D) \
 .PHONY: help demo example readme programs test format types lint bench clean
 
 help:
-	@echo "make demo   the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
+	@echo "make demo     the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
 	@echo "make example  both tables of the paper with three seeds on a synthetic corpus, and the report: an hour"
-	@echo "make test   every test, and those of crossmodal_losses on the newest torch as well"
-	@echo "make lint   formatter, linter, types"
-	@echo "make format formats the code, and fixes what the linter can"
-	@echo "make bench  the losses beside public implementations, their memory, their matrix products: half an hour"
-	@echo "make readme the demo, and its table and picture put into README.md"
-	@echo "make clean  remove the environments in $(ENVIRONMENTS)"
+	@echo "make test     every test, and those of crossmodal_losses on the newest torch as well"
+	@echo "make lint     check format, rules and types"
+	@echo "make format   format the code, and fix what the linter can"
+	@echo "make bench    the losses beside public implementations, their memory, their matrix products: half an hour"
+	@echo "make readme   the demo, and its table and picture put into README.md"
+	@echo "make clean    remove the environments in $(ENVIRONMENTS)"
 
 $(REFERENCE)/complete:
 	@echo "Making the reference environment in $(@D): a few minutes, once"
@@ -49,7 +49,7 @@ demo: $(REFERENCE)/complete
 		--encoders fine-tuned --epochs 3 --decay-every 2 --learning-rate 5e-4 --dropout 0 --seeds 0 --jobs 2 \
 		--workers 0 --out demo/results
 
-# Both tables with three seeds, the encoders pre-trained on the corpus: what reference_model/results/example shows.
+# Both tables with three seeds, with encoders pre-trained on the corpus, for reference_model/results/example.
 example: $(REFERENCE)/complete
 	$(in_reference) reference_model synthesize --out example/data
 	$(in_reference) reference_model pretrain --data example/data --out example/encoders
@@ -58,18 +58,18 @@ example: $(REFERENCE)/complete
 		--epochs 15 --decay-every 6 --seeds 0 1 2 --jobs 2 --workers 0 --out example/results
 	$(in_reference) benchmarks.readme example
 
-# What README.md shows of the demo, made on this machine.
+# Run the demo, and put its table and picture into README.md.
 readme: demo
 	$(in_reference) benchmarks.readme demo
 
-# What tests of the report need and pip does not bring: a browser, and LaTeX. Without them they are skipped.
+# Programs for the tests of the report that pip does not install: a browser, and LaTeX. Without them these are skipped.
 packages = chromium texlive-latex-base texlive-latex-recommended
 programs:
 	@{ command -v chromium && command -v pdflatex; } >/dev/null || { echo "Installing $(packages)"; \
 		apt-get update -qq && apt-get install -qq --no-install-recommends $(packages) >/dev/null; } \
 		|| echo "Not installed: $(packages); tests that need them are skipped"
 
-# Branch coverage, of the tests of each package alone.
+# Branch coverage of each package, by its own tests.
 losses = tests/crossmodal_losses tests/benchmarks
 measured = --cov-report= --cov
 covered = $(in_reference) coverage report --fail-under
