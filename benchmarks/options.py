@@ -23,7 +23,7 @@ out = option("--out", "folder", type=folder, default=RESULTS, help="The folder t
 suffix = click.option(
     "--suffix",
     default="",
-    callback=lambda context, parameter, value: value and f"-{value}",
+    callback=lambda _context, _parameter, value: value and f"-{value}",
     help="Suffix of the files' names: newest-torch writes losses-newest-torch.md.",
 )
 AUTO = "cuda" if torch.cuda.is_available() else "cpu"

@@ -142,7 +142,7 @@ def costs(job: Job, name: str, B: int, losses: Mapping[str, Loss]) -> list[list[
     return [[*counts[implementation], *ms[implementation]] for implementation in losses]
 
 
-def peaks(job: Job, name: str, B: int, losses: Mapping[str, Loss]) -> list[list[float]]:
+def peaks(job: Job, _name: str, B: int, losses: Mapping[str, Loss]) -> list[list[float]]:
     """Return, for every implementation, the peak memory in bytes."""
 
     def prepared(loss: Loss) -> Call:
