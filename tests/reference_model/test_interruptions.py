@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import train_arguments
 
 from reference_model import InputError
 from reference_model.config import Config
@@ -79,12 +80,7 @@ def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -
     """The command line leaves a checkpoint of the last step, one line, and the status that says: run me again."""
     config = replace(config, epochs=6)
     run = tmp_path / "run"
-    arguments = {
-        "--data": config.data, "--dataset": config.dataset, "--clip-seconds": config.clip_seconds,
-        "--model": config.model, "--encoders": config.encoders, "--loss": config.loss, "--epochs": config.epochs,
-        "--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--workers": 1, "--out": run,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "reference_model", "train", *(str(v) for pair in arguments.items() for v in pair)]
+    command = [sys.executable, *train_arguments(replace(config, workers=1), run)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], start_new_session=True
     )

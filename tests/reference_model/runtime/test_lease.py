@@ -54,7 +54,7 @@ def test_another_machine_is_given_up_after_the_lease(
                 pass
 
 
-def test_a_lock_without_a_name_is_nobodys(tmp_path: Path) -> None:
+def test_a_lock_without_a_name_is_free(tmp_path: Path) -> None:
     """Its process was killed between making the file and writing into it."""
     (tmp_path / ".lock").touch()
     assert lock_holder(tmp_path) is None

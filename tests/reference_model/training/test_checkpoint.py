@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from runs import Interrupted, at_step, interrupt, make_nan
 from safetensors.torch import load_file
-from steps import Interrupted, at_step, interrupt, make_nan
 
 from reference_model import InputError
 from reference_model.config import Config

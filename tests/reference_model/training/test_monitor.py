@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import at_step, make_nan
 from safetensors.torch import load_file
-from steps import at_step, make_nan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from reference_model.config import Config

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import train_arguments
 from safetensors.torch import load_file
 
 from reference_model.config import Config
@@ -20,23 +21,10 @@ ROOT = Path(__file__).parents[3]
 
 def launched(processes: int, config: Config, run: Path, *options: str) -> dict[str, Any]:
     """The metrics of ``torchrun --nproc-per-node PROCESSES -m reference_model train``."""
-    arguments = {
-        "--data": config.data, "--dataset": config.dataset, "--clip-seconds": config.clip_seconds,
-        "--model": config.model, "--encoders": config.encoders, "--loss": config.loss, "--epochs": config.epochs,
-        "--batch-size": config.batch_size, "--learning-rate": config.learning_rate, "--workers": config.workers,
-        "--seed": config.seed, "--out": run,
-    }  # fmt: skip
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes),
-        *("-m", "reference_model", "train"),
-        *(value for pair in arguments.items() for value in pair),
-        *options,
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launch, *train_arguments(config, run), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [str(argument) for argument in command], capture_output=True, text=True, timeout=280, env=environment,
-        check=False,
-    )  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert f", {processes} processes" in (run / "log.txt").read_text()
     metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from runs import Interrupted
 from safetensors.torch import load_file
-from steps import Interrupted
 from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES

@@ -1,13 +1,23 @@
-"""Runs in which something goes wrong at a chosen step."""
+"""Runs from the command line, and runs in which something goes wrong at a chosen step."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from crossmodal_losses import LOSSES, PairLoss
+from reference_model.config import Config
+
+
+def train_arguments(config: Config, folder: Path) -> list[str]:
+    """Return the arguments of ``python`` that train a run of the paper's protocol."""
+    settings = ["data", "dataset", "clip_seconds", "model", "encoders", "loss", "epochs", "batch_size"]
+    settings += ["learning_rate", "workers", "seed"]
+    options = {f"--{name.replace('_', '-')}": getattr(config, name) for name in settings} | {"--out": folder}
+    return ["-m", "reference_model", "train", *(str(value) for pair in options.items() for value in pair)]
 
 
 class Interrupted(Exception):
