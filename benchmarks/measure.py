@@ -117,6 +117,8 @@ def peak_memory(make: Callable[..., Call], *arguments: object, device: str) -> i
     Args:
         make: ``make(*arguments)`` prepares the call: inputs, warm-up. It is a function of a module, which another
             process can import. The memory of the call's result counts.
+        *arguments: arguments of ``make``.
+        device: "cpu" or "cuda".
     """
     if device == "cuda":
         return peak_here(make, *arguments, device=device)

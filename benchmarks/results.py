@@ -85,8 +85,7 @@ def write_table(folder: Path, name: str, records: Sequence[Record], about: str) 
 def panels_of(records: Sequence[Record], *, line: str, x: str, y: str, at_least: float = 0.0) -> Panels:
     """Return one panel for every loss: the column y over the column x, a line for every value of the column ``line``.
 
-    Args:
-        at_least: smaller values of y are raised to this, because the axes are logarithmic.
+    Values of y below ``at_least`` are raised to it, because the axes are logarithmic.
     """
     panels: Panels = {}
     for record in records:
@@ -100,10 +99,8 @@ def write_plot(
 ) -> None:
     """Write NAME.png: panels side by side, both axes logarithmic, one legend for all.
 
-    The first label stands out. Without matplotlib there is no plot, and a printed line says so.
-
-    Args:
-        dashed: label of a dashed line without markers -> label of the line whose colour it shares.
+    The first label stands out. ``dashed`` maps the label of a dashed line without markers to the label of the line
+    whose colour it shares. Without matplotlib there is no plot, and a printed line says so.
     """
     try:
         from matplotlib.figure import Figure

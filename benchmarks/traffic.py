@@ -77,6 +77,7 @@ class Traffic(TorchDispatchMode):
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count an operation, then run it."""
         if isinstance(func, torch._ops.OpOverload) and func.namespace == "c10d":
             what, message, sent = transfer(func._schema.name.split("::")[1], args, self.rank, self.count)
             if message >= self.block:

@@ -184,9 +184,9 @@ class GradientCache(nn.Module):
         self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None
     ) -> Tensor:
         tensors_x, tensors_y = _tensors_of("inputs_x", inputs_x), _tensors_of("inputs_y", inputs_y)
-        B_x, B_y = len(tensors_x[0]), len(tensors_y[0])
-        if B_x != B_y:
-            raise ValueError(f"expected inputs_x and inputs_y of one B, got {B_x} and {B_y}")
+        size_x, size_y = len(tensors_x[0]), len(tensors_y[0])
+        if size_x != size_y:
+            raise ValueError(f"expected inputs_x and inputs_y of one B, got {size_x} and {size_y}")
         x = self._embeddings("encode_x", encode_x, inputs_x, tensors_x)
         y = self._embeddings("encode_y", encode_y, inputs_y, tensors_y)
         return self.loss(x, y) if ids is None else self.loss(x, y, ids)
