@@ -17,7 +17,7 @@ from reference_model.training.trainer import train
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
-    """Accelerate keeps the precision of its first use in a process."""
+    """Reset Accelerate, which keeps the precision of its first use in a process."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -55,7 +55,7 @@ def config(corpus: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of one epoch; nothing is to be written there."""
+    """The folder of a finished run of one epoch; tests copy it before they write to it."""
     AcceleratorState._reset_state(reset_partial_state=True)
     run = tmp_path_factory.mktemp("runs") / "trained"
     train(replace(config, epochs=1), run)
@@ -64,7 +64,7 @@ def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command_line() -> Callable[..., Result]:
-    """``python -m reference_model ARGUMENTS`` in this process."""
+    """Call ``python -m reference_model ARGUMENTS`` in this process."""
 
     def invoke(*arguments: object) -> Result:
         return CliRunner().invoke(main, [str(argument) for argument in arguments])

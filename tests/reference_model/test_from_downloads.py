@@ -21,7 +21,7 @@ SMALL = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--clip-seconds", 1)
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What people have on disk: Clotho as published, AudioCaps from aac-datasets with a clip that is gone."""
+    """Downloads as people have them: Clotho as published, AudioCaps from aac-datasets without one of its clips."""
     folder = tmp_path_factory.mktemp("downloads")
     miniature.clotho(folder / "Clotho")
     miniature.aac_datasets_audiocaps(folder)
@@ -51,7 +51,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def prepared(
     downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine
 ) -> Callable[[str], Path]:
-    """Prepares a data set in the folder data of an empty place, where commands then run."""
+    """Return a function that prepares a data set in the folder data of an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def prepare(dataset: str) -> Path:
@@ -98,7 +98,7 @@ def test_from_raw_downloads_to_metrics(
 def test_with_the_published_encoders(
     prepared: Callable[[str], Path], published: tuple[Path, Path], command_line: CommandLine
 ) -> None:
-    """At the real size of ResNet-38, from a file in PANNs' layout; a small BERT from a folder."""
+    """ResNet-38 has its real size and comes from a file in PANNs' layout; a small BERT comes from a folder."""
     folder = prepared("Clotho")
     panns, bert = published
     trained = command_line(
@@ -120,7 +120,7 @@ def test_with_the_published_encoders(
 def test_from_raw_downloads_to_both_tables_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine
 ) -> None:
-    """As reference_model/README.md says, with two of the losses, one seed, and clips enough for the largest batch."""
+    """The commands of reference_model/README.md, with two losses, one seed, and enough clips for the largest batch."""
     downloads = tmp_path / "downloads"
     miniature.clotho(downloads / "Clotho")
     miniature.aac_datasets_audiocaps(downloads, (130, 4, 4))

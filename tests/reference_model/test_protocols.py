@@ -20,7 +20,7 @@ CAPTIONS = ["A low hum", "A high hiss, then a click", "Rain"]
 
 
 def test_what_the_protocols_say() -> None:
-    """Left what the paper's text says or leaves to the encoders, right what its published code does."""
+    """First the value of the paper's text, or of the published encoders; second that of the published code."""
     expected: dict[str, tuple[Any, Any]] = {
         "frozen_mode": ("eval", "train"),
         "spec_augment": (False, True),
@@ -82,7 +82,7 @@ def test_dropout_and_stripes_reach_the_encoders(config: Config, name: str, dropo
 
 
 def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -> None:
-    """In the published code they stay in train mode: no weight moves, statistics and dropout do."""
+    """The published code leaves frozen encoders in train mode: no weight changes, but statistics and dropout do."""
     config = replace(config, encoders="frozen", epochs=1)
     torch.manual_seed(0)
     constant, _ = new_model(config, CAPTIONS)

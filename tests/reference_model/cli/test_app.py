@@ -63,7 +63,7 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
 
 
 def test_as_a_program(tmp_path: Path) -> None:
-    """In a process of its own, where bad input must end in status 1 and one line."""
+    """Wrong input of a process ends in status 1 and one line."""
     program = [sys.executable, "-m", "reference_model"]
     done = subprocess.run(
         [*program, "evaluate", "--run", str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[3]
