@@ -50,7 +50,7 @@ SHARE_OF_SAVES = 0.05
 log = logging.getLogger(__name__)
 
 Version = list[int]  # of a file: size, and modification time in ns; of a caption: empty, because its text is its name
-Embedded = list[tuple[str, Tensor | str]]  # names, each with its embedding, [D], or the reason why it has none
+ItemEmbeddings = list[tuple[str, Tensor | str]]  # names with embeddings, [D], or with the reasons why there are none
 
 
 class SearchResult(NamedTuple):
@@ -140,7 +140,7 @@ def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]
 
 
 def load_or_update(
-    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[Embedded]]
+    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[ItemEmbeddings]]
 ) -> Index:
     """Read the index, or make it, or embed the items that are new or changed.
 
@@ -198,7 +198,7 @@ class _StoredIndex:
 
 
 def _update(
-    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[Embedded]]
+    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[ItemEmbeddings]]
 ) -> _StoredIndex:
     """Embed the items that the index lacks, and save it from time to time and at the end."""
     stored = _read(path).selected(versions)  # read again: another process may have updated it

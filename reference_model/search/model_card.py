@@ -1,4 +1,4 @@
-"""README.md of a saved model: what it is, how it was trained, how good it is, and what it is not for."""
+"""The model card, README.md of a saved model: its use, metrics, training settings and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ PAPER = "[On Metric Learning for Audio-Text Cross-Modal Retrieval](https://arxiv
 
 
 def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: int, embedding_size: int) -> str:
-    """Markdown with the front matter that Hugging Face reads.
+    """Return the card as Markdown with the front matter that Hugging Face reads.
 
     Args:
-        metrics: of the finished run; None: there are none.
-        parameters: their number.
+        config: the settings of the run.
+        metrics: those of the finished run; None: the run is not finished.
+        parameters: number of parameters of the model.
+        embedding_size: length of an embedding.
     """
     encoders = "ResNet-38 and BERT" if config.model == "full" else "A small ResNet-38 and a small BERT"
     synthetic = (
@@ -83,7 +85,7 @@ def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: in
 
 
 def _metrics(metrics: dict[str, Any] | None) -> list[str]:
-    """The table, and what is to be said of it."""
+    """Return the lines of the metrics section."""
     if metrics is None:
         return ["The run was not finished when this model was saved: there are none."]
     lines = []
@@ -116,7 +118,7 @@ def _metrics(metrics: dict[str, Any] | None) -> list[str]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Those that decide what the model is; of files their names, not where they were."""
+    """Return the settings that decide the result; of absolute paths only the file names."""
     settings = config.as_dict()
     for where in ("data", "workers"):
         del settings[where]
@@ -131,5 +133,5 @@ def _words(direction: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """In one line, without what would end a cell."""
+    """Return a text for a cell of a table: on one line, with escaped bars."""
     return " ".join(str(value).split()).replace("|", "\\|")

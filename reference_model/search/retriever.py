@@ -23,8 +23,8 @@ from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIG
 from reference_model.runtime.files import replace_folder, write_json, write_text
 from reference_model.runtime.tensors import save_tensors
 from reference_model.search.index import (
-    Embedded,
     Index,
+    ItemEmbeddings,
     SearchResult,
     index_path,
     load_or_update,
@@ -178,7 +178,7 @@ class Retriever:
         for name, reason in unopened.items():
             log.warning("%s is left out: %s", printable(name), reason)
 
-        def embed(names: list[str]) -> Iterator[Embedded]:
+        def embed(names: list[str]) -> Iterator[ItemEmbeddings]:
             remaining = iter(names)
             files = [folder / name for name in names]
             for features, reasons in self._encoder.clips(_ReadableWaveforms(files, self.config.clip_seconds)):
@@ -210,7 +210,7 @@ class Retriever:
         file = Path(captions)
         versions: dict[str, list[int]] = {caption: [] for caption in read_captions(file)}
 
-        def embed(names: list[str]) -> Iterator[Embedded]:
+        def embed(names: list[str]) -> Iterator[ItemEmbeddings]:
             remaining = iter(names)
             for features in self._encoder.captions(self._spec.text.tokenize(self.tokenizer, names)):
                 yield [(name, row) for row, name in zip(self._apply_head(text=features), remaining, strict=False)]

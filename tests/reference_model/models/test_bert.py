@@ -1,4 +1,4 @@
-"""BERT, small and from a folder; the tokenizers."""
+"""BERT: new, from a folder, saved; its tokenizer."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def test_a_trained_tokenizer_reads_like_bert() -> None:
 
 @pytest.mark.parametrize("mark", [",", ".", "!", "?", ";", ":", '"'])
 @pytest.mark.parametrize("between", ["{}", " {}", "{} ", " {} ", "{} {}", "{}{}"])
-def test_every_mark_becomes_a_space(mark: str, between: str) -> None:
+def test_punctuation_becomes_a_space(mark: str, between: str) -> None:
     tokenizer = text_encoder.train_tokenizer(CAPTIONS)
     caption = f"A dog{between.replace('{}', mark)}BARKS{mark}"
     plain, marked = text_encoder.tokenize(tokenizer, ["a dog barks", caption])
     assert marked == plain
 
 
-def test_other_marks_stay() -> None:
+def test_other_punctuation_stays() -> None:
     tokenizer = text_encoder.train_tokenizer([*CAPTIONS, "a dog's bark - (twice)"])
     (ids,) = text_encoder.tokenize(tokenizer, ["a dog's bark - (twice)"])
     tokens = ["[CLS]", "a", "dog", "'", "s", "bark", "-", "(", "twice", ")", "[SEP]"]
@@ -74,7 +74,7 @@ def test_from_a_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(encoder.eval()(**tokens), expected)
 
 
-def test_saved_without_weights_and_made_again(tmp_path: Path) -> None:
+def test_an_encoder_is_saved_without_weights_and_built_again(tmp_path: Path) -> None:
     tokenizer = text_encoder.train_tokenizer(CAPTIONS)
     encoder = text_encoder.tiny(tokenizer)
     text_encoder.save(tmp_path, encoder, tokenizer)

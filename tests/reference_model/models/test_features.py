@@ -81,8 +81,8 @@ def test_training_on_features_is_training_through_the_encoders_to_the_bit(
     assert all(torch.equal(heads[name], expected[name]) for name in heads)
 
 
-def test_padding_of_captions_is_worth_a_rounding(frozen: Config, tmp_path: Path) -> None:
-    """In a batch with a longer one BERT adds the same numbers and zeros, in another order."""
+def test_padding_of_captions_changes_features_by_rounding_only(frozen: Config, tmp_path: Path) -> None:
+    """In a batch with a longer caption BERT sums the same numbers and zeros in another order."""
     (cached, _), (through, _) = (
         trained(frozen, tmp_path, 2, cached=cached, one_length=False) for cached in (True, False)
     )
@@ -90,7 +90,7 @@ def test_padding_of_captions_is_worth_a_rounding(frozen: Config, tmp_path: Path)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which encoders are used from here on."""
+    """Record which encoders are used from here on."""
     used: list[str] = []
     for name in ("encode_audio", "encode_text"):
         original = getattr(DualEncoder, name)
@@ -105,7 +105,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return used
 
 
-def test_runs_share_what_is_kept(frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_share_cached_features(frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other losses, batch sizes and learning rates take the same features; other encoders, clips or captions do not."""
     original, without = Path(frozen.data) / "Synthetic", shutil.ignore_patterns("features")
     data = shutil.copytree(original, tmp_path / "data" / "Synthetic", ignore=without).parent
@@ -207,7 +207,7 @@ def test_processes_divide_the_parts_whatever_is_there_already(
     assert saved[2] - saved[1] == {4, 10}
 
 
-def test_features_of_pairs_and_ids_of_their_clips() -> None:
+def test_pairs_have_features_of_their_clips_and_captions() -> None:
     audio, text = torch.randn(2, 3), torch.randn(3, 4)
     kept = Features(audio, text, torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 1, 1]))
     pairs = kept.pairs(torch.tensor([3, 1]))
@@ -216,7 +216,7 @@ def test_features_of_pairs_and_ids_of_their_clips() -> None:
     assert torch.equal(pairs["text"]["text"], text[[0, 1]])
 
 
-def test_features_of_another_precision_are_others(frozen: Config, tmp_path: Path) -> None:
+def test_features_of_another_precision_have_another_key(frozen: Config, tmp_path: Path) -> None:
     frozen = replace(frozen, epochs=1)
     train.train(frozen, tmp_path / "a", features=tmp_path / "kept")
     before = {path.name for path in (tmp_path / "kept").iterdir()}

@@ -1,12 +1,13 @@
-"""The front-end against an independent float64 computation, of silence, and under autocast."""
+"""The front-end against an independent float64 computation, of silence, and under autocast; masked stripes."""
 
 import math
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from reference_model.models.logmel import LogMel
+from reference_model.models.logmel import LogMel, SpecAugment
 
 
 def mel_frequency(hertz: float) -> float:
@@ -54,3 +55,17 @@ def test_front_end_of_silence_of_ten_seconds_and_under_autocast() -> None:
         assert logmel(full_scale).dtype == torch.float32
     assert logmel(full_scale).isfinite().all()
     assert logmel.state_dict() == {}
+
+
+def test_stripes_are_erased_in_training_and_for_every_clip_on_its_own() -> None:
+    torch.manual_seed(0)
+    erase, whole = SpecAugment(), torch.ones(200, 1, 300, 64)
+    assert torch.equal(erase.eval()(whole), whole)
+    erased = erase.train()(whole)[:, 0] == 0
+    frames, bins = erased.all(2), erased.all(1)  # [clips, T], [clips, F]
+    assert torch.equal(erased, frames[:, :, None] | bins[:, None, :])  # stripes, and nothing else
+    assert 64 <= frames.sum(1).max() <= 2 * 63
+    assert 8 <= bins.sum(1).max() <= 2 * 7
+    assert frames.sum(1).float().mean() == pytest.approx(2 * 31.5, rel=0.15)  # less where two stripes overlap
+    assert bins.sum(1).float().mean() == pytest.approx(2 * 3.5, rel=0.15)
+    assert len({tuple(row.tolist()) for row in frames}) > 190

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_model.data.audio import SHORTEST
@@ -93,3 +93,16 @@ def test_dropout_and_batch_norm_only_in_training() -> None:
     assert not torch.equal(encoder(waveforms), encoder(waveforms))
     encoder.eval()
     assert torch.equal(encoder(waveforms), encoder(waveforms))
+
+
+def test_the_stripes_stand_after_bn0() -> None:
+    torch.manual_seed(0)
+    encoder, waveforms = ResNet38(width=1 / 16, spec_augment=True).train(), torch.randn(4, 32_000)
+    seen: dict[str, Tensor] = {}
+    encoder.spec_augment.register_forward_hook(lambda _, inputs, output: seen.update(before=inputs[0], after=output))
+    encoder(waveforms)
+    decibels = encoder.logmel(waveforms)
+    normalised = (decibels - decibels.mean((0, 1))) / decibels.var((0, 1), unbiased=False).add(1e-5).sqrt()
+    torch.testing.assert_close(seen["before"][:, 0], normalised, rtol=1e-3, atol=1e-3)
+    assert (seen["after"] == 0).any()
+    assert isinstance(ResNet38(width=1 / 16).spec_augment, nn.Identity)

@@ -28,7 +28,14 @@ from reference_model.models.encoders import BERT, MODELS
 from reference_model.runtime import tensors as checkpoint
 from reference_model.runtime.signals import EXIT_STOPPED
 from reference_model.search import index, retriever
-from reference_model.search.index import Embedded, Index, SearchResult, index_path, load_or_update, versions_of_audio
+from reference_model.search.index import (
+    Index,
+    ItemEmbeddings,
+    SearchResult,
+    index_path,
+    load_or_update,
+    versions_of_audio,
+)
 from reference_model.search.retriever import Retriever
 
 _context = multiprocessing.get_context("forkserver")
@@ -37,7 +44,7 @@ _context.set_forkserver_preload(["reference_model.training.trainer"])
 
 @pytest.fixture
 def searched(corpus: Path, tmp_path: Path) -> Path:
-    """A folder of 6 clips in folders."""
+    """A folder with 6 clips in a subfolder."""
     return shutil.copytree(corpus / "Synthetic" / "waveforms" / "test", tmp_path / "recordings" / "of today").parent
 
 
@@ -78,8 +85,8 @@ def test_the_nearest_are_those_of_brute_force(drawn: tuple[Tensor, Tensor, list[
     assert Index(names, rows, {}).nearest(query, top) == expected
 
 
-def test_the_nearest_of_many() -> None:
-    """More than FAISS takes at a time, beside torch's product."""
+def test_the_nearest_of_many_items() -> None:
+    """Compared with torch's product, for more items than FAISS processes at a time."""
     torch.manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(20_000, 64))
     names = [f"{n:05d}" for n in range(len(rows))]
@@ -96,7 +103,7 @@ def test_only_what_is_new_or_changed_is_embedded(model: Retriever, searched: Pat
     today = searched / "of today"
 
     def changed() -> list[str]:
-        """What an update embeds; and the index is then what it would be without any before it."""
+        """Return the names that an update embeds; the result equals an index made anew."""
         embedded.clear()
         found = model.audio_index(searched)
         names = sorted(embedded)
@@ -132,7 +139,7 @@ def test_only_what_is_new_or_changed_is_embedded(model: Retriever, searched: Pat
     assert not embedded
 
 
-def test_bad_files_are_noted_and_left_out(
+def test_bad_files_are_skipped_with_a_warning(
     model: Retriever, searched: Path, embedded: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (searched / "text.wav").write_text("no audio")
@@ -160,8 +167,10 @@ def test_bad_files_are_noted_and_left_out(
     assert repaired.skipped.keys() == skipped - {"text.wav"}
 
 
-def test_a_file_becomes_readable(model: Retriever, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permissions leave the time of modification as it is."""
+def test_a_file_that_becomes_readable_is_embedded(
+    model: Retriever, searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of permissions does not change the modification time."""
     closed = searched / "of today" / "00000.wav"
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: path != closed)
@@ -169,7 +178,7 @@ def test_a_file_becomes_readable(model: Retriever, searched: Path, monkeypatch: 
     assert len(model.audio_index(searched).items) == 6
 
 
-def test_folders_with_nothing_to_find(model: Retriever, tmp_path: Path) -> None:
+def test_folders_without_readable_audio_are_refused(model: Retriever, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with pytest.raises(InputError, match=r"expected a folder of audio at .*, got nothing"):
         model.audio_index(folder)
@@ -188,7 +197,9 @@ def test_folders_with_nothing_to_find(model: Retriever, tmp_path: Path) -> None:
             model.audio_index(folder)
 
 
-def test_odd_names(model: Retriever, tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_names_with_unusual_characters(
+    model: Retriever, tmp_path: Path, corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / " of 'odd' \"names\"\n"
     clip = corpus / "Synthetic" / "waveforms" / "test" / "00000.wav"
     names = [" space.wav", "-dash.wav", "'\".wav", "näme 犬.WAV", "new\nline.wav", "per%20cent.Wav", "a.b.wav"]
@@ -214,8 +225,10 @@ def test_odd_names(model: Retriever, tmp_path: Path, corpus: Path, caplog: pytes
         model.audio_index(other)
 
 
-def test_the_index_elsewhere(model: Retriever, searched: Path, tmp_path: Path, embedded: list[str]) -> None:
-    """One folder for the indexes of many, of the same name too."""
+def test_one_folder_holds_the_indices_of_many(
+    model: Retriever, searched: Path, tmp_path: Path, embedded: list[str]
+) -> None:
+    """Two of them are of folders with the same name."""
     other = shutil.copytree(searched, tmp_path / "other" / "recordings")
     (other / "of today" / "00000.wav").unlink()
     place = tmp_path / "indexes"
@@ -229,10 +242,10 @@ def test_the_index_elsewhere(model: Retriever, searched: Path, tmp_path: Path, e
         index_path(Path("/"), "key", None)
 
 
-def test_places_that_cannot_be_written(
+def test_an_index_that_cannot_be_written_is_refused_before_anything_is_embedded(
     model: Retriever, searched: Path, embedded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/sys refuses even the superuser. Nothing is embedded in vain; and what is up to date needs no writing."""
+    """/sys refuses even the superuser. An index that lacks nothing is not written."""
     with pytest.raises(InputError, match=r"expected to write an index in /sys/.*; --index names another folder"):
         model.audio_index(searched, "/sys/index")
     assert not embedded
@@ -295,7 +308,7 @@ def _killed(run: Path, searched: Path, when: str) -> None:
 
 
 @pytest.mark.parametrize("when, kept", [("it is done", 3), ("before it is in its place", 2)])
-def test_killed_it_continues(
+def test_an_update_that_was_killed_continues(
     trained: Path, model: Retriever, searched: Path, embedded: list[str], when: str, kept: int
 ) -> None:
     process = _context.Process(target=_killed, args=(trained, searched, when))
@@ -311,7 +324,7 @@ def test_killed_it_continues(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_continues(
+def test_an_update_that_was_stopped_continues(
     trained: Path,
     searched: Path,
     embedded: list[str],
@@ -319,7 +332,7 @@ def test_asked_to_stop_it_continues(
     command_line: Callable[..., Result],
     number: signal.Signals,
 ) -> None:
-    """Far from the next save: everything that is embedded by then is kept."""
+    """Everything embedded so far is saved, though the next save is far away."""
     monkeypatch.setattr(encode, "ENCODING_BATCH", 1)
 
     def load(path: Path, seconds: float) -> Tensor:
@@ -338,8 +351,8 @@ def test_asked_to_stop_it_continues(
     assert embedded == ["00000.wav", "00001.wav", "00002.wav", "00002.wav", "00003.wav", "00004.wav", "00005.wav"]
 
 
-def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never while it is quick, and so seldom that writing takes a small part of the time, however long it takes."""
+def test_an_index_is_saved_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short update is saved once; in a long one saving takes a small share of the time."""
     now = 0.0
     saves: list[float] = []
 
@@ -349,7 +362,7 @@ def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         saves.append(now)
         checkpoint.save_tensors(*arguments)
 
-    def embed(names: list[str]) -> Iterator[Embedded]:
+    def embed(names: list[str]) -> Iterator[ItemEmbeddings]:
         nonlocal now
         for name in names:
             now += 10
@@ -367,17 +380,17 @@ def test_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert min(between) == max(between) == 60 + 60 / 0.05
 
 
-def test_two_at_once_embed_once(tmp_path: Path) -> None:
+def test_of_two_updates_at_the_same_time_one_embeds(tmp_path: Path) -> None:
     path, versions = tmp_path / "index" / "key.safetensors", {"a": [1], "b": [2]}
     begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
     found: dict[str, Index] = {}
 
-    def first(names: list[str]) -> Iterator[Embedded]:
+    def first(names: list[str]) -> Iterator[ItemEmbeddings]:
         begun.set()
         go_on.wait()
         yield [(name, torch.ones(3)) for name in names]
 
-    def second(names: list[str]) -> Iterator[Embedded]:
+    def second(names: list[str]) -> Iterator[ItemEmbeddings]:
         raise AssertionError(f"{names} were embedded twice")
 
     class Waiting(logging.Handler):
@@ -385,7 +398,7 @@ def test_two_at_once_embed_once(tmp_path: Path) -> None:
             assert "another process is at work on" in record.getMessage()
             waiting.set()
 
-    def update(who: str, embed: Callable[[list[str]], Iterator[Embedded]]) -> None:
+    def update(who: str, embed: Callable[[list[str]], Iterator[ItemEmbeddings]]) -> None:
         found[who] = load_or_update(path, versions, embed)
 
     handler = Waiting()
@@ -414,8 +427,8 @@ def test_versions_are_taken_before_a_file_is_read(model: Retriever, searched: Pa
     assert list(versions) == sorted(versions)
 
 
-def test_captions(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only new captions are embedded; two of the same words are one."""
+def test_only_new_captions_are_embedded(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal captions are one item."""
     tokenized: list[str] = []
 
     def tokenize(tokenizer: Any, captions: list[str]) -> list[list[int]]:
@@ -454,7 +467,9 @@ def test_captions(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a.csv", b"file_name,caption\n", "expected at least one caption in .*, got none"),
     ],
 )
-def test_no_captions(model: Retriever, tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
+def test_files_without_captions_are_refused(
+    model: Retriever, tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=words):

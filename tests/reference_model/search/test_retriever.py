@@ -54,7 +54,7 @@ def clips(corpus: Path, tmp_path: Path) -> Path:
     return shutil.copytree(corpus / "Synthetic" / "waveforms" / "test", tmp_path / "clips")
 
 
-def test_the_metrics_of_the_run_are_found_again(run: Path, tmp_path: Path) -> None:
+def test_embeddings_and_metrics_equal_those_of_the_run(run: Path, tmp_path: Path) -> None:
     model = Retriever.from_pretrained(run)
     metrics = json.loads((run / "metrics.json").read_text())
     clips = read_split(model.config.data, model.config.dataset, "test")
@@ -95,7 +95,7 @@ def test_the_metrics_of_the_run_are_found_again(run: Path, tmp_path: Path) -> No
         assert model.find_captions(clip.path, file) == every[:10]
 
 
-def test_saved_and_loaded_it_is_the_same_to_the_bit(run: Path, tmp_path: Path, clips: Path) -> None:
+def test_a_saved_model_gives_the_same_embeddings_to_the_bit(run: Path, tmp_path: Path, clips: Path) -> None:
     paths, captions = sorted(clips.iterdir()), ["a low tone", "a loud hiss and a click"]
     model = Retriever.from_pretrained(str(run))
     saved = tmp_path / "models" / "saved"
@@ -182,7 +182,7 @@ def test_a_folder_is_saved_whole_or_not_at_all(
     assert (saved / "README.md").read_bytes() == card
 
 
-def test_nothing_else_is_replaced(model: Retriever, trained: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_saved_model_is_not_replaced(model: Retriever, trained: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     model.save_pretrained(saved)
     (saved / ".git").mkdir()
@@ -196,7 +196,7 @@ def test_nothing_else_is_replaced(model: Retriever, trained: Path, tmp_path: Pat
         model.save_pretrained("/sys/model")
 
 
-def test_what_is_no_model_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_model_is_refused(trained: Path, tmp_path: Path) -> None:
     start = "expected a saved model, or a run with a finished epoch, in .*, got "
     with pytest.raises(InputError, match=f"{start}nothing"):
         Retriever.from_pretrained(tmp_path / "nowhere")
@@ -227,8 +227,8 @@ def test_half_precision_without_a_gpu_is_float32(model: Retriever, clips: Path) 
     assert torch.equal(half.embed_audio(paths), model.embed_audio(paths))
 
 
-def test_embeddings(model: Retriever, clips: Path) -> None:
-    """Of any number, in the order given, of unit length; a clip counts up to the length of training."""
+def test_embeddings_have_unit_length_and_the_order_of_their_inputs(model: Retriever, clips: Path) -> None:
+    """Any number of clips or captions; a clip is cut to the length of training."""
     paths = sorted(clips.iterdir())
     audio = model.embed_audio([str(path) for path in paths] * 7)  # more than a batch
     assert audio.shape == (42, 256)
@@ -251,7 +251,7 @@ def test_embeddings(model: Retriever, clips: Path) -> None:
     assert torch.equal(longer, itself)
 
 
-def test_what_cannot_be_embedded_is_named(model: Retriever, clips: Path) -> None:
+def test_files_and_captions_that_cannot_be_embedded_are_named(model: Retriever, clips: Path) -> None:
     good = sorted(clips.iterdir())
     text, absent, nan, loud = (clips / name for name in ("text.wav", "absent.wav", "nan.wav", "loud.wav"))
     text.write_text("no audio")
@@ -277,7 +277,7 @@ def test_what_cannot_be_embedded_is_named(model: Retriever, clips: Path) -> None
         model.embed_text(["\udcff"])
 
 
-def test_a_run_under_way_can_be_used(trained: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_can_be_used(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "metrics.json").unlink()
     Retriever.from_pretrained(run).save_pretrained(tmp_path / "saved")
@@ -356,8 +356,8 @@ def test_wrong_input_is_one_line(trained: Path, clips: Path, tmp_path: Path, com
     assert not list(tmp_path.glob("*.index"))
 
 
-def test_as_a_program(trained: Path, clips: Path) -> None:
-    """In a process of its own, where torch and FAISS meet for the first time, and the processes that read."""
+def test_search_runs_as_a_program(trained: Path, clips: Path) -> None:
+    """The command runs in a new process, which loads torch and FAISS, with two worker processes."""
     for copy in range(6):  # more than a batch
         shutil.copytree(clips, clips / f"copy-{copy}", ignore=lambda folder, names: [n for n in names if "copy" in n])
     config = json.loads((trained / "config.json").read_text())
