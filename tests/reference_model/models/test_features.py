@@ -1,5 +1,7 @@
 """Features of constant encoders: computed once, cached, and equal to running the encoders."""
 
+import hashlib
+import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -223,3 +225,24 @@ def test_features_of_another_precision_have_another_key(frozen: Config, tmp_path
     AcceleratorState._reset_state(reset_partial_state=True)
     train.train(replace(frozen, precision="bf16"), tmp_path / "b", features=tmp_path / "kept")
     assert len({path.name for path in (tmp_path / "kept").iterdir()} - before) == 6
+
+
+def test_the_names_of_caches_follow_from_weights_settings_and_inputs_alone(frozen: Config, tmp_path: Path) -> None:
+    """Computed here once more, because caches that users have must be found."""
+
+    def sha256_of(weights: dict[str, Tensor]) -> str:
+        content = [name.encode() + tensor.numpy().tobytes() for name, tensor in weights.items()]
+        return hashlib.sha256(b"".join(content)).hexdigest()
+
+    def name(*parts: object) -> str:
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    clips = read_split(frozen.data, frozen.dataset, "val")[:2]
+    model, tokenizer = new_model(frozen, captions_of(clips))
+    token_ids = text_encoder.tokenize(tokenizer, captions_of(clips))
+    cached_features(tmp_path, model, clips, ["a", "b"], token_ids, frozen, Accelerator(cpu=True))
+    front_end = {"rate": 32_000, "window": 1024, "hop": 320, "mel": [64, 50, 14_000]}
+    sentences = [list(sentence) for sentence in dict.fromkeys(map(tuple, token_ids))]
+    audio = name(sha256_of(model.audio_encoder.state_dict()), [front_end, 0.5, "no", "cpu"], ["a", "b"])
+    text = name(sha256_of(model.text_encoder.state_dict()), ["no", "cpu"], sentences)
+    assert {path.name for path in tmp_path.iterdir()} == {f"audio-{audio}", f"text-{text}"}
