@@ -52,12 +52,7 @@ class TripletWeightedMinedRule(Rule):
         return hinged(self.positive_coefficients, positive), hinged(self.negative_coefficients, folded)
 
     def numbers(self) -> list[float]:
-        return [
-            self.margin,
-            len(self.positive_coefficients),
-            *self.positive_coefficients,
-            *self.negative_coefficients,
-        ]
+        return [self.margin, len(self.positive_coefficients), *self.positive_coefficients, *self.negative_coefficients]
 
     @classmethod
     def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletWeightedMinedRule":

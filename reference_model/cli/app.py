@@ -30,8 +30,7 @@ class _Group(click.Group):
 
 
 @click.group(
-    cls=_Group,
-    context_settings={"show_default": True, "max_content_width": 100, "help_option_names": ["-h", "--help"]},
+    cls=_Group, context_settings={"show_default": True, "max_content_width": 100, "help_option_names": ["-h", "--help"]}
 )
 def main() -> None:
     """Audio-text retrieval with four metric learning losses: the experiment of Mei et al. 2022.

@@ -105,11 +105,7 @@ def data_loader(dataset: Dataset[Any], workers: int, device: torch.device, **set
         **settings: further arguments of :class:`torch.utils.data.DataLoader`.
     """
     return DataLoader(
-        dataset,
-        num_workers=workers,
-        worker_init_fn=_ignore_signals,
-        pin_memory=device.type == "cuda",
-        **settings,
+        dataset, num_workers=workers, worker_init_fn=_ignore_signals, pin_memory=device.type == "cuda", **settings
     )
 
 

@@ -61,10 +61,7 @@ class DualEncoder(nn.Module):
         self.audio_encoder = audio_encoder
         self.text_encoder = text_encoder
         self.heads = Heads(
-            audio_encoder.output_size,
-            text_encoder.output_size,
-            hidden_size=hidden_size,
-            embedding_size=embedding_size,
+            audio_encoder.output_size, text_encoder.output_size, hidden_size=hidden_size, embedding_size=embedding_size
         )
         self.frozen = frozen
         self.constant = frozen and constant

@@ -31,15 +31,7 @@ _ALLOWED: list[Any] = [
 # First words of the names of arrays that belong to the front-end and the classifier, which are not loaded.
 _DROPPED = ("fc", "spectrogram_extractor", "logmel_extractor")
 # Errors that torch.load and pickle raise for files of other formats.
-_FORMAT_ERRORS = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
+_FORMAT_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> ResNet38:

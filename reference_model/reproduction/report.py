@@ -11,12 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reference_model.evaluation.metrics import TITLES, sum_of_recalls
 from reference_model.reproduction import claims, plots
 from reference_model.reproduction import table_formats as formats
-from reference_model.reproduction.examples import (
-    EmbeddedTestSet,
-    captions_as_queries,
-    clips_as_queries,
-    similarities,
-)
+from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
 from reference_model.reproduction.grid import Grid, Run, counts
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, make_table
 from reference_model.run_folder import DIVERGED, METRICS, TIME, stored_metrics

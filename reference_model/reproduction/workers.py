@@ -168,8 +168,7 @@ def reproduce(
     def start(number: int) -> None:
         with _environment({"TQDM_DISABLE": "1", **_gpu(number)}):  # each shows one bar, and none below it
             processes[number] = context.Process(
-                target=_worker,
-                args=(grid, out, stop, under_way[number], number, jobs, features, checkpoint_minutes),
+                target=_worker, args=(grid, out, stop, under_way[number], number, jobs, features, checkpoint_minutes)
             )
             processes[number].start()
 

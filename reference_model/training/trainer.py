@@ -52,12 +52,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config,
-    folder: Path,
-    *,
-    features: Path | None = None,
-    checkpoint_minutes: float = 10.0,
-    position: int = 0,
+    config: Config, folder: Path, *, features: Path | None = None, checkpoint_minutes: float = 10.0, position: int = 0
 ) -> dict[str, Any]:
     """Train a run, or continue it, and return the content of ``metrics.json``; a finished run is only read.
 
@@ -107,13 +102,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        accelerator: Accelerator,
-        *,
-        feature_folder: Path,
-        checkpoint_seconds: float,
+        self, config: Config, folder: Path, accelerator: Accelerator, *, feature_folder: Path, checkpoint_seconds: float
     ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.checkpoint_seconds = checkpoint_seconds

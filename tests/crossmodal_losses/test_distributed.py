@@ -288,14 +288,7 @@ def refusals() -> None:
 
 @pytest.mark.parametrize(
     ("W", "work"),
-    [
-        (3, losses_equal_the_oracles),
-        (2, awkward_inputs),
-        (2, with_ddp),
-        (3, with_ddp),
-        (3, subgroups),
-        (2, refusals),
-    ],
+    [(3, losses_equal_the_oracles), (2, awkward_inputs), (2, with_ddp), (3, with_ddp), (3, subgroups), (2, refusals)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_on_ranks(W: int, work: Callable[[], None]) -> None:

@@ -31,12 +31,7 @@ def test_swapping_the_modalities_changes_nothing(data: st.DataObject, name: str,
     torch.testing.assert_close(loss(x, y, ids), loss(y, x, ids), rtol=1e-9, atol=1e-9)
 
 
-@given(
-    data=st.data(),
-    name=losses,
-    pair=embeddings(),
-    scale=st.sampled_from([2.0**-600, 2.0**-3, 2.0**7, 2.0**600]),
-)
+@given(data=st.data(), name=losses, pair=embeddings(), scale=st.sampled_from([2.0**-600, 2.0**-3, 2.0**7, 2.0**600]))
 def test_scaling_an_embedding_changes_nothing(
     data: st.DataObject, name: str, pair: tuple[Tensor, Tensor], scale: float
 ) -> None:

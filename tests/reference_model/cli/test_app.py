@@ -51,10 +51,7 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
             "Error: expected --clip-seconds for a data",
         ),
         (["evaluate", "--run", tmp_path], "Error: expected a run with a finished epoch in"),
-        (
-            ["synthesize", "--out", tmp_path, "--seconds", 0.1],
-            "Error: expected at least 2 clips a split, 0.5 seconds",
-        ),
+        (["synthesize", "--out", tmp_path, "--seconds", 0.1], "Error: expected at least 2 clips a split, 0.5 seconds"),
     ):
         result = command_line(*arguments)
         assert result.exit_code == 1, result.output

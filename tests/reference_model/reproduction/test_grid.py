@@ -102,10 +102,7 @@ def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Pa
     [
         ({"epochs": 7}, "epochs 2 there, 7 here"),
         ({"precision": "bf16"}, "precision no there, bf16 here"),
-        (
-            PROTOCOLS["released"],
-            "frozen_mode eval there, train here; spec_augment False there",
-        ),
+        (PROTOCOLS["released"], "frozen_mode eval there, train here; spec_augment False there"),
         ({"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkpoint None"),
     ],
 )

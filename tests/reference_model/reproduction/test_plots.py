@@ -15,13 +15,7 @@ from matplotlib.container import BarContainer
 from PIL import Image
 
 from reference_model.paper import select_rows
-from reference_model.reproduction.plots import (
-    COLOURS,
-    data_url,
-    plot_learning_curves,
-    plot_similarities,
-    plot_table,
-)
+from reference_model.reproduction.plots import COLOURS, data_url, plot_learning_curves, plot_similarities, plot_table
 from reference_model.reproduction.tables import make_table
 from reference_model.training.curves import write_figure
 
