@@ -24,7 +24,7 @@ def small_grid(rows: dict[str, list[Experiment]], seeds: Sequence[int]) -> Grid:
         "audio_checkpoint": None, "bert": None, "epochs": 1, "decay_every": 20,
         "gradient_cache_micro_batch": None, "precision": "no", "workers": 0, **PROTOCOLS["paper"],
     }  # fmt: skip
-    return Grid.of(rows, seeds, shared)
+    return Grid.from_rows(rows, seeds, shared)
 
 
 def runs_by_name(grid: Grid, out: Path) -> dict[str, Run]:

@@ -12,7 +12,7 @@ from reference_model.config import Encoders
 from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, select_rows
 
 if TYPE_CHECKING:
-    from reference_model.reproduction.grid import Grid
+    from reference_model.reproduction.grid import Run
 
 
 @click.command(cls=SeveralValues)
@@ -68,46 +68,47 @@ def reproduce(
 
     --out receives table_1 and table_2 as .md, .tex, .json and .png, claims.md, report.html, and a folder for each run.
     """
+    from reference_model.reproduction.cost import estimate
     from reference_model.reproduction.grid import Grid, plan
-    from reference_model.reproduction.workers import estimate, refuse_others
+    from reference_model.reproduction.workers import check_before_training
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
     rows = select_rows(tables, datasets=datasets, encoders=encoders, losses=losses, learning_rate=learning_rate)
-    requested = Grid.of(rows, seeds, run_settings(options))
-    whole = requested.with_those_of(out)  # with the runs of earlier commands, which the tables show too
+    requested = Grid.from_rows(rows, seeds, run_settings(options))
+    whole = requested.merge_with_stored(out)  # with the runs of earlier commands, which the tables show too
     runs = requested.runs(out)
-    refuse_others(runs)
+    check_before_training(runs)
     if retry_failed and not plan_only:
         for run in runs:
-            run.failure.unlink(missing_ok=True)
+            run.failure_file.unlink(missing_ok=True)
     click.echo(plan(whole, out))
     click.echo(estimate(runs, jobs=jobs, out=out))
     if not plan_only:
         whole.write(out)
-        _train_and_write(requested, out, jobs=jobs, features=features, checkpoint_minutes=checkpoint_minutes)
+        _train_and_write(runs, out, jobs=jobs, features=features, checkpoint_minutes=checkpoint_minutes)
 
 
-def _train_and_write(requested: "Grid", out: Path, **options: Any) -> None:
+def _train_and_write(runs: "list[Run]", out: Path, **options: Any) -> None:
     """Train the runs, write the tables and the report, and print the tables.
 
     Raises:
         InputError: a run has failed.
     """
-    from reference_model.reproduction.grid import Grid, counts
+    from reference_model.reproduction.grid import Grid, count_states
     from reference_model.reproduction.report import write_report, write_tables
     from reference_model.reproduction.table_formats import markdown
-    from reference_model.reproduction.workers import reproduce as train_all
+    from reference_model.reproduction.workers import train_all
 
-    train_all(requested, out, when_settled=lambda: write_tables(Grid.read(out), out), **options)
+    train_all(runs, on_finished=lambda: write_tables(Grid.read(out), out), **options)
     grid = Grid.read(out)  # others may have added to it
     tables = write_tables(grid, out)
     write_report(grid, out)
     for table in tables:
         click.echo("\n" + markdown(table))
     click.echo(f"{out}/report.html shows it all; {out}/table_*.md, .tex, .json and .png, {out}/claims.md")
-    states = [run.state() for run in requested.runs(out)]
-    click.echo(f"{len(states)} runs: {counts(states)}")
+    states = [run.state() for run in runs]
+    click.echo(f"{len(states)} runs: {count_states(states)}")
     if "running" in states:
         click.echo(f"next: python -m reference_model report --results {out}, when those that others are at are done")
     if "failed" in states:

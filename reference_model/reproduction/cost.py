@@ -1,9 +1,12 @@
-"""What runs will cost: a few steps are rehearsed, the rest is multiplication."""
+"""Estimates of the time and the disk space that runs need: a few steps are measured, the rest is multiplication."""
 
-import itertools
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,51 +16,61 @@ from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
 from reference_model.models.dual_encoder import DualEncoder, new_model
+from reference_model.reproduction.grid import Run
 from reference_model.runtime.devices import make_accelerator
 from reference_model.training.step import Step
 
-REHEARSED = 3  # steps
-PAIRS_ON_CPU = 4  # in a rehearsed step through the encoders, which takes half a minute there with a whole batch
+REHEARSED_STEPS = 3
+PAIRS_ON_CPU = 4  # of a rehearsed step through the encoders; with a whole batch it would take half a minute
 TOKENS = 20  # of a caption
-FLOAT = 4  # bytes
+BYTES_PER_FLOAT = 4
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run, and of the features that it shares with others."""
+    """The cost of one run, and of the features that it shares with others."""
 
     seconds: float
-    gigabytes: float  # that it leaves
-    while_running: float  # gigabytes more until it is finished
+    gigabytes: float  # on the disk when it is finished
+    temporary_gigabytes: float  # in addition while it is running
     features_seconds: float = 0.0
     features_gigabytes: float = 0.0
 
 
-def rehearse(step: Step, batches: Iterable[dict[str, Any]]) -> float:
-    """Seconds a step; the first one warms everything up."""
-    step.embed.train()
-    times = [time.perf_counter()]
-    for batch in itertools.islice(batches, REHEARSED):
-        step(batch).item()
-        times.append(time.perf_counter())
-    if len(times) > 2:
-        del times[0]
-    return (times[-1] - times[0]) / (len(times) - 1)
+def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
+    """Return a text with the hours and gigabytes that the runs need that are not finished."""
+    pending = [run.config for run in runs if not run.finished()]
+    if not pending:
+        return "nothing is left to train"
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # GPU memory is free again when the process ends
+        costs = pool.submit(measure_costs, pending).result()
+    # Features are computed once for each data set.
+    features = list({config.dataset: costs[config] for config in pending if costs[config].features_seconds}.values())
+    seconds = sum(costs[config].seconds for config in pending) + sum(cost.features_seconds for cost in features)
+    gigabytes = sum(costs[config].gigabytes for config in pending) + sum(cost.features_gigabytes for cost in features)
+    gigabytes += min(jobs, len(pending)) * max(costs[config].temporary_gigabytes for config in pending)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
+    free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free / 1e9
+    warning = "\nwarning: that is more than the disk has" if gigabytes > free else ""
+    return (
+        f"{len(pending)} to train: {duration(seconds)} on {device}, one after another, and {gigabytes:.1f} GB "
+        f"of {free:.0f} GB free; with all features of frozen encoders, of which some may be there{warning}"
+    )
 
 
-def costs(configs: Iterable[Config]) -> dict[Config, Cost]:
-    """Of each; runs that differ in loss, learning rate and seed alone are rehearsed once."""
-    known: dict[Config, Cost] = {}
-    found: dict[Config, Cost] = {}
+def measure_costs(configs: Iterable[Config]) -> dict[Config, Cost]:
+    """Return the cost of each run; runs that differ only in loss, learning rate and seed are measured once."""
+    measured: dict[Config, Cost] = {}
+    costs: dict[Config, Cost] = {}
     splits: dict[str, dict[str, list[Clip]]] = {}
     for config in tqdm(list(configs), "rehearsing", leave=False, unit="run"):
-        alike = replace(config, loss="nt_xent", learning_rate=1e-4, seed=0)
-        if alike not in known:
+        representative = replace(config, loss="nt_xent", learning_rate=1e-4, seed=0)
+        if representative not in measured:
             if config.dataset not in splits:
                 splits[config.dataset] = {name: read_split(config.data, config.dataset, name) for name in SPLITS}
-            known[alike] = _cost(alike, splits[config.dataset])
-        found[config] = known[alike]
-    return found
+            measured[representative] = _cost(representative, splits[config.dataset])
+        costs[config] = measured[representative]
+    return costs
 
 
 def _cost(config: Config, clips: dict[str, list[Clip]]) -> Cost:
@@ -65,26 +78,29 @@ def _cost(config: Config, clips: dict[str, list[Clip]]) -> Cost:
     device = accelerator.device
     model, _ = new_model(config, captions_of(clips["train"]))
     model.to(device)
-    heads = sum(p.numel() for p in model.parameters() if p.requires_grad) * FLOAT / 1e9
-    everything = sum(p.numel() for p in model.state_dict().values()) * FLOAT / 1e9
+    trained_gigabytes = sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_PER_FLOAT / 1e9
+    model_gigabytes = sum(p.numel() for p in model.state_dict().values()) * BYTES_PER_FLOAT / 1e9
     pairs = config.batch_size if model.constant or device.type == "cuda" else min(config.batch_size, PAIRS_ON_CPU)
     with accelerator.autocast():
-        per_clip = seconds_a_clip(model, config.clip_seconds)
-    trained = model.heads if model.constant else model
-    batch = _batch(model, config, pairs, device)
-    step = rehearse(Step(trained, replace(config, batch_size=pairs), accelerator), itertools.repeat(batch))
+        clip_seconds = seconds_per_clip(model, config.clip_seconds)
+    module = model.heads if model.constant else model
+    step = Step(module, replace(config, batch_size=pairs), accelerator)
+    step_seconds = seconds_per_step(step, _batch(model, config, pairs, device)) * config.batch_size / pairs
     accelerator.free_memory()
-    numbers = {name: (len(of_split), len(captions_of(of_split))) for name, of_split in clips.items()}
-    steps = numbers["train"][1] // config.batch_size
-    measured = 0.0 if model.constant else config.epochs * numbers["val"][0] + numbers["test"][0]
-    all_clips, all_captions = (sum(number[k] for number in numbers.values()) for k in (0, 1))
-    sizes = all_clips * model.audio_encoder.output_size + all_captions * model.text_encoder.output_size
+
+    captions = {name: len(captions_of(split)) for name, split in clips.items()}
+    steps = config.epochs * (captions["train"] // config.batch_size)
+    evaluated_clips = 0 if model.constant else config.epochs * len(clips["val"]) + len(clips["test"])
+    all_clips = sum(map(len, clips.values()))
+    feature_numbers = (
+        all_clips * model.audio_encoder.output_size + sum(captions.values()) * model.text_encoder.output_size
+    )
     return Cost(
-        seconds=config.epochs * steps * step * config.batch_size / pairs + measured * per_clip,
-        gigabytes=everything,
-        while_running=3 * heads,  # weights, and the two numbers that Adam keeps of each
-        features_seconds=all_clips * per_clip if model.constant else 0.0,
-        features_gigabytes=sizes * FLOAT / 1e9 if model.constant else 0.0,
+        seconds=steps * step_seconds + evaluated_clips * clip_seconds,
+        gigabytes=model_gigabytes,
+        temporary_gigabytes=3 * trained_gigabytes,  # weights, and Adam's two moments of each
+        features_seconds=all_clips * clip_seconds if model.constant else 0.0,
+        features_gigabytes=feature_numbers * BYTES_PER_FLOAT / 1e9 if model.constant else 0.0,
     )
 
 
@@ -99,11 +115,21 @@ def _batch(model: DualEncoder, config: Config, pairs: int, device: torch.device)
     return {"audio": {"waveforms": waveforms}, "text": {"input_ids": tokens, "attention_mask": tokens}, "ids": ids}
 
 
+def seconds_per_step(step: Step, batch: dict[str, Any]) -> float:
+    """Measure an optimiser step on the batch; the first one is a warm-up."""
+    step.embed.train()
+    step(batch).item()
+    started = time.perf_counter()
+    for _ in range(REHEARSED_STEPS - 1):
+        step(batch).item()
+    return (time.perf_counter() - started) / (REHEARSED_STEPS - 1)
+
+
 @torch.no_grad()
-def seconds_a_clip(model: DualEncoder, seconds: float) -> float:
-    """To encode one in eval mode; the model is left in train mode."""
+def seconds_per_clip(model: DualEncoder, clip_seconds: float) -> float:
+    """Measure the encoding of a clip in eval mode; the model is left in train mode."""
     device = next(model.parameters()).device
-    waveforms = torch.randn(PAIRS_ON_CPU, round(seconds * SAMPLE_RATE), device=device)
+    waveforms = torch.randn(PAIRS_ON_CPU, round(clip_seconds * SAMPLE_RATE), device=device)
     model.eval()
     times = []
     for _ in range(2):
@@ -115,7 +141,7 @@ def seconds_a_clip(model: DualEncoder, seconds: float) -> float:
 
 
 def duration(seconds: float) -> str:
-    """For people: about 12.0 minutes, about 3.5 hours."""
+    """Return the duration in words, such as "about 3.5 hours"."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= length:
             return f"about {seconds / length:.1f} {unit}"

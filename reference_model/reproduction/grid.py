@@ -1,7 +1,7 @@
-"""The runs that the paper's tables need: which there are, in what state each is, what they will cost.
+"""The runs that the paper's tables need, and the state of each.
 
-A row that stands in two tables is run once. The folder of the results holds grid.json, which says what belongs to the
-tables, runs/NAME-seed-N for every run, and failed/NAME-seed-N.json for those that ended in an error.
+A row that is in two tables is run once. The folder of the results holds ``grid.json`` with the rows of the tables,
+``runs/NAME-seed-N`` for every run, and ``failed/NAME-seed-N.json`` for every run that ended in an error.
 """
 
 import dataclasses
@@ -26,86 +26,93 @@ from reference_model.runtime.files import require_same_settings, write_json
 from reference_model.runtime.lease import lock_holder, seconds_since_heartbeat
 
 GRID = "grid.json"
-State = Literal["done", "diverged", "failed", "running", "interrupted", "left"]
+State = Literal["done", "diverged", "failed", "running", "interrupted", "pending"]
 STATES: tuple[State, ...] = get_args(State)
-SETTLED: tuple[State, ...] = ("done", "diverged", "failed")
+FINISHED: tuple[State, ...] = ("done", "diverged", "failed")  # nothing is left to train
 
 
 @dataclass(frozen=True)
 class Run:
-    """One row of the tables with one seed."""
+    """A training run: one row of the tables with one seed."""
 
     experiment: str
     config: Config
     folder: Path
-    failure: Path  # where its error is recorded, if it ended in one
+    failure_file: Path  # records the error of a run that failed
 
     @property
     def name(self) -> str:
+        """The name of the folder."""
         return self.folder.name
 
     def state(self) -> State:
-        """As the files say now."""
+        """Return the state that the files show now."""
         if (self.folder / METRICS).exists():
             return "done"
         if (self.folder / DIVERGED).exists():
             return "diverged"
         if lock_holder(self.folder) is not None and seconds_since_heartbeat(self.folder) < 2 * lease.LEASE_SECONDS:
             return "running"
-        if self.failure.exists():
+        if self.failure_file.exists():
             return "failed"
-        return "interrupted" if (self.folder / CONFIG).exists() else "left"
+        return "interrupted" if (self.folder / CONFIG).exists() else "pending"
 
-    def settled(self) -> bool:
-        """Whether there is nothing left to do; without asking who is at work."""
-        return any(path.exists() for path in (self.folder / METRICS, self.folder / DIVERGED, self.failure))
+    def finished(self) -> bool:
+        """Return whether the state is one of :data:`FINISHED`, without looking at the lock."""
+        return any(path.exists() for path in (self.folder / METRICS, self.folder / DIVERGED, self.failure_file))
 
     def record_failure(self, error: BaseException | str) -> None:
-        """Why it ended, for people, and where in the code, for those who mend it."""
+        """Record the error with its traceback, the time and the machine; the state is then "failed"."""
         lines = [] if isinstance(error, str) else traceback.format_exception(error)
         reason = error if isinstance(error, str) else str(error).strip() or type(error).__name__
-        self.failure.parent.mkdir(parents=True, exist_ok=True)
+        self.failure_file.parent.mkdir(parents=True, exist_ok=True)
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         record = {"reason": reason, "when": when, "machine": socket.gethostname(), "traceback": "".join(lines)}
-        write_json(self.failure, record)
+        write_json(self.failure_file, record)
 
     def reason(self) -> str:
-        """Why it failed, in one line."""
-        lines = json.loads(self.failure.read_text(encoding="utf-8"))["reason"].splitlines()
+        """Return the recorded error in one line."""
+        lines = json.loads(self.failure_file.read_text(encoding="utf-8"))["reason"].splitlines()
         return " ".join(lines[:2])
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What the tables are made of."""
+    """The rows and the seeds of the tables, and the settings of all runs."""
 
-    tables: dict[str, list[str]]  # number to the names of its rows
-    experiments: dict[str, Experiment]  # name to what a row says
+    tables: dict[str, list[str]]  # the names of the rows, by number of the table
+    experiments: dict[str, Experiment]  # the settings of the rows, by name
     seeds: list[int]
-    settings: dict[str, Any]  # of all runs: what Config has beside the row and the seed
+    settings: dict[str, Any]  # the fields of Config that are neither of the row nor the seed
 
     @classmethod
-    def of(cls, rows: Mapping[str, Iterable[Experiment]], seeds: Sequence[int], settings: dict[str, Any]) -> "Grid":
-        """Of rows as :func:`reference_model.paper.select_rows` returns them."""
-        tables = {table: [experiment_name(row) for row in of_table] for table, of_table in rows.items()}
-        named = {experiment_name(row): row for of_table in rows.values() for row in of_table}
-        return cls(tables, named, sorted(set(seeds)), settings)
+    def from_rows(
+        cls, rows: Mapping[str, Iterable[Experiment]], seeds: Sequence[int], settings: dict[str, Any]
+    ) -> "Grid":
+        """Return the grid of rows in the form of :func:`reference_model.paper.select_rows`."""
+        tables = {table: [experiment_name(row) for row in table_rows] for table, table_rows in rows.items()}
+        experiments = {experiment_name(row): row for table_rows in rows.values() for row in table_rows}
+        return cls(tables, experiments, sorted(set(seeds)), settings)
 
     def runs(self, out: Path) -> list[Run]:
-        """Every run once: all rows with the first seed, then with the next, so that tables are soon whole."""
+        """Return every run once: all rows with the first seed come first, so that tables are soon complete."""
         return [
-            Run(name, self._config(row, seed), out / "runs" / run, out / "failed" / f"{run}.json")
+            Run(
+                experiment=name,
+                config=self._config(row, seed),
+                folder=out / "runs" / f"{name}-seed-{seed}",
+                failure_file=out / "failed" / f"{name}-seed-{seed}.json",
+            )
             for seed in self.seeds
             for name, row in self.experiments.items()
-            for run in [f"{name}-seed-{seed}"]
         ]
 
     def _config(self, row: Experiment, seed: int) -> Config:
         fixed = {"clip_seconds": clip_seconds(row["dataset"], self.settings["clip_seconds"])}
         return Config(**{**self.settings, **row, **fixed, "seed": seed})
 
-    def joined(self, other: "Grid") -> "Grid":
-        """The tables, rows and seeds of both, with the settings of the other."""
+    def merge(self, other: "Grid") -> "Grid":
+        """Return the tables, rows and seeds of both grids, with the settings of the other."""
         tables = {
             table: list(dict.fromkeys([*self.tables.get(table, []), *other.tables.get(table, [])]))
             for table in sorted({*self.tables, *other.tables})
@@ -113,11 +120,11 @@ class Grid:
         experiments = {**self.experiments, **other.experiments}
         return Grid(tables, experiments, sorted({*self.seeds, *other.seeds}), other.settings)
 
-    def with_those_of(self, out: Path) -> "Grid":
-        """This grid, and what the folder already holds.
+    def merge_with_stored(self, out: Path) -> "Grid":
+        """Return this grid merged with the one that is stored in the folder, if there is one.
 
         Raises:
-            InputError: it holds a grid of other settings, or something else.
+            InputError: the folder holds a grid of other settings, or something else.
         """
         if not (out / GRID).exists():
             if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
@@ -129,7 +136,7 @@ class Grid:
         common = stored.experiments.keys() & self.experiments.keys()
         there, here = stored._deciding(common), self._deciding(common)
         require_same_settings(out, there, here, got="a grid of other settings: {}")
-        return stored.joined(self)
+        return stored.merge(self)
 
     def _deciding(self, experiments: Collection[str]) -> dict[str, Any]:
         """Return the settings that decide the results: those of all runs, and those of these experiments."""
@@ -143,20 +150,20 @@ class Grid:
         return of_all | of_rows
 
     def write(self, out: Path) -> None:
-        """Into its folder, with what others have put there in the meantime."""
+        """Write the grid into its folder, merged with what another process may have stored there."""
         try:
             out.mkdir(parents=True, exist_ok=True)
             with FileLock(out / ".grid.lock"):
-                write_json(out / GRID, dataclasses.asdict(self.with_those_of(out)))
+                write_json(out / GRID, dataclasses.asdict(self.merge_with_stored(out)))
         except OSError as error:
             raise InputError(f"expected to write results in {out}, got: {error}; --out names another folder") from error
 
     @classmethod
     def read(cls, out: Path) -> "Grid":
-        """The grid of a folder of results.
+        """Return the grid that is stored in a folder of results.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is of another version.
         """
         try:
             grid = cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
@@ -171,20 +178,20 @@ class Grid:
 
 
 def plan(grid: Grid, out: Path) -> str:
-    """Every row with the state of its runs, and the counts, for people."""
+    """Return a text with the state of every run, a line for each row, and the counts."""
     runs = grid.runs(out)
     states = {run.name: run.state() for run in runs}
     width = max(len(name) for name in grid.experiments)
     lines = [f"{'experiment':{width}}  table  " + "  ".join(f"{f'seed {seed}':11}" for seed in grid.seeds)]
     for name in grid.experiments:
         tables = ", ".join(table for table, rows in grid.tables.items() if name in rows)
-        of_seeds = "  ".join(f"{states[f'{name}-seed-{seed}']:11}" for seed in grid.seeds)
-        lines.append(f"{name:{width}}  {tables:5}  {of_seeds}".rstrip())
+        row_states = "  ".join(f"{states[f'{name}-seed-{seed}']:11}" for seed in grid.seeds)
+        lines.append(f"{name:{width}}  {tables:5}  {row_states}".rstrip())
     lines += [f"failed: {run.name}: {run.reason()}" for run in runs if states[run.name] == "failed"]
-    return "\n".join([*lines, f"{len(runs)} runs: {counts(states.values())}"])
+    return "\n".join([*lines, f"{len(runs)} runs: {count_states(states.values())}"])
 
 
-def counts(states: Iterable[State]) -> str:
-    """How many there are of each state, those that occur."""
+def count_states(states: Iterable[State]) -> str:
+    """Return the number of each state that occurs, such as "3 done, 1 pending"."""
     listed = list(states)
     return ", ".join(f"{listed.count(state)} {state}" for state in STATES if state in listed)

@@ -12,7 +12,7 @@ from reference_model.evaluation.metrics import TITLES, sum_of_recalls
 from reference_model.reproduction import claims, plots
 from reference_model.reproduction import table_formats as formats
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
-from reference_model.reproduction.grid import Grid, Run, counts
+from reference_model.reproduction.grid import Grid, Run, count_states
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, make_table
 from reference_model.run_folder import DIVERGED, METRICS, TIME, stored_metrics
 from reference_model.runtime.environment import describe_environment
@@ -50,7 +50,7 @@ def write_report(grid: Grid, out: Path) -> Path:
     )
     page = environment.get_template(f"{PAGE}.jinja").render(
         title=f"Metric learning for audio-text retrieval: {' and '.join(datasets)}",
-        state=f"{len(runs)} runs: {counts(run.state() for run in runs)}",
+        state=f"{len(runs)} runs: {count_states(run.state() for run in runs)}",
         made=f"Made on {describe_environment()}",
         tables=[_table(table) for table in tables],
         claims=claims.check(tables),

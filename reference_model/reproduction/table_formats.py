@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
 from reference_model.paper import LEARNING_RATE, LOSS_NAMES
-from reference_model.reproduction.grid import SETTLED
+from reference_model.reproduction.grid import FINISHED
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, TableRow, best_cells, row_blocks
 
 # The texts around the numbers.
@@ -23,7 +23,7 @@ def caption(table: Table) -> str:
     over = f"seed {seeds}" if len(table["seeds"]) == 1 else f"mean ± standard deviation over seeds {seeds}"
     planned, done, finished = (
         sum(row["runs"][state] for row in table["rows"] for state in states)
-        for states in (("planned",), ("done",), SETTLED)
+        for states in (("planned",), ("done",), FINISHED)
     )
     so_far = "" if finished == planned else f"; **{done} of {planned} runs so far**"
     return f"{_number(table)}Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{so_far}."
@@ -63,7 +63,7 @@ def _objective(table: Table, row: TableRow) -> str:
     """Return the name of the loss with a star for another learning rate, and the seeds that are not simply done."""
     planned = row["runs"]["planned"]
     counts = {"collapsed": row["collapsed"], **{state: row["runs"][state] for state in ("diverged", "failed")}}
-    counts["to come"] = planned - sum(row["runs"][state] for state in SETTLED)
+    counts["to come"] = planned - sum(row["runs"][state] for state in FINISHED)
     marks = [f"{count} of {planned} {mark}" if planned > 1 else mark for mark, count in counts.items() if count]
     several_rates = len({other["learning_rate"] for other in table["rows"]}) > 1
     star = "*" if several_rates and row["learning_rate"] != LEARNING_RATE else ""

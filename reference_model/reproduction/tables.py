@@ -11,7 +11,7 @@ from typing import Any
 
 from reference_model.evaluation.metrics import DIRECTIONS
 from reference_model.paper import DATASET_SIZES, published
-from reference_model.reproduction.grid import SETTLED, Grid, Run
+from reference_model.reproduction.grid import FINISHED, Grid, Run
 from reference_model.run_folder import METRICS, stored_metrics
 
 RECALL_COLUMNS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in (1, 5, 10)]
@@ -53,7 +53,7 @@ def make_row(name: str, grid: Grid, runs: Sequence[Run]) -> TableRow:
     return {
         "experiment": name,
         **grid.experiments[name],
-        "runs": {state: states.count(state) for state in SETTLED} | {"planned": len(runs)},
+        "runs": {state: states.count(state) for state in FINISHED} | {"planned": len(runs)},
         "collapsed": sum(metrics["collapsed"] for metrics in done),
         "ours": ours,
         "paper": paper,

@@ -1,18 +1,16 @@
-"""Train every run of a grid that is not settled yet, in one or several processes, on one or several machines.
+"""Train the pending runs of a grid in one or several processes, on one or several machines.
 
-Each process takes the next run that nobody is at work on, by the lock of its folder, and trains it; that is all they
-have in common, besides the features of frozen encoders. So a grid may be worked on by the same command on as many
-machines as see its folder, and what a killed process was at goes on in the next that comes by.
+Each process takes the next run that no other process trains; the lock of the run's folder tells which. So the same
+command may work on a grid on all machines that see its folder, and another process continues the run of a process that
+was killed.
 """
 
 import os
-import shutil
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -26,8 +24,7 @@ from tqdm import tqdm
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.dataset import SPLITS, read_split
-from reference_model.reproduction.cost import Cost, costs, duration
-from reference_model.reproduction.grid import Grid, Run
+from reference_model.reproduction.grid import Run
 from reference_model.run_folder import CONFIG, Diverged
 from reference_model.runtime import lease
 from reference_model.runtime.files import require_same_settings
@@ -42,22 +39,22 @@ from reference_model.runtime.signals import (
 )
 from reference_model.training.trainer import train
 
-SECONDS_BETWEEN_LOOKS = 1.0
-SECONDS_TO_STOP = 60.0  # until the step under way is done, and saved
-IDLE_DEATHS = 3  # of processes that were at no run, until we give up
-NONE = -1  # the run that a process is at
-FAILED = 3  # exit status of a process whose run failed, which it has recorded
+POLL_SECONDS = 1.0  # between two looks at the runs, and at the processes
+SECONDS_TO_STOP = 60.0  # for a process to end its step and save
+MAX_IDLE_DEATHS = 3  # processes that die without a run, until the command gives up
+NO_RUN = -1  # in place of the number of a run
+EXIT_FAILED = 3  # exit status of a process whose run failed by an unexpected error, which is recorded
 
 
-class Disordered(Exception):
-    """Memory or a device may be in disorder: go on in a new process."""
+class UnexpectedError(Exception):
+    """A run failed by another error than wrong input; memory or a device may be corrupt: go on in a new process."""
 
 
-def refuse_others(runs: Sequence[Run]) -> None:
-    """Before anything is trained: every folder that exists has to be that run's, and the data has to be there.
+def check_before_training(runs: Sequence[Run]) -> None:
+    """Check that the data exists, and that no folder of these runs holds a run of other settings.
 
     Raises:
-        InputError: it is not.
+        InputError: one of them is not so.
     """
     for run in runs:
         if (run.folder / CONFIG).exists():
@@ -67,164 +64,124 @@ def refuse_others(runs: Sequence[Run]) -> None:
             read_split(data, dataset, split)
 
 
-def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
-    """Hours and gigabytes of the runs that are not settled, for people."""
-    left = [run.config for run in runs if not run.settled()]
-    if not left:
-        return "nothing is left to train"
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # which takes what it needs of a GPU with it
-        known = pool.submit(costs, left).result()
-    features = _once_a_data_set(left, known)
-    seconds = sum(known[config].seconds for config in left) + sum(cost.features_seconds for cost in features)
-    gigabytes = sum(known[config].gigabytes for config in left) + sum(cost.features_gigabytes for cost in features)
-    gigabytes += min(jobs, len(left)) * max(known[config].while_running for config in left)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores"
-    free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free / 1e9
-    warning = "\nwarning: that is more than the disk has" if gigabytes > free else ""
-    return (
-        f"{len(left)} to train: {duration(seconds)} on {device}, one after another, and {gigabytes:.1f} GB "
-        f"of {free:.0f} GB free; with all features of frozen encoders, of which some may be there{warning}"
-    )
-
-
-def _once_a_data_set(configs: Sequence[Config], known: dict[Config, Cost]) -> list[Cost]:
-    return list({config.dataset: known[config] for config in configs if known[config].features_seconds}.values())
-
-
-def work(runs: Sequence[Run], *, train_one: Callable[[Run], object], at: Callable[[int], None]) -> None:
-    """Train what nobody else is at, one after another, until everything is settled or in hands that are alive.
-
-    Args:
-        runs: in the order of preference.
-        train_one: trains one, or raises Busy.
-        at: told the number of the run that is under way, and NONE after it.
-
-    Raises:
-        Stopped: a signal asked for it.
-        Disordered: a run failed by something else than its input, which is recorded.
-    """
-    watched_since = time.monotonic()
-    while True:
-        open_runs = [(number, run) for number, run in enumerate(runs) if not run.settled()]
-        if not open_runs:
-            return
-        for number, run in open_runs:
-            raise_if_stop_requested()
-            if lock_holder(run.folder) is not None:
-                continue
-            at(number)
-            try:
-                train_one(run)
-            except Busy:  # since just now
-                continue
-            except Diverged:
-                pass  # the run's folder says so
-            except Stopped:
-                raise
-            except Exception as error:
-                run.record_failure(error)
-                tqdm.write(f"failed: {run.name}: {run.reason()}")
-                if not isinstance(error, InputError):
-                    raise Disordered from error
-            finally:
-                at(NONE)
-            watched_since = time.monotonic()
-            break  # others may have settled some in the meantime: look again
-        else:
-            if time.monotonic() - watched_since > 1.5 * lease.LEASE_SECONDS:  # a dead one would have been taken over
-                return
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def reproduce(
-    grid: Grid,
-    out: Path,
+def train_all(
+    runs: Sequence[Run],
     *,
     jobs: int,
     features: Path | None,
     checkpoint_minutes: float,
-    when_settled: Callable[[], object],
+    on_finished: Callable[[], object],
 ) -> None:
-    """Have ``jobs`` processes of this machine work on the grid.
+    """Train the runs in ``jobs`` processes of this machine; with several GPUs each process has one.
 
-    A process that dies, because memory ran out or by a signal, leaves its run recorded as failed, and another takes its
-    place. With several GPUs each process has one.
+    The run of a process that dies, because memory ran out or by a signal, is recorded as failed, and a new process
+    takes its place.
 
     Args:
-        when_settled: called whenever a run, of anybody's, was settled.
+        runs: in the order of preference; those that are finished are left alone.
+        jobs: number of processes.
+        features: the folder of the features of frozen encoders, or None for the default.
+        checkpoint_minutes: time between checkpoints.
+        on_finished: called whenever a run, of any process or machine, is finished.
 
     Raises:
-        Stopped: a signal asked for it; the same call continues.
+        Stopped: a stop was requested; the same call continues.
     """
-    runs = grid.runs(out)
-    context = get_context("spawn")
-    settled = sum(run.settled() for run in runs)
-    jobs = min(jobs, len(runs) - settled)
-    # Without locks, which a process that is killed would take with it.
-    stop, idle_deaths = context.Value("b", 0, lock=False), 0
-    under_way = [context.Value("i", NONE, lock=False) for _ in range(jobs)]
-    processes: dict[int, SpawnProcess] = {}
-
-    def start(number: int) -> None:
-        with _environment({"TQDM_DISABLE": "1", **_gpu(number)}):  # each shows one bar, and none below it
-            processes[number] = context.Process(
-                target=_worker, args=(grid, out, stop, under_way[number], number, jobs, features, checkpoint_minutes)
-            )
-            processes[number].start()
-
+    finished = sum(run.finished() for run in runs)
+    options = {"features": features, "checkpoint_minutes": checkpoint_minutes}
+    workers = _Workers(runs, min(jobs, len(runs) - finished), options)
     try:
-        with handle_signals(), tqdm(desc="runs", total=len(runs), initial=settled, unit="run", position=0) as bar:
-            for number in range(jobs):
-                start(number)
-            while processes:
-                wait([process.sentinel for process in processes.values()], timeout=SECONDS_BETWEEN_LOOKS)
+        with handle_signals(), tqdm(desc="runs", total=len(runs), initial=finished, unit="run", position=0) as bar:
+            workers.start_all()
+            while workers.processes:
+                wait([process.sentinel for process in workers.processes.values()], timeout=POLL_SECONDS)
                 if stop_requested():
-                    stop.value = 1
-                for number in [number for number, process in processes.items() if not process.is_alive()]:
-                    ended = processes.pop(number)
-                    if ended.exitcode == 0 or stop_requested():
-                        continue
-                    if ended.exitcode not in (EXIT_STOPPED, FAILED):
-                        at = under_way[number].value
-                        idle_deaths += at == NONE
-                        _record_death(ended.exitcode, runs[at] if at != NONE else None, idle_deaths)
-                        under_way[number].value = NONE
-                    start(number)
-                now = sum(run.settled() for run in runs)
-                if now != settled:
-                    bar.update(now - settled)
-                    settled = now
-                    when_settled()
+                    workers.request_stop()
+                workers.replace_ended()
+                now = sum(run.finished() for run in runs)
+                if now != finished:
+                    bar.update(now - finished)
+                    finished = now
+                    on_finished()
             raise_if_stop_requested()
-    finally:  # where something went wrong here, the others save what they are at
-        stop.value = 1
-        for process in processes.values():
+    finally:
+        workers.stop_all()
+
+
+class _Workers:
+    """The processes of one call of :func:`train_all`."""
+
+    def __init__(self, runs: Sequence[Run], jobs: int, options: dict[str, Any]) -> None:
+        self.runs, self.jobs, self.options = runs, jobs, options
+        self.context = get_context("spawn")
+        self.processes: dict[int, SpawnProcess] = {}
+        self.idle_deaths = 0
+        # Shared memory without locks: a process that is killed while it holds one would block the others.
+        self.stop = self.context.Value("b", 0, lock=False)
+        self.current_runs = [self.context.Value("i", NO_RUN, lock=False) for _ in range(jobs)]
+
+    def start_all(self) -> None:
+        """Start a process for each job."""
+        for number in range(self.jobs):
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        arguments = (self.runs, number, self.jobs, self.stop, self.current_runs[number], self.options)
+        # The bar of a run is shown, those of its parts are not.
+        with _environment({"TQDM_DISABLE": "1", **gpu_variables(number)}):
+            self.processes[number] = self.context.Process(target=_work, args=arguments)
+            self.processes[number].start()
+
+    def replace_ended(self) -> None:
+        """Start a new process for each that ended early, and record the run of one that died as failed."""
+        for number in [number for number, process in self.processes.items() if not process.is_alive()]:
+            status = self.processes.pop(number).exitcode
+            if status == 0 or stop_requested():
+                continue
+            if status not in (EXIT_STOPPED, EXIT_FAILED):
+                current = self.current_runs[number].value
+                self.idle_deaths += current == NO_RUN
+                record_death(status, None if current == NO_RUN else self.runs[current], self.idle_deaths)
+                self.current_runs[number].value = NO_RUN
+            self._start(number)
+
+    def request_stop(self) -> None:
+        """Have every process save its run and end."""
+        self.stop.value = 1
+
+    def stop_all(self) -> None:
+        """Request the processes to stop, wait for them, and kill those that do not end in time."""
+        self.request_stop()
+        for process in self.processes.values():
             process.join(SECONDS_TO_STOP)
             process.kill()
 
 
-def _record_death(status: int | None, run: Run | None, idle_deaths: int) -> None:
-    what = f"its process ended with status {status}"
+def record_death(status: int | None, run: Run | None, idle_deaths: int) -> None:
+    """Record the run of a process that died as failed.
+
+    Args:
+        status: exit status of the process; negative: the signal that ended it.
+        run: the run that it trained; None if it trained none.
+        idle_deaths: number of processes that died without a run.
+
+    Raises:
+        InputError: too many processes died without a run.
+    """
+    reason = f"its process ended with status {status}"
     if status is not None and status < 0:
         memory = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
-        what = f"its process was ended by {signal.Signals(-status).name}{memory}"
-    if run is not None and not run.settled():
-        run.record_failure(what)
-    elif run is None and idle_deaths >= IDLE_DEATHS:
-        raise InputError(f"expected processes that train, got {idle_deaths} that ended before; of the last one, {what}")
+        reason = f"its process was ended by {signal.Signals(-status).name}{memory}"
+    if run is not None and not run.finished():
+        run.record_failure(reason)
+    elif run is None and idle_deaths >= MAX_IDLE_DEATHS:
+        raise InputError(
+            f"expected processes that train, got {idle_deaths} that ended before; of the last one, {reason}"
+        )
 
 
-def _worker(
-    grid: Grid,
-    out: Path,
-    stop: Any,
-    under_way: Any,
-    number: int,
-    jobs: int,
-    features: Path | None,
-    checkpoint_minutes: float,
-) -> None:
-    """A process of :func:`reproduce`: ends with 0, with 75 where it was stopped, with FAILED after an error."""
+def _work(runs: Sequence[Run], number: int, jobs: int, stop: Any, current_run: Any, options: dict[str, Any]) -> None:
+    """Train in a process of :func:`train_all`; exit with 0, EXIT_STOPPED or EXIT_FAILED."""
     if not sys.warnoptions:  # as in the command
         warnings.simplefilter("ignore")
     parent = parent_process()
@@ -232,24 +189,77 @@ def _worker(
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
     def train_one(run: Run) -> None:
-        train(run.config, run.folder, features=features, checkpoint_minutes=checkpoint_minutes, position=number + 1)
+        train(run.config, run.folder, position=number + 1, **options)
 
-    def at(run: int) -> None:
-        under_way.value = run
+    def set_current(run_number: int) -> None:
+        current_run.value = run_number
 
     try:
-        work(grid.runs(out), train_one=train_one, at=at)
+        train_available(runs, train_one=train_one, set_current=set_current)
     except Stopped:
         raise SystemExit(EXIT_STOPPED) from None
-    except Disordered:
-        raise SystemExit(FAILED) from None
+    except UnexpectedError:
+        raise SystemExit(EXIT_FAILED) from None
     except OSError as error:  # the failure could not be recorded
         tqdm.write(str(error))
         raise SystemExit(1) from None
 
 
-def _gpu(number: int) -> dict[str, str]:
-    """The one that a process is to have, of those this one may use."""
+def train_available(
+    runs: Sequence[Run], *, train_one: Callable[[Run], object], set_current: Callable[[int], None]
+) -> None:
+    """Train the runs that no other process trains, until all are finished or other processes train the rest.
+
+    Args:
+        runs: in the order of preference.
+        train_one: trains a run, or raises Busy.
+        set_current: called with the number of the run before it is trained, and with NO_RUN after it.
+
+    Raises:
+        Stopped: a stop was requested.
+        UnexpectedError: a run failed by another error than wrong input; it is recorded.
+    """
+    idle_since = time.monotonic()
+    while True:
+        unfinished = [(number, run) for number, run in enumerate(runs) if not run.finished()]
+        if not unfinished:
+            return
+        for number, run in unfinished:
+            raise_if_stop_requested()
+            if lock_holder(run.folder) is None and _train_or_record(number, run, train_one, set_current):
+                idle_since = time.monotonic()
+                break  # look at all runs again: other processes may have finished some
+        else:
+            if time.monotonic() - idle_since > 1.5 * lease.LEASE_SECONDS:  # the lock of a dead process has expired
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _train_or_record(
+    number: int, run: Run, train_one: Callable[[Run], object], set_current: Callable[[int], None]
+) -> bool:
+    """Train a run or record its failure; return False if another process has just taken it."""
+    set_current(number)
+    try:
+        train_one(run)
+    except Busy:
+        return False
+    except Diverged:
+        pass  # the run's folder says so
+    except Stopped:
+        raise
+    except Exception as error:
+        run.record_failure(error)
+        tqdm.write(f"failed: {run.name}: {run.reason()}")
+        if not isinstance(error, InputError):
+            raise UnexpectedError from error
+    finally:
+        set_current(NO_RUN)
+    return True
+
+
+def gpu_variables(number: int) -> dict[str, str]:
+    """Return the environment variables that give a worker one of the GPUs that this process may use."""
     count = torch.cuda.device_count()
     if count < 2:
         return {}
@@ -259,7 +269,7 @@ def _gpu(number: int) -> dict[str, str]:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables that processes started inside inherit; and signals reach them when they can do something with them."""
+    """Set environment variables for processes that are started inside, and block signals until they can handle them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})

@@ -8,7 +8,7 @@ from click.testing import Result
 
 from reference_model.cli.app import main
 from reference_model.paper import PROTOCOLS
-from reference_model.reproduction.grid import Grid
+from reference_model.reproduction.grid import Run
 
 CommandLine = Callable[..., Result]
 
@@ -16,13 +16,13 @@ CommandLine = Callable[..., Result]
 def test_several_values_at_once_or_one_by_one(
     monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, corpus: Path, tmp_path: Path
 ) -> None:
-    seen: list[Grid] = []
+    seen: list[list[Run]] = []
 
-    def record(grid: Grid, out: Path, **_: object) -> None:
-        seen.append(grid)
+    def record(runs: list[Run], **_: object) -> None:
+        seen.append(runs)
 
-    monkeypatch.setattr("reference_model.reproduction.workers.reproduce", record)
-    monkeypatch.setattr("reference_model.reproduction.workers.estimate", lambda *_, **__: "")
+    monkeypatch.setattr("reference_model.reproduction.workers.train_all", record)
+    monkeypatch.setattr("reference_model.reproduction.cost.estimate", lambda *_, **__: "")
     start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--tables", 1]
     for k, seeds in enumerate(
         (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6])
@@ -30,8 +30,8 @@ def test_several_values_at_once_or_one_by_one(
         out = ("--out", tmp_path / str(k), "--jobs", 2)
         done = command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", *out)
         assert done.exit_code == 0, done.output
-        assert seen[-1].seeds == [4, 5, 6]
-        assert {row["loss"] for row in seen[-1].experiments.values()} == {"nt_xent", "triplet_sum"}
+        assert list(dict.fromkeys(run.config.seed for run in seen[-1])) == [4, 5, 6]
+        assert {run.config.loss for run in seen[-1]} == {"nt_xent", "triplet_sum"}
     refused = command_line(*start, "--seeds")
     assert refused.exit_code == 2
     assert "Option '--seeds' requires an argument" in refused.output

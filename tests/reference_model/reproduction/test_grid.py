@@ -1,4 +1,4 @@
-"""Which runs the tables need, and in what state each is."""
+"""The grid has every run that the tables need, and shows the state of each."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from locks import held
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import PROTOCOLS, experiments, published, select_rows
-from reference_model.reproduction.grid import Grid, counts, plan
+from reference_model.reproduction.grid import Grid, count_states, plan
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
 
 
 @pytest.fixture
 def grid(config: Config) -> Grid:
-    return Grid.of(select_rows(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
+    return Grid.from_rows(select_rows(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
 
 
 def test_rows_that_stand_in_both_tables_are_run_once(grid: Grid, tmp_path: Path) -> None:
@@ -71,11 +71,11 @@ def test_published_recalls_belong_to_the_experiments() -> None:
 
 
 def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
-    first = Grid.of(select_rows(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
+    first = Grid.from_rows(select_rows(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
     first.write(tmp_path / "out")
     assert Grid.read(tmp_path / "out") == first
-    second = Grid.of(select_rows(("2",)), (0,), settings(replace(config, data="elsewhere", workers=7)))
-    joined = second.with_those_of(tmp_path / "out")
+    second = Grid.from_rows(select_rows(("2",)), (0,), settings(replace(config, data="elsewhere", workers=7)))
+    joined = second.merge_with_stored(tmp_path / "out")
     assert joined.seeds == [0, 1]
     assert joined.tables == {**first.tables, **second.tables}
     assert joined.experiments == {**first.experiments, **second.experiments}
@@ -86,15 +86,15 @@ def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
 
 def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Path) -> None:
     """The protocol was nested then, and the decay factor was a setting."""
-    grid = Grid.of(select_rows(("1",)), (0,), settings(config))
+    grid = Grid.from_rows(select_rows(("1",)), (0,), settings(config))
     grid.write(tmp_path)
     stored = json.loads((tmp_path / "grid.json").read_text())
     stored["settings"]["protocol"] = {name: stored["settings"].pop(name) for name in PROTOCOLS["paper"]}
     stored["settings"]["decay_factor"] = 0.1
     (tmp_path / "grid.json").write_text(json.dumps(stored))
     assert Grid.read(tmp_path) == grid
-    other = Grid.of(select_rows(("2",)), (1,), settings(config))
-    assert other.with_those_of(tmp_path).settings == grid.settings
+    other = Grid.from_rows(select_rows(("2",)), (1,), settings(config))
+    assert other.merge_with_stored(tmp_path).settings == grid.settings
 
 
 @pytest.mark.parametrize(
@@ -107,23 +107,23 @@ def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Pa
     ],
 )
 def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path, change: Any, words: str) -> None:
-    Grid.of(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
-    other = Grid.of(select_rows(("1",)), (0,), settings(replace(config, **change)))
+    Grid.from_rows(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
+    other = Grid.from_rows(select_rows(("1",)), (0,), settings(replace(config, **change)))
     with pytest.raises(InputError, match=f"expected .* to be of these settings, got .*{words}.*choose another --out"):
-        other.with_those_of(tmp_path)
+        other.merge_with_stored(tmp_path)
 
 
 def test_a_row_of_another_learning_rate_is_refused(config: Config, tmp_path: Path) -> None:
-    Grid.of(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
+    Grid.from_rows(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
     rows = {"1": [{**row, "learning_rate": 1e-3} for row in select_rows(("1",))["1"]]}
     with pytest.raises(InputError, match=r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"):
-        Grid.of(rows, (0,), settings(config)).with_those_of(tmp_path)
+        Grid.from_rows(rows, (0,), settings(config)).merge_with_stored(tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(grid: Grid, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"expected .* to be new or a grid's folder, got no grid\.json there"):
-        grid.with_those_of(tmp_path)
+        grid.merge_with_stored(tmp_path)
     with pytest.raises(InputError, match=r"expected results of reproduce in .*, got no readable grid\.json"):
         Grid.read(tmp_path)
     grid.write(tmp_path / "other")
@@ -139,20 +139,20 @@ def test_a_folder_of_something_else_is_refused(grid: Grid, tmp_path: Path) -> No
 
 def test_the_states_of_a_run(grid: Grid, tmp_path: Path) -> None:
     run = grid.runs(tmp_path)[0]
-    assert (run.state(), run.settled()) == ("left", False)
+    assert (run.state(), run.finished()) == ("pending", False)
     run.folder.mkdir(parents=True)
-    assert run.state() == "left"
+    assert run.state() == "pending"
     write_json(run.folder / "config.json", {})
-    assert (run.state(), run.settled()) == ("interrupted", False)
+    assert (run.state(), run.finished()) == ("interrupted", False)
     run.record_failure(ValueError("no\nmemory"))
-    assert (run.state(), run.settled(), run.reason()) == ("failed", True, "no memory")
+    assert (run.state(), run.finished(), run.reason()) == ("failed", True, "no memory")
     with held(run.folder):
         assert run.state() == "running"
     assert run.state() == "failed"
     write_json(run.folder / "diverged.json", {})
-    assert (run.state(), run.settled()) == ("diverged", True)
+    assert (run.state(), run.finished()) == ("diverged", True)
     write_json(run.folder / "metrics.json", {})
-    assert (run.state(), run.settled()) == ("done", True)
+    assert (run.state(), run.finished()) == ("done", True)
 
 
 def test_the_plan_shows_all_of_them(grid: Grid, tmp_path: Path) -> None:
@@ -167,17 +167,17 @@ def test_the_plan_shows_all_of_them(grid: Grid, tmp_path: Path) -> None:
     lines = plan(grid, tmp_path).splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines}
     assert rows["experiment"] == ["table", "seed", "0", "seed", "1", "seed", "2"]
-    assert rows["clotho-frozen-nt_xent"] == ["1", "left", "done", "interrupted"]
-    assert rows["audiocaps-frozen-nt_xent"] == ["1,", "2", "failed", "left", "left"]
+    assert rows["clotho-frozen-nt_xent"] == ["1", "pending", "done", "interrupted"]
+    assert rows["audiocaps-frozen-nt_xent"] == ["1,", "2", "failed", "pending", "pending"]
     assert lines[-2] == "failed: audiocaps-frozen-nt_xent-seed-0: the disk is full"
-    assert lines[-1] == "60 runs: 1 done, 1 failed, 1 interrupted, 57 left"
-    assert counts([]) == ""
+    assert lines[-1] == "60 runs: 1 done, 1 failed, 1 interrupted, 57 pending"
+    assert count_states([]) == ""
 
 
 def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the first look already, by the age of its lock."""
+    """A process that looks for the first time already sees it, by the age of the lock."""
     monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     run = grid.runs(tmp_path)[0]
     run.folder.mkdir(parents=True)
@@ -186,5 +186,5 @@ def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
         assert run.state() == "running"
         process.kill()
     os.utime(run.folder / ".lock", (time.time() - 10, time.time() - 10))
-    lease._observer.cache_clear()
-    assert run.state() == "interrupted"
+    (tmp_path / "link").symlink_to(run.folder, target_is_directory=True)  # a folder that was not looked at before
+    assert replace(run, folder=tmp_path / "link").state() == "interrupted"

@@ -31,7 +31,7 @@ def results(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[G
     """Two losses are trained with two seeds, one of which collapsed; one loss failed, one is still to come."""
     out = tmp_path_factory.mktemp("results")
     rows = select_rows(("1", "2"), datasets=("Synthetic",), encoders=("frozen",))
-    grid = Grid.of(rows, (0, 1), settings(replace(config, epochs=2)))
+    grid = Grid.from_rows(rows, (0, 1), settings(replace(config, epochs=2)))
     grid.write(out)
     for run in grid.runs(out):
         if run.config.batch_size == 32 and run.config.loss in ("triplet_max", "nt_xent"):
@@ -158,7 +158,7 @@ def test_what_users_wrote_is_text(page: tuple[Page, Seen]) -> None:
 
 def test_the_page_says_what_was_run(page: tuple[Page, Seen]) -> None:
     body = page[0].inner_text("body")
-    assert "16 runs: 4 done, 4 failed, 8 left" in body
+    assert "16 runs: 4 done, 4 failed, 8 pending" in body
     assert "4 finished runs took 0.0" in body
     assert "torch 2." in body
     assert "select_on" in body

@@ -1,4 +1,4 @@
-"""Every run of a grid once: shared by processes, killed, failing, continued."""
+"""Every run of a grid is trained once, although processes share it, are killed, fail and continue."""
 
 import json
 import os
@@ -15,15 +15,22 @@ from typing import Any
 import pytest
 from click.testing import Result
 from grids import settings
+from locks import held
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import select_rows
-from reference_model.reproduction import workers as reproduce
-from reference_model.reproduction.cost import costs
+from reference_model.reproduction import workers
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import RECALL_COLUMNS
-from reference_model.reproduction.workers import Disordered, estimate, refuse_others, work
+from reference_model.reproduction.workers import (
+    NO_RUN,
+    UnexpectedError,
+    check_before_training,
+    gpu_variables,
+    record_death,
+    train_available,
+)
 from reference_model.run_folder import Diverged
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
@@ -40,7 +47,7 @@ BAD = [f"synthetic-frozen-{loss}-batch-128-seed-{seed}" for seed in SEEDS for lo
 
 
 def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seeds: Any = SEEDS) -> list[str]:
-    """Of the command."""
+    """Return the arguments of the command."""
     found = [
         "reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5,
         "--encoders", "frozen", "--losses", *losses, "--seeds", *seeds, "--epochs", 2, "--workers", 0, "--out", out,
@@ -50,7 +57,7 @@ def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seed
 
 
 def started(*command: str) -> "subprocess.Popen[str]":
-    """In a group of its own, with whatever it starts."""
+    """Start the command in a process group of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "reference_model", *command],
@@ -59,7 +66,7 @@ def started(*command: str) -> "subprocess.Popen[str]":
 
 
 def begun(out: Path) -> dict[str, int]:
-    """How often each run was begun, by its log."""
+    """Return how often each run was begun, from its log."""
     return {
         log.parent.name: len(re.findall(r"epochs of \d+ steps on", log.read_text()))
         for log in sorted((out / "runs").glob("*/log.txt"))
@@ -67,7 +74,7 @@ def begun(out: Path) -> dict[str, int]:
 
 
 def recalls(out: Path) -> dict[str, Any]:
-    """Of every row in both tables."""
+    """Return our recalls in every row of both tables."""
     return {
         row["experiment"]: row["ours"]
         for table in ("1", "2")
@@ -77,14 +84,14 @@ def recalls(out: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def runs(config: Config, tmp_path: Path) -> list[Run]:
-    """Four losses, frozen, two seeds."""
+    """Return the runs of four losses with frozen encoders and two seeds."""
     rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",))
-    return Grid.of(rows, (0, 1), settings(config)).runs(tmp_path / "results")
+    return Grid.from_rows(rows, (0, 1), settings(config)).runs(tmp_path / "results")
 
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one process that nothing happened to."""
+    """Return the results of one process that was not disturbed."""
     out = tmp_path_factory.mktemp("whole") / "results"
     process = started(*arguments(corpus, out))
     output, errors = process.communicate(timeout=250)
@@ -231,11 +238,11 @@ def test_a_plan_writes_nothing(corpus: Path, tmp_path: Path, command_line: Comma
     shown = command_line(*arguments(corpus, tmp_path / "out", "--plan"))
     assert shown.exit_code == 0, shown.output
     assert not (tmp_path / "out").exists()
-    assert "8 runs: 8 left" in shown.output
+    assert "8 runs: 8 pending" in shown.output
     assert re.search(r"8 to train: .* on .*, one after another, and \d+\.\d GB of \d+ GB free", shown.output)
 
 
-def test_what_cannot_be_done_is_refused_before_anything(
+def test_wrong_input_is_refused_before_anything_is_written(
     corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*more: object) -> str:
@@ -256,35 +263,16 @@ def test_runs_of_other_settings_are_refused(runs: list[Run]) -> None:
     run.folder.mkdir(parents=True)
     write_json(run.folder / "config.json", replace(run.config, epochs=9).as_dict())
     with pytest.raises(InputError, match=r"expected .*nt_xent-seed-0 to be of these settings, got others in epochs"):
-        refuse_others(runs)
-
-
-def test_estimates_follow_from_the_settings(config: Config) -> None:
-    """Ten times the epochs, ten times the seconds; losses and seeds are rehearsed once."""
-    frozen = replace(config, encoders="frozen")
-    more = [replace(frozen, epochs=20), replace(frozen, loss="triplet_max", seed=3)]
-    found = costs([frozen, *more, config])
-    assert found[frozen] is found[more[1]]
-    assert found[more[0]].seconds > 3 * found[frozen].seconds
-    assert found[frozen].features_seconds > 0
-    assert found[config].features_seconds == 0
-    assert found[config].gigabytes == pytest.approx(found[frozen].gigabytes)
-    assert found[config].while_running > found[frozen].while_running > 0
-
-
-def test_nothing_left_costs_nothing(runs: list[Run], tmp_path: Path) -> None:
-    for run in runs:
-        run.record_failure("enough")
-    assert estimate(runs, jobs=1, out=tmp_path) == "nothing is left to train"
+        check_before_training(runs)
 
 
 class Script:
-    """What happens to runs, in place of training; keeps the order in which they were begun."""
+    """Replaces training by given outcomes, and keeps the order of the runs."""
 
     def __init__(self, outcomes: dict[str, list[BaseException]]) -> None:
         self.outcomes = outcomes
         self.order: list[str] = []
-        self.under_way: list[int] = []
+        self.current: list[int] = []
 
     def __call__(self, run: Run) -> None:
         self.order.append(run.name)
@@ -294,80 +282,80 @@ class Script:
         write_json(run.folder / "metrics.json", {})
 
 
-def test_work_does_what_is_left_in_order(runs: list[Run]) -> None:
+def test_pending_runs_are_trained_in_order(runs: list[Run]) -> None:
     runs[1].folder.mkdir(parents=True)
     write_json(runs[1].folder / "metrics.json", {})
     runs[2].record_failure("before")
     script = Script({})
-    work(runs, train_one=script, at=script.under_way.append)
+    train_available(runs, train_one=script, set_current=script.current.append)
     assert script.order == [run.name for k, run in enumerate(runs) if k not in (1, 2)]
-    assert script.under_way == [k for number in (0, 3, 4, 5, 6, 7) for k in (number, reproduce.NONE)]
+    assert script.current == [k for number in (0, 3, 4, 5, 6, 7) for k in (number, NO_RUN)]
 
 
-def test_work_goes_on_after_failures(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_runs_are_trained_after_a_failure(runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     diverged = Diverged("no longer finite")
     script = Script({runs[0].name: [InputError("bad\ninput")], runs[1].name: [diverged], runs[2].name: [MemoryError()]})
     runs[1].folder.mkdir(parents=True)
     write_json(runs[1].folder / "diverged.json", {})
-    with pytest.raises(Disordered):  # to begin anew in another process
-        work(runs, train_one=script, at=script.under_way.append)
-    assert [run.state() for run in runs[:4]] == ["failed", "diverged", "failed", "left"]
+    with pytest.raises(UnexpectedError):  # to go on in another process
+        train_available(runs, train_one=script, set_current=script.current.append)
+    assert [run.state() for run in runs[:4]] == ["failed", "diverged", "failed", "pending"]
     assert (runs[0].reason(), runs[2].reason()) == ("bad input", "MemoryError")
     assert "failed: synthetic-frozen-triplet_sum-seed-0: bad input" in capsys.readouterr().out
-    assert script.under_way[-1] == reproduce.NONE
-    work(runs, train_one=script, at=script.under_way.append)
+    assert script.current[-1] == NO_RUN
+    train_available(runs, train_one=script, set_current=script.current.append)
     assert [run.state() for run in runs] == ["failed", "diverged", "failed", *["done"] * 5]
 
 
-def test_work_stops_when_asked_to(runs: list[Run]) -> None:
+def test_a_requested_stop_ends_the_training_of_runs(runs: list[Run]) -> None:
     script = Script({runs[2].name: [Stopped()]})
     with pytest.raises(Stopped):
-        work(runs, train_one=script, at=script.under_way.append)
-    assert [run.state() for run in runs[:3]] == ["done", "done", "left"]
+        train_available(runs, train_one=script, set_current=script.current.append)
+    assert [run.state() for run in runs[:3]] == ["done", "done", "pending"]
 
 
-def test_work_leaves_what_others_are_at(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    """And comes back to it; when nothing else is left, it waits for as long as a dead one would be recognised."""
+def test_a_run_of_another_process_is_left_to_it(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker tries it again, and gives up when the lock of a dead process would have expired."""
     monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(reproduce, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
     script = Script({runs[0].name: [Busy("just now")]})
-    work(runs, train_one=script, at=script.under_way.append)
+    train_available(runs, train_one=script, set_current=script.current.append)
     assert [run.state() for run in runs] == ["done"] * 8
     assert script.order.count(runs[0].name) == 2
 
     (runs[5].folder / "metrics.json").unlink()
-    monkeypatch.setattr(reproduce, "lock_holder", lambda folder: "somebody" if folder == runs[5].folder else None)
     script.order.clear()
-    started = time.monotonic()
-    work(runs, train_one=script, at=script.under_way.append)
-    assert time.monotonic() - started >= 1.2
+    with held(runs[5].folder, os.uname().nodename, "1.0"):
+        began = time.monotonic()
+        train_available(runs, train_one=script, set_current=script.current.append)
+        assert time.monotonic() - began >= 1.2
     assert script.order == []
-    assert not runs[5].settled()
+    assert not runs[5].finished()
 
 
 def test_frozen_runs_share_features(config: Config, tmp_path: Path) -> None:
-    """Of a data set and encoders: six folders, clips and captions of three splits, whoever needs them."""
+    """Six folders: clips and captions of three splits, once for a data set and its encoders."""
     rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",), losses=LOSSES)
-    for run in Grid.of(rows, (0,), settings(replace(config, epochs=1))).runs(tmp_path / "out"):
+    for run in Grid.from_rows(rows, (0,), settings(replace(config, epochs=1))).runs(tmp_path / "out"):
         train(run.config, run.folder, features=tmp_path / "features")
     assert len(list((tmp_path / "features").iterdir())) == 6
 
 
-def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_has_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert reproduce._gpu(1) == {}
+    assert gpu_variables(1) == {}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [reproduce._gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["0", "1", "2", "0"]
+    assert [gpu_variables(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    assert [reproduce._gpu(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["4", "5", "7", "4"]
+    assert [gpu_variables(k)["CUDA_VISIBLE_DEVICES"] for k in range(4)] == ["4", "5", "7", "4"]
 
 
-def test_what_is_asked_for_is_trained_and_the_tables_show_all(
+def test_requested_runs_are_trained_and_the_tables_show_all(
     corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[list[str]] = []
-    monkeypatch.setattr(reproduce, "reproduce", lambda grid, out, **_: trained.append([r.name for r in grid.runs(out)]))
+    monkeypatch.setattr(workers, "train_all", lambda runs, **_: trained.append([run.name for run in runs]))
     for losses, seeds in ((LOSSES, SEEDS), (("nt_xent",), (1,))):
         done = command_line(*arguments(corpus, tmp_path / "out", "--tables", 1, losses=losses, seeds=seeds))
         assert done.exit_code == 0, done.output
@@ -377,19 +365,19 @@ def test_what_is_asked_for_is_trained_and_the_tables_show_all(
     assert len(json.loads((tmp_path / "out" / "table_1.json").read_text())["rows"]) == len(LOSSES)
 
 
-def test_processes_that_die_at_once_are_given_up(runs: list[Run]) -> None:
+def test_a_command_whose_processes_die_at_once_gives_up(runs: list[Run]) -> None:
     for deaths in (1, 2):
-        reproduce._record_death(-9, None, deaths)
+        record_death(-9, None, deaths)
     with pytest.raises(InputError, match="expected processes that train, got 3 that ended before; of the last one"):
-        reproduce._record_death(-9, None, 3)
-    reproduce._record_death(-15, runs[0], 0)
+        record_death(-9, None, 3)
+    record_death(-15, runs[0], 0)
     assert runs[0].reason() == "its process was ended by SIGTERM"
 
 
 def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a suspension that lasted longer than the lease."""
     run = runs[0]
-    monkeypatch.setattr(lease, "_lost", {run.folder})
+    monkeypatch.setattr("reference_model.training.checkpoint.lost_lock", lambda folder: folder == run.folder)
     with pytest.raises(Busy, match="for this run alone, got it taken over while this process was suspended"):
         train(run.config, run.folder)
     assert not (run.folder / "checkpoint.safetensors").exists()
