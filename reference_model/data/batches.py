@@ -4,6 +4,7 @@ import atexit
 import itertools
 import multiprocessing.util  # registers a function at exit, which _kill_workers has to precede
 import signal
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -131,6 +132,9 @@ def read_batches(loader: Iterable[Any]) -> Iterator[Any]:
     try:
         yield from loader
     except InputError as error:
+        # The error and frames of its traceback refer to each other, and to the iterator, which ends its workers when
+        # nothing refers to it any more.
+        traceback.clear_frames(error.__traceback__)
         raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from error
 
 

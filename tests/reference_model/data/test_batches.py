@@ -1,5 +1,7 @@
 """Batches hold the waveforms, tokens and clips that belong together, for any number of workers and processes."""
 
+import gc
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,18 @@ def test_a_batch_is_divided_without_remainder() -> None:
     assert [[pair for part in parts for pair in part[k]] for k in range(2)] == batches
     assert {len(batch) for part in parts for batch in part} == {2, 3}
     assert len(DistributedBatchSampler(sampler, 0, 3)) == 2
+
+
+def test_the_workers_of_a_loader_end_with_its_error(tmp_path: Path) -> None:
+    """At once, not when the garbage collector runs."""
+    loader = data_loader(Waveforms([Clip(tmp_path / "gone.wav", ("a tone",))], 0.5), 2, torch.device("cpu"))
+    gc.disable()
+    try:
+        with pytest.raises(InputError, match="expected readable audio"):
+            list(read_batches(loader))
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 PROGRAM = """
