@@ -53,9 +53,9 @@ demo: $(REFERENCE)/complete
 example: $(REFERENCE)/complete
 	$(in_reference) reference_model synthesize --out example/data
 	$(in_reference) reference_model pretrain --data example/data --out example/encoders
-	$(in_reference) reference_model reproduce --data example/data --dataset Synthetic --model tiny --tables 1 2 \
+	$(in_reference) reference_model reproduce --data example/data --dataset Synthetic --model tiny \
 		--audio-checkpoint example/encoders/ResNet38_tiny.pth --bert example/encoders/bert \
-		--epochs 15 --decay-every 6 --seeds 0 1 2 --jobs 2 --workers 0 --out example/results
+		--epochs 15 --decay-every 6 --jobs 2 --workers 0 --out example/results
 	$(in_reference) benchmarks.readme example
 
 # Run the demo, and put its table and picture into README.md.

@@ -46,7 +46,7 @@ def main() -> None:
         python -m reference_model prepare --dataset Clotho --raw DOWNLOADS
         python -m reference_model prepare --dataset AudioCaps --raw DOWNLOADS
         python -m reference_model train --experiment clotho-frozen-nt_xent --seed 0     one run
-        python -m reference_model reproduce --tables 1 2 --seeds 0 1 2                  all of them, and the tables
+        python -m reference_model reproduce                                             all of them, and the tables
 
     \b
     Data is expected, for every data set, as

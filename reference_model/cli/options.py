@@ -13,27 +13,6 @@ Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-class SeveralValues(click.Command):
-    """A command whose repeatable options take several values at once too: ``--seeds 0 1`` is ``--seeds 0 --seeds 1``.
-
-    Click has no option for any number of values (``nargs=-1`` is for arguments alone), so that the option is repeated
-    before each of its values ahead of click's own parser.
-    """
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments after writing the option before each of its values."""
-        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        repeated: list[str] = []
-        option = None
-        for argument in args:
-            if argument.startswith("-"):
-                option = argument if argument in repeatable else None
-            elif option is not None and repeated[-1] != option:
-                repeated.append(option)
-            repeated.append(argument)
-        return super().parse_args(context, repeated)
-
-
 def with_options(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
     """Return a decorator that gives a command these options, in this order."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from reference_model import InputError
-from reference_model.cli.options import FOLDER, SeveralValues, run_options, run_settings
+from reference_model.cli.options import FOLDER, run_options, run_settings
 from reference_model.config import Encoders
 from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, select_rows
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from reference_model.reproduction.grid import Run
 
 
-@click.command(cls=SeveralValues)
-@click.option("--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="1, 2, or both: --tables 1 2.")
-@click.option("--seeds", multiple=True, type=int, default=SEEDS, help="One or several: --seeds 0 1 2.")
+@click.command()
+@click.option(
+    "--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="One or both: --tables 1 --tables 2."
+)
+@click.option("--seeds", multiple=True, type=int, default=SEEDS, help="One or several: --seeds 0 --seeds 1.")
 @click.option(
     "--dataset",
     "datasets",
@@ -25,12 +27,7 @@ if TYPE_CHECKING:
     help="Only these of the tables' data sets. Another than the paper's takes the rows of AudioCaps.",
 )
 @click.option("--encoders", multiple=True, type=click.Choice(get_args(Encoders)), help="Only these rows.")
-@click.option(
-    "--losses",
-    multiple=True,
-    type=click.Choice(list(LOSS_NAMES)),
-    help="Only these rows: --losses nt_xent triplet_max.",
-)
+@click.option("--losses", multiple=True, type=click.Choice(list(LOSS_NAMES)), help="Only these rows.")
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
 @run_options
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
@@ -57,7 +54,7 @@ def reproduce(
     """Train what the paper's tables need, and make the tables, ours beside the published numbers.
 
     \b
-        python -m reference_model reproduce --tables 1 2 --seeds 0 1 2
+        python -m reference_model reproduce                 both tables, with three seeds
         python -m reference_model reproduce --plan          what there is to do, what is done, what failed
         python -m reference_model reproduce --tables 2      and later the other: what both share is run once
 

@@ -1,4 +1,4 @@
-"""Options that several commands share: several values at once, and the settings of the protocols."""
+"""Options that several commands share: several values of one, and the settings of the protocols."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from reference_model.reproduction.grid import Run
 CommandLine = Callable[..., Result]
 
 
-def test_several_values_at_once_or_one_by_one(
+def test_several_values_one_by_one(
     monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, corpus: Path, tmp_path: Path
 ) -> None:
     seen: list[list[Run]] = []
@@ -23,18 +23,17 @@ def test_several_values_at_once_or_one_by_one(
 
     monkeypatch.setattr("reference_model.reproduction.workers.train_all", record)
     monkeypatch.setattr("reference_model.reproduction.cost.estimate", lambda *_, **__: "")
-    start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--tables", 1]
-    for k, seeds in enumerate(
-        (["--seeds", 4, 5, 6], ["--seeds", 4, "--seeds", 5, "--seeds", 6], ["--seeds=4", "--seeds", 5, 6])
-    ):
-        out = ("--out", tmp_path / str(k), "--jobs", 2)
-        done = command_line(*start, *seeds, "--losses", "nt_xent", "triplet_sum", *out)
-        assert done.exit_code == 0, done.output
-        assert list(dict.fromkeys(run.config.seed for run in seen[-1])) == [4, 5, 6]
-        assert {run.config.loss for run in seen[-1]} == {"nt_xent", "triplet_sum"}
-    refused = command_line(*start, "--seeds")
-    assert refused.exit_code == 2
-    assert "Option '--seeds' requires an argument" in refused.output
+    start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--out", tmp_path / "results"]
+    rows = ["--tables", 1, "--tables", 2, "--losses", "nt_xent", "--losses", "triplet_sum"]
+    done = command_line(*start, *rows, "--seeds=4", "--seeds", 5, "--seeds", 6, "--jobs", 2)
+    assert done.exit_code == 0, done.output
+    assert list(dict.fromkeys(run.config.seed for run in seen[-1])) == [4, 5, 6]
+    assert {run.config.loss for run in seen[-1]} == {"nt_xent", "triplet_sum"}
+    assert {run.config.batch_size for run in seen[-1]} == {32, 128}  # of table 1, and of table 2 as well
+    for values, message in (([], "Option '--seeds' requires an argument"), ([4, 5], "unexpected extra argument (5)")):
+        refused = command_line(*start, "--seeds", *values)
+        assert refused.exit_code == 2
+        assert message in refused.output
 
 
 @pytest.mark.parametrize("command", ["train", "reproduce"])

@@ -23,7 +23,8 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     evaluated = command_line("evaluate", "--run", run)
     assert json.loads(evaluated.stdout) == json.loads((run / "metrics.json").read_text())["test"]
     of_all = [*settings[: settings.index("--batch-size")], "--learning-rate", 0.001, "--workers", 0, "--out", out]
-    table = command_line("reproduce", *of_all, "--tables", 1, "--losses", "triplet_sum", "nt_xent", "--seeds", 3)
+    rows = ["--tables", 1, "--losses", "triplet_sum", "--losses", "nt_xent", "--seeds", 3]
+    table = command_line("reproduce", *of_all, *rows)
     assert table.exit_code == 0, table.output
     assert "\n| Synthetic | No | Triplet-sum | " in table.output
     assert "Learning rate 0.001." in table.output

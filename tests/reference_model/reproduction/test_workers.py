@@ -48,9 +48,10 @@ BAD = [f"synthetic-frozen-{loss}-batch-128-seed-{seed}" for seed in SEEDS for lo
 
 def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seeds: Any = SEEDS) -> list[str]:
     """Return the arguments of the command."""
+    rows = [x for loss in losses for x in ("--losses", loss)] + [x for seed in seeds for x in ("--seeds", seed)]
     found = [
         "reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5,
-        "--encoders", "frozen", "--losses", *losses, "--seeds", *seeds, "--epochs", 2, "--workers", 0, "--out", out,
+        "--encoders", "frozen", *rows, "--epochs", 2, "--workers", 0, "--out", out,
         *more,
     ]  # fmt: skip
     return [str(argument) for argument in found]
