@@ -32,7 +32,7 @@ from benchmarks.processes import join_group, launch
 from benchmarks.results import Panels, Record, panels_of, write_plot, write_table
 from benchmarks.traffic import Traffic
 from crossmodal_losses import LOSSES, GatheredLoss, RingLoss
-from crossmodal_losses.losses.base import largest_tile
+from crossmodal_losses.engine.dispatch import largest_tile
 
 # Largest allowed distance of value and gradients from those of one process, relative to their norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}

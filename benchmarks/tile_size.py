@@ -15,8 +15,8 @@ from benchmarks.batch import Conditions, Loss
 from benchmarks.measure import time_losses
 from benchmarks.results import Panels, Record, write_plot, write_table
 from crossmodal_losses import LOSSES, PairLoss
-from crossmodal_losses.engine.dense import ClosedForm
-from crossmodal_losses.losses.base import TILE, largest_dense
+from crossmodal_losses.engine.dense import dense_loss
+from crossmodal_losses.engine.dispatch import TILE, largest_dense
 
 DENSE = "all of S"
 TILE_SIZES = (256, 512, 768, 1024, 1536, 2048, 4096)
@@ -24,18 +24,16 @@ TILE_SIZES = (256, 512, 768, 1024, 1536, 2048, 4096)
 
 def dense(loss: PairLoss) -> Loss:
     """Return the loss over all of S, also for a B at which ``tile_size=None`` takes tiles."""
-    rule = loss.rule
 
     def of(x: Tensor, y: Tensor) -> Tensor:
-        value: Tensor = ClosedForm.apply(x, y, None, rule.fold.parameter, rule, loss.reduction)  # type: ignore[no-untyped-call]
-        return value
+        return dense_loss(x, y, None, loss.objective, loss.reduction)
 
     return of
 
 
 def chosen(loss: PairLoss, B: int, device: str) -> str:
     """Return the choice of ``tile_size=None``."""
-    return DENSE if largest_dense(loss.rule.fold) >= B else str(min(TILE[device], B))
+    return DENSE if largest_dense(loss.objective.aggregation) >= B else str(min(TILE[device], B))
 
 
 @click.command()

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from crossmodal_losses.checks import check_embeddings, check_ids
-from crossmodal_losses.engine.communication import Gathered, Ranks, Ring
-from crossmodal_losses.engine.operands import full_precision, measured
-from crossmodal_losses.engine.tiled import of_processes
-from crossmodal_losses.losses.base import PairLoss, largest_tile
+from crossmodal_losses.engine.communication import AllGather, GroupCommunicator, Ring
+from crossmodal_losses.engine.compat import not_compiled
+from crossmodal_losses.engine.dispatch import largest_tile
+from crossmodal_losses.engine.operands import Operands, measure_norms
+from crossmodal_losses.engine.tiled import loss_of_problem
+from crossmodal_losses.engine.tiles import Problem
+from crossmodal_losses.losses.base import PairLoss
 
 
 def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,7 +65,7 @@ class DistributedLoss(nn.Module):
         process_group: the process group; None: all processes.
     """
 
-    ranks: ClassVar[type[Ranks]]
+    communicator: ClassVar[type[GroupCommunicator]]
 
     def __init__(self, loss: PairLoss, process_group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
@@ -93,13 +95,11 @@ class DistributedLoss(nn.Module):
             raise ValueError("expected a process of the group, got one that is not in it")
         if dist.get_world_size(group) == 1:
             return self.loss(x, y, ids)
-        # The compiler cannot follow what depends on the other processes. Where nothing is compiled it is not imported
-        # for that: imported within a process group, it would keep the group alive beyond its end.
-        of_ranks = self._of_ranks_uncompiled if torch.compiler.is_compiling() else self._of_ranks
-        return of_ranks(group, x, y, ids)
+        return self._of_ranks(group, x, y, ids)
 
+    @not_compiled  # the compiler cannot follow what depends on the other processes
     def _of_ranks(self, group: dist.ProcessGroup, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
-        rule, tile_size, sides = self.loss.rule, 0, None
+        objective, tile_size, operands = self.loss.objective, 0, None
         said: dict[str, Any] = {"its error": None}
         try:
             check_embeddings(x, y)
@@ -108,28 +108,27 @@ class DistributedLoss(nn.Module):
             said["its error"] = type(error).__name__, str(error)
         else:
             tile_size = self.loss.tile_size or largest_tile(x.device)
-            with torch.no_grad(), full_precision(x.device):
-                sides = measured(x, y, tile_size)
-            parameter = rule.fold.parameter
+            operands = measure_norms(x, y, tile_size)
+            parameter = objective.aggregation.parameter
             said |= {
                 "its rows": len(x),
-                "its scales": sides.scales is not None,
+                "its scales": operands.scales is not None,
                 "D": x.shape[1],
                 "dtypes of x and y": (x.dtype, y.dtype),
                 "kind of device": x.device.type,
                 "ids (given or None)": ids is not None,
-                "loss": (type(self).__name__, rule.name(), rule.numbers(), self.loss.reduction),
+                "loss": (type(self).__name__, objective.name(), objective.numbers(), self.loss.reduction),
                 "wish for gradients": [
                     torch.is_grad_enabled() and value is not None and value.requires_grad for value in (x, y, parameter)
                 ],
             }
         everyone = _agreed(group, said)
-        assert sides is not None  # or there was an error
+        assert operands is not None  # or there was an error
         rows = [other["its rows"] for other in everyone]
-        ranks = self.ranks(group, rows, any(other["its scales"] for other in everyone))
-        return of_processes(sides, ids, rule, self.loss.reduction, tile_size, ranks)
-
-    _of_ranks_uncompiled = _disable_dynamo(_of_ranks)
+        if operands.scales is None and any(other["its scales"] for other in everyone):
+            operands = Operands(x, y, operands.inv_norm, torch.ones_like(operands.inv_norm))
+        communicator = self.communicator(group, rows)
+        return loss_of_problem(Problem(operands, ids, objective, self.loss.reduction, tile_size, communicator))
 
     __call__: Callable[..., Tensor]
 
@@ -144,7 +143,7 @@ class GatheredLoss(DistributedLoss):
     tensor(0.)
     """
 
-    ranks = Gathered
+    communicator = AllGather
 
 
 class RingLoss(DistributedLoss):
@@ -157,4 +156,4 @@ class RingLoss(DistributedLoss):
     tensor(0.6265)
     """
 
-    ranks = Ring
+    communicator = Ring

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+
+from crossmodal_losses.engine.compat import NormalisationLayer, not_compiled
 
 Encoder = Callable[[Any], Tensor]
 
@@ -105,7 +105,7 @@ class _Recomputation(ExitStack):
                 self.enter_context(module.no_sync())
                 self._set(module, "require_forward_param_sync", False)
                 self._set(module, "reducer", _ReducerDuringBackward())  # no_sync alone still calls the reducer
-            elif isinstance(module, _NormBase):
+            elif isinstance(module, NormalisationLayer):
                 for statistic in module.buffers(recurse=False):
                     # At the end of the context, restore the statistic; .data hides that from autograd, as torch does
                     # for the update itself.
@@ -176,10 +176,9 @@ class GradientCache(nn.Module):
         Raises:
             TypeError, ValueError: the inputs, or the embeddings that an encoder returns, are not as described.
         """
-        # torch.compile cannot follow what happens in the backward pass; encoders may be compiled.
-        loss_of_batch = self._loss_of_batch_uncompiled if torch.compiler.is_compiling() else self._loss_of_batch
-        return loss_of_batch(encode_x, encode_y, inputs_x, inputs_y, ids)
+        return self._loss_of_batch(encode_x, encode_y, inputs_x, inputs_y, ids)
 
+    @not_compiled  # torch.compile cannot follow what happens in the backward pass; encoders may be compiled
     def _loss_of_batch(
         self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None
     ) -> Tensor:
@@ -215,8 +214,6 @@ class GradientCache(nn.Module):
                 raise ValueError(f"expected {name} to return [{len(micro_batch[0])}, D], got {list(rows.shape)}")
             embeddings.append(rows)
         return torch.cat(embeddings)
-
-    _loss_of_batch_uncompiled = _disable_dynamo(_loss_of_batch)
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""

@@ -1,8 +1,11 @@
 """Inputs and expected values that several tests share: pairs of embeddings, and a loss over all of S."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossmodal_losses import LOSSES, PairLoss, cosine_similarity
 
@@ -27,3 +30,17 @@ def gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the gradients for an upstream gradient that differs from anchor to anchor."""
     upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
     return torch.autograd.grad(value, inputs, upstream)
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.entries = max([self.entries, *(value.numel() for value in made if isinstance(value, Tensor))])
+        return result

@@ -1,0 +1,1 @@
+"""The engine: how a loss is computed, whatever the loss."""

@@ -1,4 +1,4 @@
-"""A loss and its gradients from the whole of S at once, for batches whose S is no burden.
+"""A loss and its gradients from the whole of S at once, for small batches.
 
 Three matrix products, as many as automatic differentiation needs; but few operations besides, and those are what the
 time of a small batch goes into.
@@ -10,106 +10,111 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction
-from crossmodal_losses.engine.hardest_backward import of_selected
-from crossmodal_losses.engine.objective import EXCLUDED
-from crossmodal_losses.engine.operands import Sides, full_precision, measured, normalisation_backward
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule, has_negatives, is_batched, reduced, upstream_of_anchors
+from crossmodal_losses.engine.aggregation import EXCLUDED
+from crossmodal_losses.engine.compat import is_batched, without_autocast
+from crossmodal_losses.engine.hardest_backward import hardest_gradients
+from crossmodal_losses.engine.objective import Anchors, Objective
+from crossmodal_losses.engine.operands import Operands, measure_norms
+from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.similarity import cosine_similarity
 
 # From here on, gathering rows is faster than multiplying by a matrix with a few entries in each row.
 FEWEST_TO_GATHER = 64
 
 
-class ClosedForm(torch.autograd.Function):
+def dense_loss(x: Tensor, y: Tensor, ids: Tensor | None, objective: Objective, reduction: Reduction) -> Tensor:
+    """Compute the loss of x and y, ``[B, D]``, keeping one ``[B, B]`` for the backward pass."""
+    return _Dense.apply(x, y, ids, objective.aggregation.parameter, objective, reduction)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Dense(torch.autograd.Function):
     """x, y ``[B, D]`` -> the loss."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, ids: Tensor | None, parameter: Tensor | None, rule: Rule, reduction: Reduction
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor | None,
+        parameter: Tensor | None,
+        objective: Objective,
+        reduction: Reduction,
     ) -> Tensor:
-        fold = rule.fold
-        with full_precision(x.device):
-            sides = measured(x, y, len(x))
-            S = torch.mm(sides.x.all(), sides.y.all().T).mul_(sides.inverse[0][:, None]).mul_(sides.inverse[1])
+        aggregation, B = objective.aggregation, len(x)
+        with without_autocast(x.device):
+            operands = measure_norms(x, y, B)
+            inv_norm_x, inv_norm_y = operands.inv_norm
+            S = torch.mm(operands.x.dimensions(), operands.y.dimensions().T).mul_(inv_norm_x[:, None]).mul_(inv_norm_y)
             positive = S.diagonal().clone()
             if ids is None:
                 S.fill_diagonal_(EXCLUDED)
             else:
                 S.masked_fill_(ids[:, None] == ids, EXCLUDED)
             scratch = torch.empty_like(S)
-            tile = fold.prepare(S)
-            rows, columns = (fold.of_tile(tile, dim, 0, positive, scratch) for dim in (1, 0))
+            tile = aggregation.prepare(S)
+            rows, columns = (aggregation.tile_state(tile, dim, 0, positive, scratch) for dim in (1, 0))
             state = tuple(torch.stack(both) for both in zip(rows, columns, strict=True))
-            folded = fold.finish(state, positive)
-        if sides.poison is not None:
-            positive, folded = positive * sides.poison, folded * sides.poison
-        has_negative = has_negatives(ids, positive)
-        kept = None if fold.selects and len(x) >= FEWEST_TO_GATHER else tile
-        ctx.rule, ctx.reduction = rule, reduction
-        ctx.save_for_backward(
-            x, y, ids, parameter, sides.inverse, sides.scales, positive, folded, has_negative, kept, *state
-        )
-        return reduced(rule, positive, folded, has_negative, reduction, len(x))
+            anchors = Anchors.of(objective, positive, state, ids, B, operands.nan_factor)
+        ctx.objective, ctx.reduction = objective, reduction
+        kept = None if aggregation.selects and B >= FEWEST_TO_GATHER else tile
+        inputs, (positive, state, *others) = (x, y, ids, parameter), anchors
+        ctx.save_for_backward(*inputs, operands.inv_norm, operands.scales, kept, positive, *others, *state)
+        return anchors.loss(objective, reduction, B)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, ids, parameter, inverse, scales, positive, folded, has_negative, tile, *state = ctx.saved_tensors
-        rule, reduction = ctx.rule, ctx.reduction
         if torch.is_grad_enabled() or is_batched(upstream):
-            return _differentiable(x, y, ids, parameter, rule, reduction, ctx.needs_input_grad, upstream)
-        fold, sides = rule.fold, Sides(x, y, inverse, scales)
-        wants_x, wants_y, _, wants_parameter, *_ = ctx.needs_input_grad
-        with full_precision(x.device):
-            if sides.poison is not None:
-                upstream = upstream * sides.poison
-            of_positive, of_fold = upstream_of_anchors(
-                rule, state, positive, folded, has_negative, reduction, upstream, len(x)
-            )
+            return _differentiable_gradients(ctx, upstream)
+        x, y, _, _, inv_norm, scales, tile, positive, aggregate, has_negative, *parts = ctx.saved_tensors
+        state, objective, aggregation, B = tuple(parts), ctx.objective, ctx.objective.aggregation, len(x)
+        operands = Operands(x, y, inv_norm, scales)
+        needs_grad_x, needs_grad_y, _, needs_grad_parameter, *_ = ctx.needs_input_grad
+        grad_x = grad_y = grad_parameter = None
+        with without_autocast(x.device):
+            if operands.nan_factor is not None:
+                upstream = upstream * operands.nan_factor
+            anchors = Anchors(positive, state, aggregate, has_negative)
+            grad_positive, grad_aggregate = anchors.gradients(objective, ctx.reduction, B, upstream)
             if tile is None:
-                gx, gy = of_selected(sides, state, of_positive, of_fold, (wants_x, wants_y))
-                return gx, gy, None, None, None, None
-            weights, scratch = torch.empty_like(tile), torch.empty_like(tile)
-            rows, columns = fold.coefficients(state, of_fold)
-            fold.weigh(tile, 1, 0, tuple(part[0] for part in state), positive, rows, weights)
-            fold.weigh(tile, 0, 0, tuple(part[1] for part in state), positive, columns, scratch)
-            weights.add_(scratch)
-            slope = None
-            if wants_parameter:
-                slope = fold.slope(tile, weights, scratch) + fold.slope_of_positives(positive, of_fold)
-            weights.diagonal().add_(of_positive)
-            weights.mul_(sides.inverse[0][:, None]).mul_(sides.inverse[1])
-            a, b = sides.x.all(), sides.y.all()
-            gx = gy = None
-            if wants_x:
-                gx = normalisation_backward(torch.mm(weights, b), a, inverse[0], sides.x.scale).to(x.dtype)
-            if wants_y:
-                gy = normalisation_backward(torch.mm(weights.T, a), b, inverse[1], sides.y.scale).to(y.dtype)
-        return gx, gy, None, slope, None, None
+                grad_x, grad_y = hardest_gradients(
+                    operands, state[1], grad_positive, grad_aggregate, (needs_grad_x, needs_grad_y)
+                )
+                return grad_x, grad_y, None, None, None, None
+            grad_S, scratch = torch.empty_like(tile), torch.empty_like(tile)
+            factors = aggregation.anchor_factors(state, grad_aggregate)
+            for k, (dim, out) in enumerate(((1, grad_S), (0, scratch))):
+                aggregation.grad_tile(tile, dim, 0, tuple(part[k] for part in state), positive, factors[k], out)
+            grad_S.add_(scratch)
+            if needs_grad_parameter:
+                grad_parameter = aggregation.grad_parameter(tile, grad_S, scratch)
+                grad_parameter = grad_parameter + aggregation.grad_parameter_of_positives(positive, grad_aggregate)
+            grad_S.diagonal().add_(grad_positive)
+            grad_products = grad_S.mul_(inv_norm[0][:, None]).mul_(inv_norm[1])
+            if needs_grad_x:
+                grad_x = torch.mm(grad_products, operands.y.dimensions())
+                operands.x.normalisation_backward(grad_x, inv_norm[0], operands.local_slice)
+                grad_x = grad_x.to(x.dtype)
+            if needs_grad_y:
+                grad_y = torch.mm(grad_products.T, operands.x.dimensions())
+                operands.y.normalisation_backward(grad_y, inv_norm[1], operands.local_slice)
+                grad_y = grad_y.to(y.dtype)
+        return grad_x, grad_y, None, grad_parameter, None, None
 
 
-def _differentiable(
-    x: Tensor,
-    y: Tensor,
-    ids: Tensor | None,
-    parameter: Tensor | None,
-    rule: Rule,
-    reduction: Reduction,
-    wanted: tuple[bool, ...],
-    upstream: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """The gradients through the dense form: where they are differentiated in turn, or many are asked for at once."""
-    create_graph = torch.is_grad_enabled()
+def _differentiable_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients through the reference loss: to be differentiated in turn, or many of them at once."""
+    x, y, ids, parameter, *_ = ctx.saved_tensors
+    objective, create_graph = ctx.objective, torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases: what x and y were made from, perhaps of each other, is the business of the graph around this.
+        # Aliases: the graph around this function covers how x and y were made, perhaps one from the other.
         x, y = x.view_as(x), y.view_as(y)
         if parameter is not None:
             parameter = parameter.view_as(parameter)
-            rule = type(rule).from_numbers(rule.numbers(), parameter)
-        loss = bidirectional(rule, cosine_similarity(x, y), ids=ids, reduction=reduction)
-        inputs = {k: value for k, value in enumerate((x, y, ids, parameter)) if value is not None and wanted[k]}
+            objective = type(objective).from_numbers(objective.numbers(), parameter)
+        loss = reference_loss(objective, cosine_similarity(x, y), ids=ids, reduction=ctx.reduction)
+        needed = {k: value for k, value in enumerate((x, y, ids, parameter)) if ctx.needs_input_grad[k]}
         found = torch.autograd.grad(
-            loss, list(inputs.values()), upstream, create_graph=create_graph, materialize_grads=True
+            loss, list(needed.values()), upstream, create_graph=create_graph, materialize_grads=True
         )
-    gradients = dict(zip(inputs, found, strict=True))
+    gradients = dict(zip(needed, found, strict=True))
     return tuple(gradients.get(k) for k in range(6))

@@ -1,96 +1,96 @@
-"""The gradients where every anchor weighs only its positive and one selected negative: rows, gathered and summed.
+"""Gradients where every anchor has only its positive and one hardest negative: rows are gathered and summed.
 
 O(B D), in a fixed order of summation on every device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from crossmodal_losses.engine.objective import State
-from crossmodal_losses.engine.one_process import Visit
-from crossmodal_losses.engine.operands import Side, Sides, blocks, normalisation_backward
+from crossmodal_losses.engine.communication import Columns
+from crossmodal_losses.engine.operands import Operand, Operands, blocks
 
 # Where rows have to be scaled or widened, so many entries at a time, but at least so many columns.
 ENTRIES, NARROWEST = 1 << 20, 32
 
 
-def _widths(side: Side) -> list[slice]:
-    """Columns of the embeddings to work on at a time."""
-    count, D = side.rows.shape
-    return blocks(slice(0, D), D if side.scale is None else max(NARROWEST, ENTRIES // count))
+def _widths(operand: Operand) -> list[slice]:
+    """Dimensions of the embeddings to work on at a time."""
+    count, D = operand.rows.shape
+    return blocks(slice(0, D), D if operand.scale is None else max(NARROWEST, ENTRIES // count))
 
 
-def _summed(rows: Tensor, of: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
-    """Weighted sums of rows, ``of[starts[k]:starts[k + 1]]`` in the k-th."""
-    return embedding_bag(of, rows, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
+def _sum_rows(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
+    """Weighted sums of rows, ``index[starts[k]:starts[k + 1]]`` in the k-th."""
+    return embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
-def of_selected(
-    sides: Sides, state: State, of_positive: Tensor, of_fold: Tensor, wanted: Sequence[bool]
+def hardest_gradients(
+    operands: Operands, index: Tensor, grad_positive: Tensor, grad_aggregate: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and y of a whole batch.
+    """Compute the gradients of x and y of a whole batch.
 
     Args:
-        state: similarity and index of the selected negatives, ``[2, B]`` each: of the rows, then of the columns.
-        of_positive, of_fold: dL/dpositive ``[B]`` and dL/dfold ``[2, B]``.
+        index: of the hardest negatives, ``[2, B]``: of the rows, then of the columns.
+        grad_positive, grad_aggregate: dL/dpositive ``[B]`` and dL/daggregate ``[2, B]``.
+        needs_grad: whether x and y need their gradients.
     """
-    _, index = state
-    B, D = sides.x.rows.shape
+    B, D = operands.x.rows.shape
     anchors = torch.arange(B, device=index.device).expand(2, B)
-    # The pairs that a row of each side is in: with its positive, with what it selected, with what selected it.
+    # The pairs of every row of each modality: its positive, its hardest negative, the anchors whose hardest it is.
     to, order = torch.cat([anchors, anchors, index.flip(0)], 1).sort(dim=1, stable=True)
-    of = torch.cat([anchors, index, anchors], 1).gather(1, order)
-    weight = torch.cat([of_positive.expand(2, B), of_fold, of_fold.flip(0)], 1).gather(1, order)
+    other_index = torch.cat([anchors, index, anchors], 1).gather(1, order)
+    weight = torch.cat([grad_positive.expand(2, B), grad_aggregate, grad_aggregate.flip(0)], 1).gather(1, order)
+    weight = weight * operands.inv_norm.gather(1, to) * operands.inv_norm.flip(0).gather(1, other_index)
     starts = torch.searchsorted(to, torch.arange(B + 1, device=index.device).repeat(2, 1))
-    weight = weight * sides.inverse.gather(1, to) * sides.inverse.flip(0).gather(1, of)
-    gradients: list[Tensor | None] = []
-    for k, (side, other) in enumerate(((sides.x, sides.y), (sides.y, sides.x))):
-        if not wanted[k]:
-            gradients.append(None)
+    gradients: list[Tensor | None] = [None, None]
+    for k, (operand, other) in enumerate(((operands.x, operands.y), (operands.y, operands.x))):
+        if not needs_grad[k]:
             continue
-        widths = _widths(side)
+        widths = _widths(other)
         if len(widths) == 1:
-            gradient = _summed(other.columns(widths[0]), of[k], weight[k], starts[k])
+            grad = _sum_rows(other.dimensions(), other_index[k], weight[k], starts[k])
         else:
-            gradient = weight.new_empty(B, D)
-            for columns in widths:
-                gradient[:, columns] = _summed(other.columns(columns), of[k], weight[k], starts[k])
+            grad = weight.new_empty(B, D)
+            for width in widths:
+                grad[:, width] = _sum_rows(other.dimensions(width), other_index[k], weight[k], starts[k])
         for block in blocks(slice(0, B), max(1, ENTRIES // D)):
-            scale = None if side.scale is None else side.scale[block]
-            normalisation_backward(gradient[block], side.block(block), sides.inverse[k, block], scale)
-        gradients.append(gradient.to(side.rows.dtype))
+            operand.normalisation_backward(grad, operands.inv_norm[k], block)
+        gradients[k] = grad.to(operand.rows.dtype)
     return gradients[0], gradients[1]
 
 
-def add_selected(sides: Sides, state: State, coefficients: Tensor, visit: Visit, of_x: Tensor | None) -> None:
-    """Add what the selected pairs among the rows held and all columns give to the sums of the gradients.
+def add_hardest(
+    operands: Operands, index: Tensor, factors: Tensor, columns: Iterable[Columns], grad_x: Tensor | None
+) -> None:
+    """Add the hardest negatives among the local rows and all columns to the sums of the gradients.
 
     Args:
-        state: similarity and index of the selected negatives, ``[2, B]`` each: of the rows held, and of all columns.
-        coefficients: their weights, ``[2, B]``.
+        index: of the hardest negatives, ``[2, B]``: of the local rows, and of all columns.
+        factors: dL/daggregate, likewise.
+        columns: one pass over the columns.
+        grad_x: the sums for the local rows of x, if they are needed.
     """
-    _, index = state
-    I = sides.own  # noqa: E741
-    rows = torch.arange(I.stop - I.start, device=index.device)
-    for J, rows_of_y, of_y in visit:
-        y = sides.columns(J, rows_of_y)
-        columns = torch.arange(J.stop - J.start, device=index.device)
+    I = operands.local_slice  # noqa: E741
+    local_rows = torch.arange(I.stop - I.start, device=index.device)
+    for J, y_rows, grad_y in columns:
+        y = operands.of_columns(J, y_rows)
+        local_columns = torch.arange(J.stop - J.start, device=index.device)
         row_of = index[1, J] - I.start
         column_of = index[0, I] - J.start
-        # Selected pairs that lie elsewhere stay, with weight 0 and some other partner: how many there are is not asked.
-        column_counts = (row_of >= 0) & (row_of < len(rows))
-        row_counts = (column_of >= 0) & (column_of < len(columns))
-        i = torch.cat([rows, torch.where(column_counts, row_of, columns % len(rows))])
-        j = torch.cat([torch.where(row_counts, column_of, rows % len(columns)), columns])
-        weight = torch.cat([coefficients[0, I] * row_counts, coefficients[1, J] * column_counts])
-        weight = weight * sides.inverse[0, I][i] * sides.inverse[1, J][j]
-        for total, side, other, to, of in ((of_x, sides.x, y, i, j), (of_y, y, sides.x, j, i)):
-            if total is None:
+        # Pairs that lie elsewhere stay, with weight 0 and some other partner: counting them would take waiting.
+        row_here = (row_of >= 0) & (row_of < len(local_rows))
+        column_here = (column_of >= 0) & (column_of < len(local_columns))
+        i = torch.cat([local_rows, torch.where(row_here, row_of, local_columns % len(local_rows))])
+        j = torch.cat([torch.where(column_here, column_of, local_rows % len(local_columns)), local_columns])
+        weight = torch.cat([factors[0, I] * column_here, factors[1, J] * row_here])
+        weight = weight * operands.inv_norm[0, I][i] * operands.inv_norm[1, J][j]
+        for grad, other, to, other_index in ((grad_x, y, i, j), (grad_y, operands.x, j, i)):
+            if grad is None:
                 continue
             to, order = to.sort(stable=True)
-            starts = torch.searchsorted(to, torch.arange(len(total) + 1, device=to.device))
-            for width in _widths(side):
-                total[:, width] += _summed(other.columns(width), of[order], weight[order], starts)
+            starts = torch.searchsorted(to, torch.arange(len(grad) + 1, device=to.device))
+            for width in _widths(other):
+                grad[:, width] += _sum_rows(other.dimensions(width), other_index[order], weight[order], starts)

@@ -1,145 +1,164 @@
-"""The two sides of a batch as matrix products want them: rows scaled where they have to be, and 1 / their lengths."""
-
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+"""The operands of the matrix products: the rows of x and y, scaled where they have to be, and their inverse norms."""
 
 import torch
 from torch import Tensor
 
-from crossmodal_losses.engine.products import can_widen
-from crossmodal_losses.similarity import computation_dtype
+from crossmodal_losses.engine.compat import multiplies_into_float32, without_autocast
+from crossmodal_losses.similarity import HALF, computation_dtype
 
 # Rows of a length in this range are multiplied as they are; others are divided by a scale first.
 SHORTEST, LONGEST = 1e-12, 1e12
 
 
 def blocks(whole: slice, step: int) -> list[slice]:
-    """Slices of at most step that cover the whole."""
+    """Cover the whole with slices of at most step."""
     return [slice(start, min(start + step, whole.stop)) for start in range(whole.start, whole.stop, step)]
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast lowers nothing here."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a @ b``, the platform's own product; half precision is accumulated, and returned, in float32."""
+    if a.dtype in HALF:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a, b, out=out)
 
 
-def normalisation_backward(gradient: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor | None) -> Tensor:
-    r"""Turn the gradient of normalised rows into that of the rows, in place.
-
-    .. math:: dL/dx = (g - (g \cdot \hat{x}) \hat{x}) / |x|, \qquad \hat{x} = x / |x|
-
-    Args:
-        gradient: g / |x|, ``[n, D]``, the finished sum over all pairs of a row, its positive included.
-        rows: x, ``[n, D]``, as they enter the matrix products: divided by their scale.
-        inverse: 1 / |x| of these rows, ``[n]``; 0 for a row of zeros.
-        scale: the power of two by which each row was divided, ``[n]``. None: 1.
-    """
-    along_row = (gradient * rows).sum(1).mul_(inverse).mul_(inverse)
-    gradient.addcmul_(rows, along_row[:, None], value=-1)
-    return gradient if scale is None else gradient.div_(scale[:, None])
+def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, likewise."""
+    if a.dtype in HALF:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, a, b, out=total)  # in place, but an operator that the counters of torch know
 
 
-class Side:
-    """The embeddings of one side, ``[B, D]``, or some of them.
+class Operand:
+    """Some rows of one modality, as they enter matrix products.
 
     Args:
-        scale: the power of two that each of the rows is divided by, lest its length over- or underflow, in the dtype
-            of the computation. None: the rows can be used as they are.
-        operand: the dtype in which blocks enter a matrix product.
-        start: the index in the batch of the first of the rows.
+        rows: embeddings, ``[n, D]``.
+        scale: the power of two that each row is divided by, lest its length over- or underflow, ``[n]``, in the dtype
+            of the computation. None: the rows are used as they are.
+        dtype: that of the blocks.
+        start: the index in the batch of the first row.
     """
 
-    def __init__(self, rows: Tensor, scale: Tensor | None, operand: torch.dtype, start: int = 0) -> None:
-        self.rows, self.scale, self.operand, self.start = rows, scale, operand, start
-        self.buffer: Tensor | None = None
-        self.held: slice | None = None
+    def __init__(self, rows: Tensor, scale: Tensor | None, dtype: torch.dtype, start: int = 0) -> None:
+        self.rows, self.scale, self.dtype, self.start = rows, scale, dtype, start
+        self._buffer: Tensor | None = None
+        self._buffered: slice | None = None
 
-    def here(self, block: slice) -> slice:
-        """Where the rows lie that have these indices in the batch."""
+    def local(self, block: slice) -> slice:
+        """Convert batch indices to local row indices."""
         return slice(block.start - self.start, block.stop - self.start)
 
-    def all(self) -> Tensor:
-        """Every row."""
-        return self.rows if self.scale is None else self.rows.to(self.scale.dtype) / self.scale[:, None]
-
     def block(self, block: slice) -> Tensor:
-        """Some rows, by their indices in the batch; valid until the next call."""
-        here = self.here(block)
+        """Rows by their indices in the batch; valid until the next call."""
+        local = self.local(block)
         if self.scale is None:
-            return self.rows[here]
+            return self.rows[local]
         count = block.stop - block.start
-        if self.buffer is None or len(self.buffer) < count:
-            self.buffer = self.scale.new_empty(count, self.rows.shape[1], dtype=self.operand)
-        if self.held is None or self.held != block:
-            torch.div(self.rows[here], self.scale[here, None], out=self.buffer[:count])
-            self.held = block
-        return self.buffer[:count]
+        if self._buffer is None or len(self._buffer) < count:
+            self._buffer = self.scale.new_empty(count, self.rows.shape[1], dtype=self.dtype)
+        if self._buffered is None or self._buffered != block:
+            torch.div(self.rows[local], self.scale[local, None], out=self._buffer[:count])
+            self._buffered = block
+        return self._buffer[:count]
 
-    def columns(self, columns: slice) -> Tensor:
-        """Some columns of every row."""
+    def dimensions(self, dimensions: slice = slice(None)) -> Tensor:
+        """Some dimensions of every row, or all, ``[n, width]``."""
         if self.scale is None:
-            return self.rows[:, columns]
-        return self.rows[:, columns].to(self.scale.dtype) / self.scale[:, None]
+            return self.rows[:, dimensions]
+        return self.rows[:, dimensions].to(self.scale.dtype) / self.scale[:, None]
+
+    def normalisation_backward(self, grad: Tensor, inv_norm: Tensor, block: slice) -> None:
+        r"""Turn the gradient of normalised rows into the gradient of the rows, in place.
+
+        .. math:: dL/dx = (g - (g \cdot \hat{x}) \hat{x}) / |x|, \qquad \hat{x} = x / |x|
+
+        Args:
+            grad: g / |x|, ``[n, D]``, in the dtype of the computation; g is the finished sum over all pairs of a row,
+                its positive included.
+            inv_norm: 1 / |x| of every row after scaling, ``[n]``; 0 for a row of zeros.
+            block: the rows, by their indices in the batch; the others stay as they are.
+        """
+        local = self.local(block)
+        grad, inv_norm, rows = grad[local], inv_norm[local], self.block(block)
+        grad_dot_x = (grad * rows).sum(1).mul_(inv_norm).mul_(inv_norm)
+        grad.addcmul_(rows, grad_dot_x[:, None], value=-1)
+        if self.scale is not None:
+            grad.div_(self.scale[local, None])
 
 
-class Sides:
-    """Both sides; of a batch over several processes, what this one holds of it.
+class Operands:
+    """Both modalities; of a batch over several processes, the local rows.
 
-    Attributes:
-        inverse: 1 / the lengths of all rows of x and of y, ``[2, B]``; 0 for a row of zeros.
-        scales: what the rows held are divided by before anything else, ``[2, rows]``. None: they are used as they are.
-        scales_of_y: those of all rows of y, ``[B]``.
-        own: the indices in the batch of the rows held.
+    Args:
+        x, y: embeddings, ``[rows, D]``.
+        inv_norm: inverse norms of all scaled rows of x and of y, ``[2, B]``; 0 for a row of zeros.
+        scales: the powers of two that the local rows are divided by, ``[2, rows]``. None: they are used as they are.
+        scale_y: those of all rows of y, ``[B]``; None stands for the local ones.
+        start: the index in the batch of the first local row.
     """
 
     def __init__(
         self,
         x: Tensor,
         y: Tensor,
-        inverse: Tensor,
+        inv_norm: Tensor,
         scales: Tensor | None,
+        scale_y: Tensor | None = None,
         start: int = 0,
-        scales_of_y: Tensor | None = None,
     ) -> None:
-        self.inverse, self.scales, self.own = inverse, scales, slice(start, start + len(x))
-        scale_x, scale_y = (None, None) if scales is None else scales.unbind()
-        self.scales_of_y = scale_y if scales_of_y is None else scales_of_y
-        operand = x.dtype if can_widen(x, y) else inverse.dtype
-        self.x, self.y = Side(x, scale_x, operand, start), Side(y, scale_y, operand, start)
+        self.inv_norm, self.scales, self.start = inv_norm, scales, start
+        local_x, local_y = (None, None) if scales is None else scales.unbind()
+        self.scale_y = local_y if scale_y is None else scale_y
+        self.dtype = x.dtype if multiplies_into_float32(x, y) else inv_norm.dtype
+        self.x, self.y = Operand(x, local_x, self.dtype, start), Operand(y, local_y, self.dtype, start)
 
     @property
-    def poison(self) -> Tensor | None:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The first five arguments of the constructor."""
+        return self.x.rows, self.y.rows, self.inv_norm, self.scales, self.scale_y
+
+    @property
+    def local_slice(self) -> slice:
+        """The indices in the batch of the local rows."""
+        return slice(self.start, self.start + len(self.x.rows))
+
+    @property
+    def nan_factor(self) -> Tensor | None:
         """NaN if x or y holds a NaN or an inf, else 1; None stands for 1."""
-        return None if self.scales is None else 1 + 0 * self.inverse.sum()
+        return None if self.scales is None else 1 + 0 * self.inv_norm.sum()
 
-    def columns(self, columns: slice, rows: Tensor) -> Side:
-        """Some columns of S, given their rows of y, as a side."""
-        if columns == self.own:
+    def of_columns(self, columns: slice, rows: Tensor) -> Operand:
+        """The operand of some columns of S, given their rows of y."""
+        if columns == self.local_slice:
             return self.y
-        scale = None if self.scales_of_y is None else self.scales_of_y[columns]
-        return Side(rows, scale, self.y.operand, columns.start)
+        return Operand(rows, None if self.scale_y is None else self.scale_y[columns], self.dtype, columns.start)
 
 
-def measured(x: Tensor, y: Tensor, step: int) -> Sides:
-    """Both sides, step rows at a time."""
+@torch.no_grad()
+def measure_norms(x: Tensor, y: Tensor, step: int) -> Operands:
+    """Choose scales and compute the inverse norms, step rows at a time."""
     dtype = computation_dtype(x, y)
-    if x.device.type == "cpu" and x.dtype == y.dtype == dtype:
-        lengths = torch.stack([torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)])
-        # Where asking does not take waiting for the device. There may be zeros and NaNs, too.
-        shortest, longest = lengths.aminmax()
-        if float(shortest) > SHORTEST and float(longest) < LONGEST:
-            return Sides(x, y, lengths.reciprocal_(), None)
-    inverse, scales = x.new_empty(2, 2, len(x), dtype=dtype)
-    for rows, scale in ((x, scales[0]), (y, scales[1])):
-        largest = torch.maximum(rows.amax(1), rows.amin(1).neg_()).to(dtype)
-        largest.masked_fill_(largest == 0, 1)
-        # The power of two below it, division by which does not round. NaN and inf become NaN.
-        torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1, out=scale).add_(0 * largest)
-    sides = Sides(x, y, inverse, scales)
-    for side, inverse_of_side in ((sides.x, inverse[0]), (sides.y, inverse[1])):
-        for block in blocks(sides.own, step):
-            length = torch.linalg.vector_norm(side.block(block), dim=1, dtype=dtype)
-            inverse_of_side[block] = length.reciprocal().masked_fill_(length == 0, 0)
-    return sides
+    with without_autocast(x.device):
+        if x.device.type == "cpu" and x.dtype == y.dtype == dtype:
+            norms = torch.stack([torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)])
+            # On a CPU looking at values does not take waiting for the device. There may be zeros and NaNs, too.
+            shortest, longest = norms.aminmax()
+            if float(shortest) > SHORTEST and float(longest) < LONGEST:
+                return Operands(x, y, norms.reciprocal_(), None)
+        scales = torch.stack([_scale(x, dtype), _scale(y, dtype)])
+        operands = Operands(x, y, x.new_zeros(2, len(x), dtype=dtype), scales)
+        for operand, inv_norm in zip((operands.x, operands.y), operands.inv_norm, strict=True):
+            for block in blocks(operands.local_slice, step):
+                norm = torch.linalg.vector_norm(operand.block(block), dim=1, dtype=dtype)
+                inv_norm[block] = norm.reciprocal().masked_fill_(norm == 0, 0)
+    return operands
+
+
+def _scale(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The power of two below the largest entry of each row, division by which does not round; NaN for NaN and inf."""
+    largest = torch.maximum(rows.amax(1), rows.amin(1).neg_()).to(dtype)
+    largest.masked_fill_(largest == 0, 1)
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1).add_(0 * largest)

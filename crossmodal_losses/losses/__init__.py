@@ -1,4 +1,4 @@
-"""One file a loss, and the table of them all.
+"""The losses, one file each, and the table of all of them.
 
 ``LOSSES`` maps a loss's name, which is also the name of its function of S, to its Module. Tests, benchmarks and the
 reference model iterate over this table: a loss entered here is tested, measured and trained.

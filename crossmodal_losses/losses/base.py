@@ -1,45 +1,22 @@
-"""What every loss is as a Module: settings, and the choice between dense and tiles."""
+"""The Module that all losses have in common: settings, and the choice of an engine."""
 
-from abc import ABC, abstractmethod
+import inspect
 from collections.abc import Callable
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from crossmodal_losses.checks import Reduction, check_embeddings, check_ids, check_reduction, check_tile_size
-from crossmodal_losses.engine.dense import ClosedForm
-from crossmodal_losses.engine.objective import Fold
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule
-from crossmodal_losses.engine.tiled import tiled
-from crossmodal_losses.similarity import cosine_similarity
-
-# Measured (benchmarks/tile_size.py): the side of a tile from which products run at full speed, and the largest batch
-# for which keeping all of S beats tiles: where a fold needs two passes, it saves one product of four.
-TILE = {"cpu": 1024, "cuda": 4096}
-LARGEST_DENSE, LARGEST_DENSE_OF_TWO_PASSES = 1024, 4096
+from crossmodal_losses.engine.dispatch import pair_loss
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.reference import reference_loss
 
 
-def largest_dense(fold: Fold) -> int:
-    """The largest B for which ``tile_size=None`` keeps all of S, B x B."""
-    return LARGEST_DENSE if fold.selects or fold.one_pass else LARGEST_DENSE_OF_TWO_PASSES
+class PairLoss(nn.Module):
+    """A loss over two batches of embeddings whose i-th rows are a pair. It holds settings; its objective is the loss.
 
-
-def largest_tile(device: torch.device) -> int:
-    """The t that ``tile_size=None`` stands for where S is not kept."""
-    return TILE.get(device.type, TILE["cpu"])
-
-
-def _is_transformed() -> bool:
-    """Whether this runs under vmap, another transformation of torch.func, or forward-mode differentiation."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
-class PairLoss(nn.Module, ABC):
-    """A loss over two batches of embeddings whose i-th rows are a pair. It holds settings; its rule does the work.
-
-    A subclass says what its :attr:`rule` is, and is entered in ``LOSSES``.
+    A subclass names the type of its objective. Every field of it is a setting: an argument of the constructor, and an
+    attribute of the module, such as ``loss.margin``.
 
     Args:
         reduction: "mean", "sum" or "none".
@@ -48,21 +25,24 @@ class PairLoss(nn.Module, ABC):
             4096 for NT-Xent and 1024 for the others, and tiles beyond, of the size found fastest on the device.
     """
 
-    def __init__(self, *, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
+    objective_type: ClassVar[type[Objective]]
+
+    def __init__(self, *, reduction: Reduction = "mean", tile_size: int | None = None, **settings: Any) -> None:
         super().__init__()
         check_reduction(reduction)
         check_tile_size(tile_size)
         self.reduction = reduction
         self.tile_size = tile_size
+        vars(self).update(vars(self.objective_type(**settings)))
 
     @property
-    @abstractmethod
-    def rule(self) -> Rule:
-        """The loss with the settings of this module."""
+    def objective(self) -> Objective:
+        """The loss of an anchor, with the present settings of this module."""
+        return self.objective_type(*[getattr(self, name) for name in self.objective_type.__match_args__])
 
     def of_similarities(self, S: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """The loss as a function of the similarities S, ``[B, B]``, with the settings of this module."""
-        return bidirectional(self.rule, S, ids=ids, reduction=self.reduction)
+        return reference_loss(self.objective, S, ids=ids, reduction=self.reduction)
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
         """The loss of a batch.
@@ -76,13 +56,11 @@ class PairLoss(nn.Module, ABC):
         """
         check_embeddings(x, y)
         check_ids(ids, x)
-        rule = self.rule
-        fold = rule.fold
-        if len(x) <= (self.tile_size or largest_dense(fold)):
-            # Where torch transforms the program it gets the plain form, which can be transformed in any way.
-            if torch.compiler.is_compiling() or _is_transformed():
-                return self.of_similarities(cosine_similarity(x, y), ids=ids)
-            return ClosedForm.apply(x, y, ids, fold.parameter, rule, self.reduction)  # type: ignore[no-any-return, no-untyped-call]
-        return tiled(x, y, ids, rule, self.reduction, self.tile_size or largest_tile(x.device))
+        return pair_loss(x, y, ids, self.objective, self.reduction, self.tile_size)
+
+    def extra_repr(self) -> str:
+        """The arguments of the constructor; of a learned setting its initial value."""
+        names = dict.fromkeys([*self.objective_type.__match_args__, *inspect.signature(type(self)).parameters])
+        return ", ".join(f"{name}={vars(self)[name]!r}" for name in names if name in vars(self))
 
     __call__: Callable[..., Tensor]

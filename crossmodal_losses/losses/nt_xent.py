@@ -1,15 +1,16 @@
 """Equation 7: identify the positive among all pairs of the anchor, by softmax."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_temperature
-from crossmodal_losses.engine.objective import LogSumExp
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.engine.aggregation import LogSumExp
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.similarity import at_least_float32
 
@@ -17,28 +18,25 @@ from crossmodal_losses.similarity import at_least_float32
 LOWEST_LEARNED_TEMPERATURE = 0.01
 
 
-class NTXentRule(Rule):
-    """-log(exp(p/t) / (exp(p/t) + sum_j exp(n_j/t))) = log(1 + exp(h)), h = log sum_j exp((n_j - p)/t)"""
+@dataclass(frozen=True)
+class NTXentObjective(Objective):
+    """-log(exp(p/t) / (exp(p/t) + sum_j exp(n_j/t))) = log(1 + exp(h)), h = log sum_j exp((n_j - p)/t)."""
 
-    def __init__(self, temperature: float | Tensor) -> None:
-        self.temperature = temperature
+    temperature: float | Tensor
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
     @property
-    def fold(self) -> LogSumExp:
+    def aggregation(self) -> LogSumExp:
         return LogSumExp(self.temperature)
 
-    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
-        return softplus(folded, threshold=40)  # beyond it, log(1 + exp(h)) = h in float64 too
+    def anchor_loss(self, positive: Tensor, h: Tensor) -> Tensor:
+        return softplus(h, threshold=40)  # beyond it, log(1 + exp(h)) = h in float64 too
 
-    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[None, Tensor]:
-        return None, folded.sigmoid()
-
-    def numbers(self) -> list[float]:
-        return [0.0 if isinstance(self.temperature, Tensor) else self.temperature]
-
-    @classmethod
-    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "NTXentRule":
-        return cls(numbers[0] if parameter is None else parameter)
+    def derivatives(self, positive: Tensor, h: Tensor) -> tuple[None, Tensor]:
+        """0 in p beyond h, 1 / (1 + exp(-h)) in h."""
+        return None, h.sigmoid()
 
 
 def nt_xent(
@@ -71,8 +69,7 @@ def nt_xent(
     >>> nt_xent(torch.eye(2), temperature=1.0)
     tensor(0.6265)
     """
-    check_temperature(temperature)
-    return bidirectional(NTXentRule(temperature), S, ids=ids, reduction=reduction)
+    return reference_loss(NTXentObjective(temperature), S, ids=ids, reduction=reduction)
 
 
 class NTXent(PairLoss):
@@ -90,6 +87,8 @@ class NTXent(PairLoss):
     tensor(0.6265)
     """
 
+    objective_type = NTXentObjective
+
     def __init__(
         self,
         *,
@@ -98,10 +97,9 @@ class NTXent(PairLoss):
         reduction: Reduction = "mean",
         tile_size: int | None = None,
     ) -> None:
-        super().__init__(reduction=reduction, tile_size=tile_size)
         if isinstance(temperature, Tensor):
             raise TypeError("expected temperature to be a number, got Tensor; to learn it: learn_temperature=True")
-        check_temperature(temperature)
+        super().__init__(temperature=temperature, reduction=reduction, tile_size=tile_size)
         if not isinstance(learn_temperature, bool):
             raise TypeError(f"expected learn_temperature to be True or False, got {learn_temperature!r}")
         self.initial_temperature = temperature
@@ -121,13 +119,3 @@ class NTXent(PairLoss):
         if not self.learn_temperature:
             return self.initial_temperature
         return (math.log(LOWEST_LEARNED_TEMPERATURE) * at_least_float32(self.exponent_logit).sigmoid()).exp()
-
-    @property
-    def rule(self) -> NTXentRule:
-        return NTXentRule(self.temperature)
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.initial_temperature}, learn_temperature={self.learn_temperature}, "
-            f"reduction={self.reduction!r}, tile_size={self.tile_size}"
-        )

@@ -1,37 +1,34 @@
 """Equation 3: only the hardest negative of each anchor costs."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.engine.objective import Hardest
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.engine.aggregation import HardestNegative
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 
 
-class TripletMaxRule(Rule):
-    """[m + max_j n_j - p]_+"""
+@dataclass(frozen=True)
+class TripletMaxObjective(Objective):
+    """[m + max_j n_j - p]_+."""
 
-    def __init__(self, margin: float) -> None:
-        self.margin = margin
+    margin: float
 
-    @property
-    def fold(self) -> Hardest:
-        return Hardest()
+    aggregation = HardestNegative()
 
-    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
-        return (self.margin + folded - positive).relu()
+    def __post_init__(self) -> None:
+        check_margin(self.margin)
 
-    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[Tensor, Tensor]:
-        violating = self.of_anchor(positive, folded).sign()
+    def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
+        return (self.margin + hardest - positive).relu()
+
+    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+        """-1 and 1 where the hinge is above 0."""
+        violating = self.anchor_loss(positive, hardest).sign()
         return -violating, violating
-
-    def numbers(self) -> list[float]:
-        return [self.margin]
-
-    @classmethod
-    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletMaxRule":
-        return cls(*numbers)
 
 
 def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
@@ -61,28 +58,21 @@ def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     >>> triplet_max(torch.full((4, 4), 0.5))
     tensor(0.4000)
     """
-    check_margin(margin)
-    return bidirectional(TripletMaxRule(margin), S, ids=ids, reduction=reduction)
+    return reference_loss(TripletMaxObjective(margin), S, ids=ids, reduction=reduction)
 
 
 class TripletMax(PairLoss):
     """:func:`triplet_max` of the cosine similarities of two batches of embeddings.
 
-    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
+    Settings are those of :func:`triplet_max`; ``reduction`` and ``tile_size`` those of every :class:`PairLoss`.
 
     >>> import torch
     >>> TripletMax(margin=0.5)(torch.eye(3), torch.eye(3).flip(0))  # two of three pairs are swapped
     tensor(2.)
     """
 
+    objective_type = TripletMaxObjective
+    margin: float
+
     def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
-        super().__init__(reduction=reduction, tile_size=tile_size)
-        check_margin(margin)
-        self.margin = margin
-
-    @property
-    def rule(self) -> TripletMaxRule:
-        return TripletMaxRule(self.margin)
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, reduction={self.reduction!r}, tile_size={self.tile_size}"
+        super().__init__(margin=margin, reduction=reduction, tile_size=tile_size)

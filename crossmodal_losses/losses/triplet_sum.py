@@ -1,37 +1,36 @@
 """Equation 2: every negative that comes within the margin of the positive costs."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.engine.objective import HingeSum
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.engine.aggregation import HingeSum
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 
 
-class TripletSumRule(Rule):
-    """sum_j [m + n_j - p]_+"""
+@dataclass(frozen=True)
+class TripletSumObjective(Objective):
+    """sum_j [m + n_j - p]_+."""
 
-    def __init__(self, margin: float) -> None:
-        self.margin = margin
+    margin: float
+
+    def __post_init__(self) -> None:
+        check_margin(self.margin)
 
     @property
-    def fold(self) -> HingeSum:
+    def aggregation(self) -> HingeSum:
         return HingeSum(self.margin)
 
-    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
-        return folded
+    def anchor_loss(self, positive: Tensor, hinge_sum: Tensor) -> Tensor:
+        return hinge_sum
 
-    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[None, Tensor]:
-        return None, torch.ones_like(folded)
-
-    def numbers(self) -> list[float]:
-        return [self.margin]
-
-    @classmethod
-    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletSumRule":
-        return cls(*numbers)
+    def derivatives(self, positive: Tensor, hinge_sum: Tensor) -> tuple[None, Tensor]:
+        """0 in p beyond the sum, 1 in the sum."""
+        return None, torch.ones_like(hinge_sum)
 
 
 def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
@@ -61,14 +60,13 @@ def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     >>> triplet_sum(torch.tensor([[0.5, 0.4], [0.0, 0.5]]))
     tensor(0.1000)
     """
-    check_margin(margin)
-    return bidirectional(TripletSumRule(margin), S, ids=ids, reduction=reduction)
+    return reference_loss(TripletSumObjective(margin), S, ids=ids, reduction=reduction)
 
 
 class TripletSum(PairLoss):
     """:func:`triplet_sum` of the cosine similarities of two batches of embeddings.
 
-    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
+    Settings are those of :func:`triplet_sum`; ``reduction`` and ``tile_size`` those of every :class:`PairLoss`.
 
     >>> import torch
     >>> loss = TripletSum(margin=0.2)
@@ -76,14 +74,8 @@ class TripletSum(PairLoss):
     tensor(0.)
     """
 
+    objective_type = TripletSumObjective
+    margin: float
+
     def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
-        super().__init__(reduction=reduction, tile_size=tile_size)
-        check_margin(margin)
-        self.margin = margin
-
-    @property
-    def rule(self) -> TripletSumRule:
-        return TripletSumRule(self.margin)
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, reduction={self.reduction!r}, tile_size={self.tile_size}"
+        super().__init__(margin=margin, reduction=reduction, tile_size=tile_size)

@@ -1,14 +1,15 @@
 """Equations 4 to 6: a polynomial weight for the positive and one for the hardest negative."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients
-from crossmodal_losses.engine.objective import Hardest
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.engine.aggregation import HardestNegative
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 
 # Section 3.2 of the paper, after Wei et al. 2020; constant term first.
@@ -26,40 +27,37 @@ def polynomial(coefficients: Sequence[float], s: Tensor) -> Tensor:
 
 
 def derivative(coefficients: Sequence[float]) -> list[float]:
-    """Of the polynomial with these coefficients, likewise the constant term first."""
+    """Coefficients of the derivative of a polynomial, constant term first."""
     return [power * coefficient for power, coefficient in enumerate(coefficients)][1:] or [0.0]
 
 
-class TripletWeightedRule(Rule):
-    """[G_pos(p) + G_neg(max_j n_j)]_+"""
+@dataclass(frozen=True)
+class TripletWeightedObjective(Objective):
+    """[G_pos(p) + G_neg(max_j n_j)]_+."""
 
-    def __init__(self, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]) -> None:
-        self.positive_coefficients = positive_coefficients
-        self.negative_coefficients = negative_coefficients
+    positive_coefficients: Sequence[float]
+    negative_coefficients: Sequence[float]
 
-    @property
-    def fold(self) -> Hardest:
-        return Hardest()
+    aggregation = HardestNegative()
 
-    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        """Check the settings; a list becomes a tuple."""
+        for name in ("positive_coefficients", "negative_coefficients"):
+            check_coefficients(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         g_pos = polynomial(self.positive_coefficients, positive)
-        g_neg = polynomial(self.negative_coefficients, folded)
+        g_neg = polynomial(self.negative_coefficients, hardest)
         return (g_pos + g_neg).relu()
 
-    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[Tensor, Tensor]:
-        counts = self.of_anchor(positive, folded).sign()
+    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+        """G_pos'(p) and G_neg'(n) where the hinge is above 0."""
+        counts = self.anchor_loss(positive, hardest).sign()
         return (
             counts * polynomial(derivative(self.positive_coefficients), positive),
-            counts * polynomial(derivative(self.negative_coefficients), folded),
+            counts * polynomial(derivative(self.negative_coefficients), hardest),
         )
-
-    def numbers(self) -> list[float]:
-        return [len(self.positive_coefficients), *self.positive_coefficients, *self.negative_coefficients]
-
-    @classmethod
-    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletWeightedRule":
-        first_negative = 1 + int(numbers[0])
-        return cls(numbers[1:first_negative], numbers[first_negative:])
 
 
 def triplet_weighted(
@@ -102,20 +100,22 @@ def triplet_weighted(
     >>> triplet_weighted(torch.full((4, 4), 0.5))
     tensor(0.5100)
     """
-    check_coefficients("positive_coefficients", positive_coefficients)
-    check_coefficients("negative_coefficients", negative_coefficients)
-    rule = TripletWeightedRule(positive_coefficients, negative_coefficients)
-    return bidirectional(rule, S, ids=ids, reduction=reduction)
+    objective = TripletWeightedObjective(positive_coefficients, negative_coefficients)
+    return reference_loss(objective, S, ids=ids, reduction=reduction)
 
 
 class TripletWeighted(PairLoss):
     """:func:`triplet_weighted` of the cosine similarities of two batches of embeddings.
 
-    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
+    Settings are those of :func:`triplet_weighted`; ``reduction`` and ``tile_size`` those of every :class:`PairLoss`.
 
     >>> TripletWeighted()(torch.eye(3), torch.eye(3))  # G_pos(1) + G_neg(0) = 0.03, both ways
     tensor(0.0600)
     """
+
+    objective_type = TripletWeightedObjective
+    positive_coefficients: Sequence[float]
+    negative_coefficients: Sequence[float]
 
     def __init__(
         self,
@@ -125,19 +125,9 @@ class TripletWeighted(PairLoss):
         reduction: Reduction = "mean",
         tile_size: int | None = None,
     ) -> None:
-        super().__init__(reduction=reduction, tile_size=tile_size)
-        check_coefficients("positive_coefficients", positive_coefficients)
-        check_coefficients("negative_coefficients", negative_coefficients)
-        self.positive_coefficients = tuple(positive_coefficients)
-        self.negative_coefficients = tuple(negative_coefficients)
-
-    @property
-    def rule(self) -> TripletWeightedRule:
-        return TripletWeightedRule(self.positive_coefficients, self.negative_coefficients)
-
-    def extra_repr(self) -> str:
-        return (
-            f"positive_coefficients={self.positive_coefficients}, "
-            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}, "
-            f"tile_size={self.tile_size}"
+        super().__init__(
+            positive_coefficients=positive_coefficients,
+            negative_coefficients=negative_coefficients,
+            reduction=reduction,
+            tile_size=tile_size,
         )

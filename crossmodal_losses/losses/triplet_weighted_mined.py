@@ -1,13 +1,14 @@
 """The polynomial loss with a mining rule, as its published implementations compute it (Wei et al. 2020)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients, check_margin
-from crossmodal_losses.engine.objective import Hardest
-from crossmodal_losses.engine.reference import bidirectional
-from crossmodal_losses.engine.rules import Rule
+from crossmodal_losses.engine.aggregation import HardestNegative
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.triplet_weighted import (
     NEGATIVE_COEFFICIENTS,
@@ -20,44 +21,40 @@ from crossmodal_losses.losses.triplet_weighted import (
 PERFECT = 1 - 1e-5
 
 
-class TripletWeightedMinedRule(Rule):
-    """[G_pos(p)]_+ + [G_neg(n)]_+, n = max_j n_j, of the anchors with n + m > p"""
+@dataclass(frozen=True)
+class TripletWeightedMinedObjective(Objective):
+    """[G_pos(p)]_+ + [G_neg(n)]_+, n = max_j n_j, of the anchors with n + m > p and p < 1 - 1e-5."""
 
-    def __init__(
-        self, margin: float, positive_coefficients: Sequence[float], negative_coefficients: Sequence[float]
-    ) -> None:
-        self.margin = margin
-        self.positive_coefficients = positive_coefficients
-        self.negative_coefficients = negative_coefficients
+    margin: float
+    positive_coefficients: Sequence[float]
+    negative_coefficients: Sequence[float]
 
-    @property
-    def fold(self) -> Hardest:
-        return Hardest()
+    aggregation = HardestNegative()
 
-    def _counts(self, positive: Tensor, folded: Tensor) -> Tensor:
-        return (folded + self.margin > positive) & (positive < PERFECT)
+    def __post_init__(self) -> None:
+        """Check the settings; a list becomes a tuple."""
+        check_margin(self.margin)
+        for name in ("positive_coefficients", "negative_coefficients"):
+            check_coefficients(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    def of_anchor(self, positive: Tensor, folded: Tensor) -> Tensor:
+    def _counts(self, positive: Tensor, hardest: Tensor) -> Tensor:
+        return (hardest + self.margin > positive) & (positive < PERFECT)
+
+    def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         g_pos = polynomial(self.positive_coefficients, positive)
-        g_neg = polynomial(self.negative_coefficients, folded)
-        return (g_pos.relu() + g_neg.relu()) * self._counts(positive, folded)
+        g_neg = polynomial(self.negative_coefficients, hardest)
+        return (g_pos.relu() + g_neg.relu()) * self._counts(positive, hardest)
 
-    def slopes(self, positive: Tensor, folded: Tensor) -> tuple[Tensor, Tensor]:
-        counts = self._counts(positive, folded)
+    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+        """G_pos'(p) and G_neg'(n) where their hinges are above 0, of the anchors that count."""
+        counts = self._counts(positive, hardest)
 
         def hinged(coefficients: Sequence[float], s: Tensor) -> Tensor:
             above = polynomial(coefficients, s).relu_().sign_()
             return counts * above * polynomial(derivative(coefficients), s)
 
-        return hinged(self.positive_coefficients, positive), hinged(self.negative_coefficients, folded)
-
-    def numbers(self) -> list[float]:
-        return [self.margin, len(self.positive_coefficients), *self.positive_coefficients, *self.negative_coefficients]
-
-    @classmethod
-    def from_numbers(cls, numbers: list[float], parameter: Tensor | None) -> "TripletWeightedMinedRule":
-        first_negative = 2 + int(numbers[1])
-        return cls(numbers[0], numbers[2:first_negative], numbers[first_negative:])
+        return hinged(self.positive_coefficients, positive), hinged(self.negative_coefficients, hardest)
 
 
 def triplet_weighted_mined(
@@ -100,22 +97,25 @@ def triplet_weighted_mined(
     >>> triplet_weighted_mined(torch.full((4, 4), 0.5))
     tensor(0.5100)
     """
-    check_margin(margin)
-    check_coefficients("positive_coefficients", positive_coefficients)
-    check_coefficients("negative_coefficients", negative_coefficients)
-    rule = TripletWeightedMinedRule(margin, positive_coefficients, negative_coefficients)
-    return bidirectional(rule, S, ids=ids, reduction=reduction)
+    objective = TripletWeightedMinedObjective(margin, positive_coefficients, negative_coefficients)
+    return reference_loss(objective, S, ids=ids, reduction=reduction)
 
 
 class TripletWeightedMined(PairLoss):
     """:func:`triplet_weighted_mined` of the cosine similarities of two batches of embeddings.
 
-    Its settings; ``reduction`` and ``tile_size`` are those of every :class:`PairLoss`.
+    Settings are those of :func:`triplet_weighted_mined`; ``reduction`` and ``tile_size`` those of every
+    :class:`PairLoss`.
 
     >>> import torch
     >>> TripletWeightedMined()(torch.eye(3), torch.eye(3))  # no negative within the margin
     tensor(0.)
     """
+
+    objective_type = TripletWeightedMinedObjective
+    margin: float
+    positive_coefficients: Sequence[float]
+    negative_coefficients: Sequence[float]
 
     def __init__(
         self,
@@ -126,21 +126,10 @@ class TripletWeightedMined(PairLoss):
         reduction: Reduction = "mean",
         tile_size: int | None = None,
     ) -> None:
-        super().__init__(reduction=reduction, tile_size=tile_size)
-        check_margin(margin)
-        check_coefficients("positive_coefficients", positive_coefficients)
-        check_coefficients("negative_coefficients", negative_coefficients)
-        self.margin = margin
-        self.positive_coefficients = tuple(positive_coefficients)
-        self.negative_coefficients = tuple(negative_coefficients)
-
-    @property
-    def rule(self) -> TripletWeightedMinedRule:
-        return TripletWeightedMinedRule(self.margin, self.positive_coefficients, self.negative_coefficients)
-
-    def extra_repr(self) -> str:
-        return (
-            f"margin={self.margin}, positive_coefficients={self.positive_coefficients}, "
-            f"negative_coefficients={self.negative_coefficients}, reduction={self.reduction!r}, "
-            f"tile_size={self.tile_size}"
+        super().__init__(
+            margin=margin,
+            positive_coefficients=positive_coefficients,
+            negative_coefficients=negative_coefficients,
+            reduction=reduction,
+            tile_size=tile_size,
         )

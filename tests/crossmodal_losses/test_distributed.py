@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from comparisons import each_loss, normal_pair
+from comparisons import Largest, each_loss, normal_pair
 from oracles import ORACLES, cosine_similarity
 from processes import exit_codes, run
 from torch import Tensor, nn
@@ -363,18 +363,6 @@ def test_the_work_is_divided_and_embeddings_are_sent_twice(W: int) -> None:
     run(W, costs)
 
 
-class Largest(TorchDispatchMode):
-    """Record the number of entries of the largest tensor that any operation makes."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = result if isinstance(result, tuple | list) else (result,)
-        self.entries = max([self.entries, *(value.numel() for value in made if isinstance(value, Tensor))])
-        return result
-
-
 def memory_of_a_rank() -> None:
     W = dist.get_world_size()
     rows, D = 20, 150
@@ -384,7 +372,7 @@ def memory_of_a_rank() -> None:
     for wrapper in WRAPPERS:
         for name in LOSSES:
             a, b = x[own].clone().requires_grad_(), y[own].clone().requires_grad_()
-            with Largest() as seen:  # type: ignore[no-untyped-call]
+            with Largest() as seen:
                 wrapper(LOSSES[name](tile_size=8))(a, b).backward()
             largest[wrapper, name] = seen.entries
     for name in LOSSES:

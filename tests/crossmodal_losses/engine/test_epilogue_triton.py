@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity
-from crossmodal_losses.engine import tiled
+from crossmodal_losses.engine import tiles
+from crossmodal_losses.engine.aggregation import Aggregation, HardestNegative, HingeSum, LogSumExp
 from crossmodal_losses.engine.epilogue import Epilogue, Plain
-from crossmodal_losses.engine.objective import Fold, Hardest, HingeSum, LogSumExp
-from crossmodal_losses.engine.operands import Sides, measured
+from crossmodal_losses.engine.operands import Operands, measure_norms
 
 pytest.importorskip("triton")
 
@@ -57,15 +57,15 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epilogue_triton, "BLOCK_COLUMNS", 32)
 
 
-FOLDS = {
-    "hardest": Hardest(),
+AGGREGATIONS = {
+    "hardest": HardestNegative(),
     "hinges": HingeSum(0.2),
     "t = 0.07": LogSumExp(0.07),
     "t = 0.025": LogSumExp(0.025),
     "t = 0.005": LogSumExp(0.005),
     "learned t": LogSumExp(torch.tensor(0.05, device=DEVICE)),
 }
-WEIGHING = sorted(FOLDS.keys() - {"hardest"})
+WITH_TILE_GRADIENTS = sorted(AGGREGATIONS.keys() - {"hardest"})
 
 # B, and the rows and columns of a tile in it.
 PLACES = {
@@ -94,22 +94,22 @@ class Batch:
             x[5], y[B - 2] = 0, 0
         ids = torch.randint(B // 3 + 1, (B,), generator=generator)
         self.ids = ids.to(DEVICE) if with_ids else None
-        self.sides = measured(x.to(DEVICE), y.to(DEVICE), B)
-        self.S = self.sides.x.all() @ self.sides.y.all().T
+        self.operands = measure_norms(x.to(DEVICE), y.to(DEVICE), B)
+        self.S = self.operands.x.dimensions() @ self.operands.y.dimensions().T
         self.upstream = torch.randn(2, B, generator=generator).to(DEVICE)
         groups = torch.arange(B) if self.ids is None else ids
         self.upstream *= (groups[:, None] != groups).any(1).to(DEVICE)  # as the engine does
 
-    def epilogue(self, kind: type[Epilogue], fold: Fold, I: slice, J: slice) -> Epilogue:  # noqa: E741
-        inverse = self.sides.inverse
-        positive = self.S.diagonal() * inverse[0] * inverse[1]
-        epilogue = kind(inverse, self.ids, fold, positive, self.sides.x.operand)
+    def epilogue(self, kind: type[Epilogue], aggregation: Aggregation, I: slice, J: slice) -> Epilogue:  # noqa: E741
+        inv_norm = self.operands.inv_norm
+        positive = self.S.diagonal() * inv_norm[0] * inv_norm[1]
+        epilogue = kind(inv_norm, self.ids, aggregation, positive, self.operands.dtype)
         epilogue.take(self.S[I, J].clone(), I, J)
         return epilogue
 
-    def state(self, fold: Fold) -> tuple[Tensor, ...]:
+    def state(self, aggregation: Aggregation) -> tuple[Tensor, ...]:
         everything = slice(0, len(self.S))
-        rows, columns = self.epilogue(Plain, fold, everything, everything).states()
+        rows, columns = self.epilogue(Plain, aggregation, everything, everything).states()
         return tuple(torch.stack(parts) for parts in zip(rows, columns, strict=True))
 
 
@@ -117,7 +117,7 @@ def assert_same_states(value: Epilogue, expected: Epilogue) -> None:
     for states, expected_states in zip(value.states(), expected.states(), strict=True):
         assert len(states) == len(expected_states)
         for part, expected_part in zip(states, expected_states, strict=True):
-            if expected.fold.selects:
+            if expected.aggregation.selects:
                 assert part.dtype == expected_part.dtype
                 assert torch.equal(part, expected_part)
             else:
@@ -130,39 +130,41 @@ def assert_close_in_scale(value: Tensor, expected: Tensor, rtol: float = RTOL) -
 
 @each_place
 @with_and_without_ids
-@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize("name", AGGREGATIONS)
 def test_states(name: str, with_ids: bool, place: str) -> None:
     B, I, J = PLACES[place]  # noqa: E741
-    batch, fold = Batch(B, with_ids), FOLDS[name]
-    assert_same_states(batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J))
+    batch, aggregation = Batch(B, with_ids), AGGREGATIONS[name]
+    assert_same_states(batch.epilogue(Fused, aggregation, I, J), batch.epilogue(Plain, aggregation, I, J))
 
 
 @each_place
 @with_and_without_ids
-@pytest.mark.parametrize("name", WEIGHING)
-def test_weights(name: str, with_ids: bool, place: str) -> None:
+@pytest.mark.parametrize("name", WITH_TILE_GRADIENTS)
+def test_gradients_of_a_tile(name: str, with_ids: bool, place: str) -> None:
     B, I, J = PLACES[place]  # noqa: E741
-    batch, fold = Batch(B, with_ids), FOLDS[name]
-    state = batch.state(fold)
-    coefficients = fold.coefficients(state, batch.upstream).detach()
-    if fold.one_pass:
+    batch, aggregation = Batch(B, with_ids), AGGREGATIONS[name]
+    state = batch.state(aggregation)
+    factors = aggregation.anchor_factors(state, batch.upstream).detach()
+    if aggregation.one_pass:
         state = ()
-    fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
-    weights, expected = fused.weigh(state, coefficients), plain.weigh(state, coefficients)
-    assert_close_in_scale(weights, expected)
-    if fold.parameter is not None:
-        scale = float(expected.abs().sum() / fold.parameter)
-        torch.testing.assert_close(fused.slope(), plain.slope().detach(), rtol=RTOL, atol=ATOL * scale)
-    assert fused.any_weight()
+    fused, plain = batch.epilogue(Fused, aggregation, I, J), batch.epilogue(Plain, aggregation, I, J)
+    gradient, expected = fused.grad_products(state, factors), plain.grad_products(state, factors)
+    assert_close_in_scale(gradient, expected)
+    if aggregation.parameter is not None:
+        scale = float(expected.abs().sum() / aggregation.parameter)
+        torch.testing.assert_close(
+            fused.grad_parameter(), plain.grad_parameter().detach(), rtol=RTOL, atol=ATOL * scale
+        )
+    assert fused.any_gradient()
 
-    fused.operand = torch.bfloat16
-    rounded = fused.weigh(state, coefficients)
+    fused.dtype = torch.bfloat16
+    rounded = fused.grad_products(state, factors)
     assert rounded.dtype == torch.bfloat16
     assert_close_in_scale(rounded.float(), expected, rtol=2**-7)  # the interpreter cuts off where a device rounds
 
 
 def first_of_largest(S: Tensor) -> list[int]:
-    """Of every row; by hand."""
+    """Index of the largest entry of every row; by hand."""
     return [row.index(max(row)) for row in S.tolist()]
 
 
@@ -170,12 +172,12 @@ def first_of_largest(S: Tensor) -> list[int]:
 @pytest.mark.parametrize("values", [1, 2, 5])
 @pytest.mark.parametrize("place", ["37 x 65", "37 x 37 on the diagonal", "129 x 70"])
 def test_of_equal_similarities_the_lowest_index_wins(place: str, values: int) -> None:
-    """In one block or in several."""
+    """Ties lie in one block or in several."""
     B, I, J = PLACES[place]  # noqa: E741
     batch = Batch(B)
-    batch.sides.inverse.fill_(1)
+    batch.operands.inv_norm.fill_(1)
     batch.S = torch.randint(values, (B, B), generator=torch.Generator().manual_seed(0)).to(DEVICE) / 4 - 0.5
-    fused, plain = (batch.epilogue(kind, Hardest(), I, J) for kind in (Fused, Plain))
+    fused, plain = (batch.epilogue(kind, HardestNegative(), I, J) for kind in (Fused, Plain))
     assert_same_states(fused, plain)
     S = batch.S.clone().fill_diagonal_(-1)[I, J]
     (_, of_rows), (_, of_columns) = fused.states()
@@ -184,32 +186,32 @@ def test_of_equal_similarities_the_lowest_index_wins(place: str, values: int) ->
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize("name", AGGREGATIONS)
 def test_many_blocks(name: str) -> None:
     """Rows beside columns that are no multiples of a block, and not of each other."""
-    batch, fold = Batch(120, True), FOLDS[name]
+    batch, aggregation = Batch(120, True), AGGREGATIONS[name]
     I, J = slice(0, 49), slice(49, 120)  # noqa: E741
-    fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
+    fused, plain = batch.epilogue(Fused, aggregation, I, J), batch.epilogue(Plain, aggregation, I, J)
     assert_same_states(fused, plain)
-    if not fold.selects:
-        state = batch.state(fold)
-        coefficients = fold.coefficients(state, batch.upstream).detach()
-        assert_close_in_scale(fused.weigh(state, coefficients), plain.weigh(state, coefficients))
+    if not aggregation.selects:
+        state = batch.state(aggregation)
+        factors = aggregation.anchor_factors(state, batch.upstream).detach()
+        assert_close_in_scale(fused.grad_products(state, factors), plain.grad_products(state, factors))
 
 
-@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize("name", AGGREGATIONS)
 def test_without_negatives(name: str) -> None:
-    """All ids equal: the numbers mean nothing, but they are those of plain torch, and the weights are 0."""
-    batch, fold = Batch(70), FOLDS[name]
+    """All ids equal: the numbers mean nothing, but they are those of plain torch, and the gradients are 0."""
+    batch, aggregation = Batch(70), AGGREGATIONS[name]
     batch.ids = torch.zeros(70, dtype=torch.int64, device=DEVICE)
     I, J = slice(0, 40), slice(40, 70)  # noqa: E741
-    fused = batch.epilogue(Fused, fold, I, J)
-    assert_same_states(fused, batch.epilogue(Plain, fold, I, J))
-    if not fold.selects:
-        assert not fused.weigh(batch.state(fold), torch.zeros_like(batch.upstream)).any()
+    fused = batch.epilogue(Fused, aggregation, I, J)
+    assert_same_states(fused, batch.epilogue(Plain, aggregation, I, J))
+    if not aggregation.selects:
+        assert not fused.grad_products(batch.state(aggregation), torch.zeros_like(batch.upstream)).any()
 
 
-@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize("name", AGGREGATIONS)
 @pytest.mark.parametrize(
     "place, entry",
     [("1 x 7", (0, 6)), ("7 x 1", (6, 0)), ("64 x 64", (0, 0)), ("129 x 70", (128, 69)), ("129 x 70", (30, 65))],
@@ -217,11 +219,11 @@ def test_without_negatives(name: str) -> None:
 def test_nan_stays_inside(name: str, place: str, entry: tuple[int, int]) -> None:
     """A NaN at an edge: an index is one of the tile, a sum is NaN, and others do not see it."""
     B, I, J = PLACES[place]  # noqa: E741
-    batch, fold = Batch(B), FOLDS[name]
+    batch, aggregation = Batch(B), AGGREGATIONS[name]
     batch.S[I, J][entry] = torch.nan
-    of_rows, of_columns = batch.epilogue(Fused, fold, I, J).states()
+    of_rows, of_columns = batch.epilogue(Fused, aggregation, I, J).states()
     for states, there, candidates in ((of_rows, entry[0], J), (of_columns, entry[1], I)):
-        if fold.selects:
+        if aggregation.selects:
             assert bool(((states[1] >= candidates.start) & (states[1] < candidates.stop)).all())
         else:
             assert states[0].isnan().nonzero().flatten().tolist() == [there]
@@ -229,21 +231,21 @@ def test_nan_stays_inside(name: str, place: str, entry: tuple[int, int]) -> None
 
 def test_a_block_of_excluded_pairs_at_a_tiny_temperature() -> None:
     """-1e30 / t is -inf."""
-    batch, fold = Batch(65), LogSumExp(1e-9)  # the last block holds the last pair alone
+    batch, aggregation = Batch(65), LogSumExp(1e-9)  # the last block holds the last pair alone
     everything = slice(0, 65)
     with np.errstate(over="ignore", divide="ignore"):
-        fused, plain = (batch.epilogue(kind, fold, everything, everything) for kind in (Fused, Plain))
+        fused, plain = (batch.epilogue(kind, aggregation, everything, everything) for kind in (Fused, Plain))
         assert_same_states(fused, plain)
         assert all(bool(state.isfinite().all()) for (state,) in fused.states())
 
 
-def test_coefficients_and_state_may_be_views() -> None:
-    batch, fold = Batch(50), FOLDS["t = 0.005"]
+def test_factors_and_state_may_be_views() -> None:
+    batch, aggregation = Batch(50), AGGREGATIONS["t = 0.005"]
     I, J = slice(0, 20), slice(20, 50)  # noqa: E741
-    state = tuple(part.T.contiguous().T for part in batch.state(fold))
-    coefficients = batch.upstream[:1].expand(2, -1)
-    fused, plain = batch.epilogue(Fused, fold, I, J), batch.epilogue(Plain, fold, I, J)
-    assert_close_in_scale(fused.weigh(state, coefficients), plain.weigh(state, coefficients))
+    state = tuple(part.T.contiguous().T for part in batch.state(aggregation))
+    factors = batch.upstream[:1].expand(2, -1)
+    fused, plain = batch.epilogue(Fused, aggregation, I, J), batch.epilogue(Plain, aggregation, I, J)
+    assert_close_in_scale(fused.grad_products(state, factors), plain.grad_products(state, factors))
 
 
 class Waiting(TorchDispatchMode):
@@ -254,17 +256,17 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize("name", AGGREGATIONS)
 def test_waits_for_nothing(name: str) -> None:
-    batch, fold = Batch(40, True), FOLDS[name]
+    batch, aggregation = Batch(40, True), AGGREGATIONS[name]
     I, J = slice(0, 20), slice(20, 40)  # noqa: E741
-    state = batch.state(fold)
+    state = batch.state(aggregation)
     with Waiting():  # type: ignore[no-untyped-call]
-        fused = batch.epilogue(Fused, fold, I, J)
+        fused = batch.epilogue(Fused, aggregation, I, J)
         fused.states()
-        if not fold.selects:
-            fused.weigh(state, batch.upstream)
-            assert fused.any_weight()
+        if not aggregation.selects:
+            fused.grad_products(state, batch.upstream)
+            assert fused.any_gradient()
 
 
 class Another(HingeSum):
@@ -272,13 +274,13 @@ class Another(HingeSum):
 
 
 def test_what_is_supported() -> None:
-    assert all(supports(torch.float32, fold) for fold in FOLDS.values())
-    assert not supports(torch.float64, Hardest())
+    assert all(supports(torch.float32, aggregation) for aggregation in AGGREGATIONS.values())
+    assert not supports(torch.float64, HardestNegative())
     assert not supports(torch.float32, Another(0.2))
     batch = Batch(3)
     one = slice(0, 1)
     with pytest.raises(NotImplementedError, match="expected a fold of many pairs"):
-        batch.epilogue(Fused, Hardest(), one, one).weigh((), batch.upstream)
+        batch.epilogue(Fused, HardestNegative(), one, one).grad_products((), batch.upstream)
 
 
 ENGINE: dict[str, PairLoss] = {
@@ -294,10 +296,10 @@ ENGINE: dict[str, PairLoss] = {
 def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole engine, over tiles of several blocks, is the loss of all similarities."""
 
-    def fused(sides: Sides, ids: Tensor | None, fold: Fold, positive: Tensor) -> Fused:
-        return Fused(sides.inverse, ids, fold, positive, sides.x.operand)
+    def fused(operands: Operands, ids: Tensor | None, aggregation: Aggregation, positive: Tensor) -> Fused:
+        return Fused(operands.inv_norm, ids, aggregation, positive, operands.dtype)
 
-    monkeypatch.setattr(tiled, "epilogue_of", fused)
+    monkeypatch.setattr(tiles, "epilogue_for", fused)
     B = 100
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(B, 6, generator=generator)
@@ -305,28 +307,28 @@ def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> N
     x, y = x.to(DEVICE).requires_grad_(), y.to(DEVICE).requires_grad_()
     ids = torch.randint(70, (B,), generator=generator).to(DEVICE) if with_ids else None
     loss = ENGINE[name].to(DEVICE)
-    wanted = (x, y, *loss.parameters())
+    inputs = (x, y, *loss.parameters())
 
     dense = loss.of_similarities(cosine_similarity(x, y), ids=ids)
-    expected = torch.autograd.grad(dense, wanted)
+    expected = torch.autograd.grad(dense, inputs)
     monkeypatch.setattr(loss, "tile_size", 48)
     value = loss(x, y, ids)
     torch.testing.assert_close(value, dense, rtol=RTOL, atol=ATOL)
-    for gradient, expected_gradient in zip(torch.autograd.grad(value, wanted), expected, strict=True):
+    for gradient, expected_gradient in zip(torch.autograd.grad(value, inputs), expected, strict=True):
         assert_close_in_scale(gradient, expected_gradient, rtol=1e-4)
 
 
 def variants() -> Iterator[tuple[Any, dict[str, Any], dict[str, str]]]:
     """Every kernel as it is launched: its constants, and its arguments that are no numbers and no float32 tensors."""
-    states, weights = epilogue_triton._states, epilogue_triton._weights
+    states, grad = epilogue_triton._states, epilogue_triton._grad
     for kind in ("hardest", "hinges", "exponentials", "logarithm"):
-        yield states, {"FOLD": kind}, {"group": "*i64"}
+        yield states, {"KIND": kind}, {"group": "*i64"}
     for kind in ("hinges", "exponentials", "logarithm"):
-        yield weights, {"FOLD": kind, "slopes": None}, {"group": "*i64", "weights": "*bf16"}
-    yield weights, {"FOLD": "logarithm"}, {}
+        yield grad, {"KIND": kind, "grad_parameters": None}, {"group": "*i64", "grad_products": "*bf16"}
+    yield grad, {"KIND": "logarithm"}, {}
     # An argument of 1 is a constant, too.
-    yield states, {"FOLD": "hardest", "columns": 1}, {}
-    yield weights, {"FOLD": "hinges", "slopes": None, "columns": 1}, {}
+    yield states, {"KIND": "hardest", "columns": 1}, {}
+    yield grad, {"KIND": "hinges", "grad_parameters": None, "columns": 1}, {}
 
 
 def compile_all() -> None:
@@ -339,12 +341,12 @@ def compile_all() -> None:
         source = ASTSource(fn=kernel, signature=types, constexprs=constants)
         device = GPUTarget("cuda", 90, 32)
         ptx = triton.compile(source, target=device, options={"num_warps": epilogue_triton.WARPS}).asm["ptx"]
-        assert ("cvt.rn.bf16" in ptx) == ("weights" in others)
+        assert ("cvt.rn.bf16" in ptx) == ("grad_products" in others)
         assert "atom." not in ptx
 
 
 def test_compiles_for_a_device(tmp_path: Any) -> None:
-    """In a process of its own: the interpreter leaves triton changed."""
+    """A separate process compiles: the interpreter leaves triton changed."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, __file__], env=environment, check=True, timeout=300)

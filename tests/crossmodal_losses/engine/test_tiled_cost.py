@@ -1,35 +1,20 @@
-"""What a loss costs: products, memory, waiting for the device."""
+"""The costs of a loss: products, memory, waiting for the device."""
 
 from typing import Any
 
 import pytest
 import torch
-from comparisons import dense, each_loss, each_reduction, gradients, normal_pair
-from torch import Tensor
+from comparisons import Largest, dense, each_loss, each_reduction, normal_pair
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmodal_losses import LOSSES
 from crossmodal_losses.checks import REDUCTIONS
-from crossmodal_losses.engine import operands as sides
-from crossmodal_losses.engine import products, tiled
-from crossmodal_losses.engine.one_process import OneProcess
-from crossmodal_losses.losses import base
-
-
-class Largest(TorchDispatchMode):
-    """The number of entries of the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.entries = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = result if isinstance(result, tuple | list) else (result,)
-        self.entries = max([self.entries, *(value.numel() for value in made if isinstance(value, Tensor))])
-        return result
+from crossmodal_losses.engine import tiles
+from crossmodal_losses.engine.communication import SingleProcess
+from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
+from crossmodal_losses.engine.operands import measure_norms
+from crossmodal_losses.engine.tiles import Problem
 
 
 @each_loss
@@ -39,7 +24,6 @@ def test_memory_is_that_of_a_tile_a_gradient_or_a_few_statistics(name: str, redu
     B, D, t = 700, 6, 32
     for ids in (None, torch.arange(B) // 2):
         x, y = normal_pair(11, B, D, dtype)
-        value = LOSSES[name](reduction=reduction, tile_size=t)(x, y)
         with Largest() as forward:
             value = LOSSES[name](reduction=reduction, tile_size=t)(x, y, ids)
         with Largest() as backward:
@@ -80,9 +64,15 @@ def test_costs_as_few_products_as_promised(name: str) -> None:
     each_anchor = LOSSES[name](tile_size=16, reduction="none")
     again = 4 if PRODUCTS[name] > 1 else 1
     assert count_products(lambda: each_anchor(x, y).sum().backward(), B, D) == again
-    at_once = LOSSES[name](tile_size=B)
-    most = 1 if at_once.rule.fold.selects and B >= 64 else 3
-    assert count_products(lambda: at_once(x, y).backward(), B, D) == most
+
+
+@each_loss
+@pytest.mark.parametrize("B", [FEWEST_TO_GATHER - 1, FEWEST_TO_GATHER])
+def test_the_dense_form_costs_three_products_or_gathers_rows(name: str, B: int) -> None:
+    x, y = normal_pair(12, B, 16)
+    loss = LOSSES[name](tile_size=B)
+    gathers = loss.objective.aggregation.selects and B == FEWEST_TO_GATHER
+    assert count_products(lambda: loss(x, y).backward(), B, 16) == (1 if gathers else 3)
 
 
 def test_tiles_without_a_violation_are_skipped() -> None:
@@ -98,67 +88,21 @@ def test_tiles_without_a_violation_are_skipped() -> None:
 
 
 @each_loss
-def test_what_None_picks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of S up to a batch size, tiles from the next one on; the same value and gradients on both sides."""
-    monkeypatch.setattr(base, "LARGEST_DENSE", 20)
-    monkeypatch.setattr(base, "LARGEST_DENSE_OF_TWO_PASSES", 20)
-    monkeypatch.setattr(base, "TILE", {"cpu": 8})
-    taken: list[int] = []
-
-    def spy(*args: Any) -> Tensor:
-        taken.append(args[-1])
-        return tiled.tiled(*args)
-
-    monkeypatch.setattr(base, "tiled", spy)
-    for B, expected in ((20, []), (21, [8])):
-        x, y = normal_pair(13, B, 5)
-        loss = LOSSES[name]()
-        torch.testing.assert_close(
-            gradients(loss(x, y), (x, y)), gradients(dense(loss, x, y), (x, y)), rtol=1e-9, atol=1e-10
-        )
-        assert taken == expected
-
-
-@each_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors that pretend to be on one and hold no values, whatever asks for a value fails."""
-    monkeypatch.setattr(tiled, "HAS_TRITON", False)  # kernels need values
+    monkeypatch.setattr(tiles, "HAS_TRITON", False)  # kernels need values
     with FakeTensorMode():
         x, y = (torch.empty(50, 8, device="cuda", dtype=dtype) for _ in range(2))
         with pytest.raises(DataDependentOutputException):
             float(x.sum())
-        rule = LOSSES[name]().rule
+        objective = LOSSES[name]().objective
         for ids in (None, torch.empty(50, device="cuda", dtype=torch.int64)):
             for reduction in REDUCTIONS:
-                both = sides.measured(x, y, 16)
-                done = tiled.forward(both, ids, rule, reduction, 16, (True, True), OneProcess())
-                wanted = (True, True, False)
-                upstream = torch.empty_like(done.loss)
-                gx, gy, _ = tiled.backward(
-                    both, ids, rule, reduction, 16, wanted, done.positive, done.state, None, upstream, OneProcess()
-                )
+                problem = Problem(measure_norms(x, y, 16), ids, objective, reduction, 16, SingleProcess())
+                loss, saved, _ = tiles.forward(problem, (True, True))
+                gx, gy, _ = tiles.backward(saved, torch.empty_like(loss), (True, True, False))
                 assert gx is not None
                 assert gy is not None
                 assert gx.device.type == gy.device.type == "cuda"
                 assert gx.dtype == gy.dtype == dtype
-
-
-def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as tensors without values tell."""
-    pytest.importorskip("triton")
-    asked: list[Any] = []
-    monkeypatch.setattr(torch, "addmm", lambda *args, out_dtype, out: asked.append(out_dtype))
-    with FakeTensorMode():
-        x = torch.empty(8, 4, device="cuda", dtype=torch.bfloat16)
-        both = sides.measured(x, x, 4)
-        assert both.x.block(slice(0, 4)).dtype == torch.bfloat16
-        S = torch.empty(8, 8, device="cuda")
-        products.multiply(x, x.T, out=S)
-        products.accumulate(S, x, x.T)
-        assert asked == [torch.float32]
-        positive = torch.empty(8, device="cuda")
-        epilogue = tiled.epilogue_of(both, None, LOSSES["triplet_max"]().rule.fold, positive)
-        assert type(epilogue).__name__ == "Fused"
-        in_double = tiled.epilogue_of(both, None, LOSSES["triplet_max"]().rule.fold, positive.double())
-        assert type(in_double).__name__ == "Plain"

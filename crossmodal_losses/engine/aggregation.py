@@ -1,0 +1,238 @@
+"""Aggregations over the negatives of an anchor: the hardest of them, a sum of hinges, a log-sum-exp.
+
+An aggregation is defined by :meth:`Aggregation.over_rows`, plain differentiable torch over the whole of S. The other
+methods compute the same over one tile of S, along its rows or its columns, and the derivative of that, for the engines.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from crossmodal_losses.similarity import hardest_negative
+
+# Stands in a tile for a pair that is no negative: less than every similarity, and finite also when divided by a
+# temperature, so that a factor of 0 makes it vanish.
+EXCLUDED = -1e30
+
+# From here up exp(s / t) lies between exp(-40) and exp(40). Sums of that, and their inverses times any loss scale, are
+# in the range of float32: no running maximum is needed.
+COLDEST_WITHOUT_MAXIMUM = 0.025
+
+# The entries of a tile up to which torch's max with indices is faster than arithmetic, on a CPU.
+LARGEST_FOR_MAX = 128 * 128
+
+State = tuple[Tensor, ...]
+
+
+def along(values: Tensor, dim: int) -> Tensor:
+    """Broadcast one number per anchor over its candidates, which lie along dim of the tile."""
+    return values.unsqueeze(dim)
+
+
+class Aggregation(ABC):
+    """An associative reduction over the negatives of every anchor.
+
+    In a tile either the rows are the anchors and their candidates lie along dim 1, or the columns, and dim 0.
+
+    Attributes:
+        selects: the aggregate is one of the similarities. The state is (similarity, index); all other pairs have
+            gradient 0.
+        one_pass: the gradient of a pair depends on positives and on the gradient of the aggregate, on no other pair.
+    """
+
+    selects: ClassVar[bool] = False
+    one_pass: ClassVar[bool] = False
+
+    @abstractmethod
+    def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        """Aggregate over the negatives of every row of S, ``[B, B], [B, B] bool -> [B]``: the definition."""
+
+    def prepare(self, S: Tensor) -> Tensor:
+        """Turn a tile of S, in place, into the form that the other methods take."""
+        return S
+
+    @abstractmethod
+    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        """Reduce a prepared tile along dim to the states of its anchors.
+
+        Args:
+            start: the index in the batch of the first candidate.
+            positive: the similarity of each anchor's positive.
+            scratch: a buffer like the tile.
+        """
+
+    @abstractmethod
+    def merge(self, first: State, second: State) -> State:
+        """Combine the states of two disjoint sets of candidates, in any order."""
+
+    @abstractmethod
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        """Turn the state over all candidates into the aggregate, elementwise."""
+
+    def anchor_factors(self, state: State, grad_aggregate: Tensor) -> Tensor:
+        """Per-anchor factors for the gradient of a tile, ``[2, B]``. For one_pass the state is not read."""
+        return grad_aggregate
+
+    @abstractmethod
+    def grad_tile(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+    ) -> None:
+        """Write dL/dS of a prepared tile into ``out``, for the anchors whose candidates lie along dim."""
+
+    def grad_positive(self, state: State, grad_aggregate: Tensor) -> Tensor | None:
+        """dL/ds of the positives through the aggregate; None stands for 0."""
+        return None
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The setting that is a tensor and may need a gradient."""
+        return None
+
+    def grad_parameter(self, tile: Tensor, grad_S: Tensor, scratch: Tensor) -> Tensor:
+        """Contribution of a prepared tile to the gradient of the parameter."""
+        raise NotImplementedError
+
+    def grad_parameter_of_positives(self, positive: Tensor, grad_aggregate: Tensor) -> Tensor:
+        """Contribution of the positives to the gradient of the parameter."""
+        raise NotImplementedError
+
+
+class HardestNegative(Aggregation):
+    """max_j s_ij; of equal ones the lowest j takes the gradient."""
+
+    selects = True
+
+    def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        return hardest_negative(S, negative)
+
+    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        """Similarity and index of the hardest negative."""
+        if tile.device.type != "cpu" or tile.numel() <= LARGEST_FOR_MAX:
+            hardest, first = tile.max(dim)  # the first of equal ones
+            return hardest, first.add_(start) if start else first
+        # On a CPU that can cost as much as the matrix product. Instead, number the candidates downwards: of those that
+        # attain the maximum, the first has the highest number.
+        count = tile.shape[dim]
+        hardest = tile.amax(dim)
+        downwards = torch.arange(count, 0, -1, dtype=tile.dtype, device=tile.device)
+        attained = torch.eq(tile, along(hardest, dim), out=scratch).mul_(along(downwards, 1 - dim))
+        first = (count - attained.amax(dim)).clamp_(max=count - 1)  # nothing equals a NaN
+        return hardest, first.long().add_(start)
+
+    def merge(self, first: State, second: State) -> State:
+        harder = (second[0] > first[0]) | ((second[0] == first[0]) & (second[1] < first[1]))
+        return torch.where(harder, second[0], first[0]), torch.where(harder, second[1], first[1])
+
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        return state[0]
+
+    def grad_tile(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+    ) -> None:
+        """The factor at the hardest negative, 0 elsewhere. The tile is the whole of S."""
+        out.zero_().scatter_(dim, along(state[1] - start, dim), along(factors, dim))
+
+
+@dataclass(frozen=True)
+class HingeSum(Aggregation):
+    """sum_j [m + s_ij - s_ii]_+, with gradient 0 where a hinge is at 0."""
+
+    margin: float
+
+    one_pass = True
+
+    def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        positive = S.diagonal()[:, None]
+        return ((self.margin + S - positive).relu() * negative).sum(1)
+
+    def _hinges(self, tile: Tensor, dim: int, positive: Tensor, out: Tensor) -> Tensor:
+        return torch.add(tile, along(self.margin - positive, dim), out=out).relu_()
+
+    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        """Sum of the hinges, and the number of violating negatives."""
+        hinges = self._hinges(tile, dim, positive, scratch)
+        return hinges.sum(dim), hinges.sign_().sum(dim)  # the hinges above 0 are the violating negatives
+
+    def merge(self, first: State, second: State) -> State:
+        return first[0] + second[0], first[1] + second[1]
+
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        return state[0]
+
+    def grad_tile(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+    ) -> None:
+        self._hinges(tile, dim, positive, out).sign_().mul_(along(factors, dim))
+
+    def grad_positive(self, state: State, grad_aggregate: Tensor) -> Tensor:
+        return -grad_aggregate * state[1]
+
+
+@dataclass(frozen=True)
+class LogSumExp(Aggregation):
+    """log sum_j exp((s_ij - s_ii) / t)."""
+
+    temperature: float | Tensor
+
+    @property
+    def is_warm(self) -> bool:
+        """True if one exp(s / t) serves both directions; not for a tensor: reading it takes waiting for the device."""
+        return not isinstance(self.temperature, Tensor) and self.temperature >= COLDEST_WITHOUT_MAXIMUM
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The temperature, if it is a tensor."""
+        return self.temperature if isinstance(self.temperature, Tensor) else None
+
+    def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
+        # In this form a loss near 0 keeps all its digits, and so does its gradient.
+        difference = (S - S.diagonal()[:, None]) / self.temperature
+        return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
+
+    def prepare(self, S: Tensor) -> Tensor:
+        """exp(s / t) if warm, else s / t."""
+        S.div_(self.temperature)
+        return S.exp_() if self.is_warm else S
+
+    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        """sum_j exp(s_ij / t) if warm, else its logarithm."""
+        if self.is_warm:
+            return (tile.sum(dim),)
+        largest = tile.amax(dim)
+        return (torch.sub(tile, along(largest, dim), out=scratch).exp_().sum(dim).log_().add_(largest),)
+
+    def merge(self, first: State, second: State) -> State:
+        return (first[0] + second[0] if self.is_warm else torch.logaddexp(first[0], second[0]),)
+
+    def finish(self, state: State, positive: Tensor) -> Tensor:
+        log = state[0].log() if self.is_warm else state[0]
+        return log - positive / self.temperature
+
+    def anchor_factors(self, state: State, grad_aggregate: Tensor) -> Tensor:
+        """dL/d aggregate / t, if warm divided by sum_j exp(s_ij / t)."""
+        factors = grad_aggregate / self.temperature
+        if self.is_warm:  # the sum is 0 where there is no negative, and so is the gradient
+            factors.div_(state[0].clamp(min=torch.finfo(factors.dtype).tiny))
+        return factors
+
+    def grad_tile(
+        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+    ) -> None:
+        if self.is_warm:
+            torch.mul(tile, along(factors, dim), out=out)
+        else:
+            torch.sub(tile, along(state[0], dim), out=out).exp_().mul_(along(factors, dim))
+
+    def grad_positive(self, state: State, grad_aggregate: Tensor) -> Tensor:
+        return grad_aggregate / -self.temperature
+
+    def grad_parameter(self, tile: Tensor, grad_S: Tensor, scratch: Tensor) -> Tensor:
+        """-sum_ij dL/ds_ij s_ij / t; the parameter is learned, so the tile is s / t."""
+        return -torch.mul(tile, grad_S, out=scratch).sum()
+
+    def grad_parameter_of_positives(self, positive: Tensor, grad_aggregate: Tensor) -> Tensor:
+        """sum_i dL/d aggregate_i s_ii / t^2."""
+        return (grad_aggregate * positive).sum() / self.temperature**2

@@ -1,0 +1,237 @@
+"""The loss and the gradients over tiles are those of the oracle and of the reference, for any input."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from comparisons import dense, each_loss, gradients, normal_pair
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import ORACLES
+from strategies import exact_embeddings, ids_for, losses, reductions, settings_of
+from torch import Tensor
+
+from crossmodal_losses import LOSSES, NTXent, cosine_similarity
+from crossmodal_losses.engine import operands, tiles
+
+
+@st.composite
+def tiled_sizes(draw: st.DrawFn) -> tuple[int, int]:
+    """A tile size t, and a batch size around its edges."""
+    t = draw(st.integers(1, 5))
+    return t, draw(st.sampled_from([1, 2, max(1, t - 1), t, t + 1, 2 * t, 2 * t + 1, 3 * t + 1]))
+
+
+@given(data=st.data(), name=losses, reduction=reductions, sizes=tiled_sizes())
+def test_tiles_equal_the_loop(data: st.DataObject, name: str, reduction: Any, sizes: tuple[int, int]) -> None:
+    """With ties, duplicates, zero rows and hinges at exactly 0: similarities are multiples of 1/4 in any order."""
+    t, B = sizes
+    x, y = data.draw(exact_embeddings(B))
+    x.requires_grad_()
+    y.requires_grad_()
+    ids = data.draw(ids_for(B))
+    settings = data.draw(settings_of(name))
+    loss = LOSSES[name](reduction=reduction, tile_size=t, **settings)
+    anchors = ORACLES[name](cosine_similarity(x, y), None if ids is None else ids.tolist(), **settings)
+    expected = {"mean": anchors.mean(), "sum": anchors.sum(), "none": anchors}[reduction]
+    value = loss(x, y, ids)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradients(value, (x, y)), gradients(expected, (x, y)), rtol=1e-9, atol=1e-10)
+
+
+@given(
+    data=st.data(), name=losses, reduction=reductions, sizes=tiled_sizes(), D=st.integers(1, 9), seed=st.integers(0, 99)
+)
+def test_tiles_equal_dense(
+    data: st.DataObject, name: str, reduction: Any, sizes: tuple[int, int], D: int, seed: int
+) -> None:
+    t, B = sizes
+    x, y = normal_pair(seed, B, D)
+    ids = data.draw(ids_for(B))
+    loss = LOSSES[name](reduction=reduction, tile_size=t, **data.draw(settings_of(name)))
+    value, expected = loss(x, y, ids), dense(loss, x, y, ids)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradients(value, (x, y)), gradients(expected, (x, y)), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("tile_size", [4, 100])
+@pytest.mark.parametrize("start", [0.011, 0.07, 0.9])
+def test_the_learned_temperature(start: float, tile_size: int) -> None:
+    loss = NTXent(temperature=start, learn_temperature=True, tile_size=tile_size).double()
+    x, y = normal_pair(0, 11, 5)
+    for ids in (None, torch.arange(11) // 2):
+        leaves = (x, y, loss.exponent_logit)
+        value, expected = loss(x, y, ids), dense(loss, x, y, ids)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(gradients(value, leaves), gradients(expected, leaves), rtol=1e-9, atol=1e-10)
+        (alone,) = torch.autograd.grad(loss(x.detach(), y.detach(), ids), loss.exponent_logit)
+        torch.testing.assert_close(alone, torch.autograd.grad(dense(loss, x, y, ids), loss.exponent_logit)[0])
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.024, 0.026, 1.0])
+@pytest.mark.parametrize("tile_size", [3, 100])
+def test_extreme_temperatures_in_float32(temperature: float, tile_size: int) -> None:
+    """On both sides of where a running maximum takes over from a fixed shift; similarities from -1 to 1."""
+    angle = torch.linspace(0, math.pi, 8, dtype=torch.float64)
+    x = torch.stack([angle.cos(), angle.sin()], 1)
+    for y in (x, x.flip(0)):
+        exact = NTXent(temperature=temperature)
+        loss = NTXent(temperature=temperature, tile_size=tile_size)
+        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+        c, d = x.float().requires_grad_(), y.float().requires_grad_()
+        value, expected = loss(c, d), dense(exact, a, b)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
+        found, exact_gradients = torch.autograd.grad(value, (c, d)), torch.autograd.grad(expected, (a, b))
+        for g, e in zip(found, exact_gradients, strict=True):
+            torch.testing.assert_close(g.double(), e, rtol=1e-3, atol=1e-5 / temperature)
+
+
+@each_loss
+def test_a_loss_scale_does_not_overflow_half_precision(name: str) -> None:
+    """Gradients are rounded after they are multiplied with what comes from above."""
+    x, y = normal_pair(21, 96, 16)
+    x, y = (30 * x.detach()).half().requires_grad_(), (30 * y.detach()).half().requires_grad_()
+    exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+    loss = LOSSES[name](tile_size=32)
+    found = torch.autograd.grad(loss(x, y) * 2.0**10, (x, y))
+    expected = torch.autograd.grad(dense(loss, *exact) * 2.0**10, exact)
+    for g, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(g.double(), e, rtol=2e-3, atol=1e-5 * float(e.abs().max()))
+
+
+@pytest.mark.parametrize("tile_size", [1, None])
+def test_a_loss_scale_and_a_cold_temperature(tile_size: int | None) -> None:
+    """exp(-2 / t), inverted and scaled, is beyond float32."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 1e-3]], requires_grad=True)
+    loss = NTXent(temperature=0.025, tile_size=tile_size)
+    (found,) = torch.autograd.grad(loss(x, -x.detach()) * 2.0**16, x)
+    (expected,) = torch.autograd.grad(dense(loss, x, -x.detach()) * 2.0**16, x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [3, None])
+@pytest.mark.parametrize("value_in", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_give_nan(name: str, value_in: float, tile_size: int | None) -> None:
+    for ids in (None, torch.tensor([0, 0, 1, 2, 3, 3, 4])):
+        x, y = normal_pair(5, 7, 4)
+        with torch.no_grad():
+            x[2, 1] = value_in
+        anchors = LOSSES[name](tile_size=tile_size, reduction="none")(x, y, ids)
+        assert anchors.isnan().all()
+        value = LOSSES[name](tile_size=tile_size)(x, y, ids)
+        assert value.isnan()
+        gx, gy = torch.autograd.grad(value, (x, y))
+        assert gx.isnan().all()
+        assert gy.isnan().all()
+    lonely = torch.full((1, 2), value_in)
+    assert LOSSES[name](tile_size=tile_size)(lonely, lonely).isnan()
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [3, None])
+def test_rows_of_zeros_and_of_extreme_length(name: str, tile_size: int | None) -> None:
+    x, y = (e.detach() for e in normal_pair(6, 8, 4, torch.float32))
+    x[1] = 0
+    y[5] = 0
+    loss = LOSSES[name](tile_size=tile_size)
+    a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+    value = loss(a, b)
+    expected = dense(loss, a, b)
+    torch.testing.assert_close(value, expected)
+    plain = torch.autograd.grad(value, (a, b))
+    torch.testing.assert_close(plain, torch.autograd.grad(expected, (a, b)), rtol=1e-4, atol=1e-6)
+    assert torch.equal(plain[0][1], torch.zeros(4))
+    for scale in (2.0**-100, 2.0**100):
+        c = (x * scale).requires_grad_()
+        before = c.detach().clone(), b.detach().clone()
+        value = loss(c, b)
+        torch.testing.assert_close(value, expected)
+        (gradient,) = torch.autograd.grad(value, c)
+        torch.testing.assert_close(gradient * scale, plain[0], rtol=1e-4, atol=1e-6)
+        assert torch.equal(c, before[0])
+        assert torch.equal(b, before[1])
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_costs_the_rounding_of_the_result(name: str, dtype: torch.dtype) -> None:
+    x, y = normal_pair(7, 60, 24, dtype)
+    exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+    loss = LOSSES[name](tile_size=16)
+    value, expected = loss(x, y), dense(loss, *exact)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    for g, e in zip(torch.autograd.grad(value, (x, y)), torch.autograd.grad(expected, exact), strict=True):
+        assert g.dtype == dtype
+        smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            g.double(), e, rtol=2 * torch.finfo(dtype).eps, atol=1e-5 * float(e.abs().max()) + smallest
+        )
+
+
+@each_loss
+def test_mixed_dtypes_take_the_wider_one(name: str) -> None:
+    x, y = normal_pair(7, 9, 4)
+    loss = LOSSES[name](tile_size=4)
+    expected = loss(x.float(), y)
+    assert expected.dtype == torch.float64
+    torch.testing.assert_close(expected, dense(loss, x.float(), y))
+    assert loss(x.half(), y.bfloat16()).dtype == torch.float32
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [5, None])
+def test_autocast_changes_nothing(name: str, tile_size: int | None) -> None:
+    x, y = normal_pair(8, 12, 6, torch.float32)
+    loss = LOSSES[name](tile_size=tile_size)
+    expected = loss(x, y)
+    expected_gradients = torch.autograd.grad(expected, (x, y))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(x, y)
+        found = torch.autograd.grad(value, (x, y))
+    assert torch.equal(value, expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected_gradients, strict=True))
+
+
+@each_loss
+def test_bfloat16_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA bfloat16 rows are multiplied into float32; here such a product is computed in float32."""
+
+    def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+        assert a.dtype == b.dtype == torch.bfloat16
+        total.addmm_(a.float(), b.float())
+
+    def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+        assert a.dtype == b.dtype == torch.bfloat16
+        torch.mm(a.float(), b.float(), out=out)
+
+    monkeypatch.setattr(operands, "multiplies_into_float32", lambda x, y: True)
+    monkeypatch.setattr(tiles, "multiply", multiply)
+    monkeypatch.setattr(tiles, "accumulate", accumulate)
+    for scale in (1.0, 2.0**-100, 2.0**100):
+        x, y = normal_pair(9, 50, 16)
+        x, y = (x.detach() * scale).bfloat16().requires_grad_(), y.detach().bfloat16().requires_grad_()
+        exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+        loss = LOSSES[name](tile_size=16)
+        value, expected = loss(x, y), dense(loss, *exact)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+        for g, e in zip(torch.autograd.grad(value, (x, y)), torch.autograd.grad(expected, exact), strict=True):
+            assert g.dtype == torch.bfloat16
+            torch.testing.assert_close(g.double(), e, rtol=0, atol=0.02 * float(e.abs().max()))
+
+
+@each_loss
+def test_the_same_call_gives_the_same_bits(name: str) -> None:
+    x, y = normal_pair(10, 300, 40, torch.float32)
+    ids = torch.arange(300) // 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        loss = LOSSES[name](tile_size=64)
+        runs = [(value := loss(x, y, ids), *torch.autograd.grad(value, (x, y))) for _ in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
