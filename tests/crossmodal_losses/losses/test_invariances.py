@@ -1,4 +1,4 @@
-"""What must not change a loss, and what must."""
+"""Changes of the input that must not change a loss, and some that must."""
 
 import pytest
 import torch
