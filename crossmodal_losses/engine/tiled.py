@@ -172,7 +172,7 @@ def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     return grad_x, grad_y, None, grad_parameter, *[None] * (len(ctx.settings) + 1)
 
 
-def _refuse(ctx: Any, *upstream: Any) -> None:
+def _refuse(_ctx: Any, *_upstream: Any) -> None:
     raise RuntimeError(SECOND_DERIVATIVE)
 
 

@@ -20,6 +20,7 @@ MEASURES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP@10": "mAP@10", "med
 PAPER = "[On Metric Learning for Audio-Text Cross-Modal Retrieval](https://arxiv.org/abs/2203.15537) (Mei et al. 2022)"
 
 
+# Long because it is one text, from top to bottom.
 def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: int, embedding_size: int) -> str:
     """Return the card as Markdown with the front matter that Hugging Face reads.
 

@@ -1,0 +1,223 @@
+"""The promises of docs/architecture.md and CONTRIBUTING.md about the shape of the code."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+CODE = ("crossmodal_losses", "reference_model", "benchmarks")
+LONGEST = {ast.ClassDef: 200, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
+LONGEST_FILE, REASON = 350, "# Long because "
+# Modules of more lines than this have a test file, except these.
+TRIVIAL = 40
+WITHOUT_TESTS_OF_THEIR_OWN = {
+    "crossmodal_losses.similarity": "equation 1 is tested beside equations 2 to 7, in losses/test_equations.py",
+    "reference_model.cli.search": "the tests of the retriever and of its index run the commands",
+}
+
+
+def name_of(path: Path) -> str:
+    """Return the module's dotted name."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for top in CODE for path in sorted((ROOT / top).rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+TESTS = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "tests").rglob("*.py"))}
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of everything that is imported, inside functions and for type checking too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: expected an absolute import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def imported_modules(name: str) -> dict[str, int]:
+    """Return the modules of ours that a module imports, with the line."""
+    found = {}
+    for line, target in imports(TREES[name]):
+        module = target if target in MODULES else target.rpartition(".")[0]
+        if module in MODULES and module != name:
+            found[module] = line
+    return found
+
+
+def table() -> dict[str, set[str]]:
+    """Return the page's table: a package or module, and the packages and modules that it may import."""
+    rows = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", PAGE, re.MULTILINE)
+    return {row: set(re.findall(r"`([\w.]+)`", allowed)) for row, allowed in rows}
+
+
+ALLOWED = table()
+
+
+def row_of(module: str) -> str:
+    """Return the row of the table that a module belongs to: its own, or that of the nearest package around it."""
+    while module not in ALLOWED:
+        module, _, _ = module.rpartition(".")
+        assert module, "expected a row for every package"
+    return module
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "README.md", "CHANGELOG.md"])
+def test_files_that_pages_name_are_there(page: str) -> None:
+    named = set(re.findall(r"(?<![\w/])(?:\w+/)*\w+\.py\b", (ROOT / page).read_text(encoding="utf-8")))
+    assert not [file for file in named if not any((ROOT / top / file).is_file() for top in (".", *CODE))]
+
+
+def test_the_table_names_what_there_is() -> None:
+    assert len(ALLOWED) > 15
+    assert set(ALLOWED) <= set(MODULES)
+    for row, allowed in ALLOWED.items():
+        assert allowed <= set(ALLOWED), row
+        assert row not in allowed
+    assert set(ALLOWED) >= {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_what_the_table_allows(package: str) -> None:
+    offences = [
+        f"{MODULES[name].relative_to(ROOT)}:{line} imports {target}"
+        for name in MODULES
+        if row_of(name) == package
+        for target, line in imported_modules(name).items()
+        if row_of(target) != package and row_of(target) not in ALLOWED[package]
+    ]
+    assert not offences
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_the_table_allows_what_is_used(package: str) -> None:
+    used = {row_of(target) for name in MODULES if row_of(name) == package for target in imported_modules(name)}
+    assert ALLOWED[package] <= used
+
+
+@pytest.mark.parametrize(
+    "graph", [ALLOWED, {name: set(imported_modules(name)) for name in MODULES}], ids=["table", "code"]
+)
+def test_there_is_no_circle(graph: dict[str, set[str]]) -> None:
+    left = dict(graph)
+    while leaves := [name for name, targets in left.items() if not targets & set(left)]:
+        for name in leaves:
+            del left[name]
+    assert not {name: sorted(targets & set(left)) for name, targets in left.items()}
+
+
+def test_crossmodal_losses_imports_nothing_but_torch() -> None:
+    optional = {"triton"}  # comes with torch where it can be used
+    import sys
+
+    foreign = {
+        (name, target.split(".")[0])
+        for name, tree in TREES.items()
+        if name.startswith("crossmodal_losses")
+        for _, target in imports(tree)
+    }
+    allowed = {"torch", "crossmodal_losses", *optional, *sys.stdlib_module_names}
+    assert not {(name, target) for name, target in foreign if target not in allowed}
+
+
+def test_torchaudio_is_imported_in_two_places_at_most() -> None:
+    users = {
+        name for name, tree in TREES.items() for _, target in imports(tree) if target.split(".")[0] == "torchaudio"
+    }
+    assert len(users) <= 2, users
+
+
+def private_torch(tree: ast.Module) -> Iterator[str]:
+    """Yield uses of private names of torch: torch._x, torch.a._b, and what is imported under such names."""
+    names = {"torch"}  # under which torch and its modules are known in this file
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+                if whole.split(".")[0] == "torch":
+                    names.add((alias.asname or alias.name).split(".")[0])
+                    if "._" in whole:
+                        yield f"{node.lineno}: {whole}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            value: ast.expr = node.value
+            while isinstance(value, ast.Attribute):
+                value = value.value
+            if isinstance(value, ast.Name) and value.id in names:
+                yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_private_torch_is_used_in_one_module() -> None:
+    """Benchmarks count operations with a dispatch mode, which torch has under a private name only."""
+    offences = {
+        name: found
+        for name, tree in TREES.items()
+        if not name.startswith(("benchmarks", "crossmodal_losses.engine.compat"))
+        and (found := list(private_torch(tree)))
+    }
+    assert not offences
+
+
+def tracked() -> list[Path]:
+    """Return the files that git tracks; all files of the checkout where there is no git."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.fail(listed.stderr)
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_large_file_and_no_wheel_is_committed() -> None:
+    large = [path for path in tracked() if path.stat().st_size > 500_000 and "results" not in path.parts]
+    assert not large
+    assert not [path for path in tracked() if path.suffix == ".whl"]
+
+
+def has_reason(lines: list[str], node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a comment directly above a definition, and above its decorators, says why it is long."""
+    line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 2
+    while line >= 0 and lines[line].lstrip().startswith("#"):
+        if lines[line].lstrip().startswith(REASON):
+            return True
+        line -= 1
+    return False
+
+
+@pytest.mark.parametrize("kind", LONGEST, ids=lambda kind: kind.__name__)
+def test_definitions_are_short(kind: type[ast.stmt]) -> None:
+    offences = []
+    for path, tree in {**{MODULES[name]: tree for name, tree in TREES.items()}, **TESTS}.items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and isinstance(node, kind):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > LONGEST[type(node)] and not has_reason(lines, node):
+                    offences.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
+    assert not offences
+
+
+def test_files_are_short() -> None:
+    offences = []
+    for path in MODULES.values():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if len(lines) > LONGEST_FILE and not any(line.startswith(REASON) for line in lines[:30]):
+            offences.append(f"{path.relative_to(ROOT)}: {len(lines)} lines")
+    assert not offences
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    """Benchmarks are scripts, which tests/benchmarks runs together."""
+    missing = []
+    for name, path in MODULES.items():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > TRIVIAL and not name.startswith("benchmarks"):
+            expected = ROOT / "tests" / path.relative_to(ROOT).with_name(f"test_{path.name}")
+            if expected.is_file() == (name in WITHOUT_TESTS_OF_THEIR_OWN):
+                missing.append(f"{expected.relative_to(ROOT)}: {lines} lines to test")
+    assert not missing
+    assert set(WITHOUT_TESTS_OF_THEIR_OWN) <= set(MODULES)
