@@ -59,19 +59,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-for _command in (
-    data.synthesize,
-    data.prepare,
-    train.pretrain,
-    train.train,
-    train.evaluate,
-    reproduce.reproduce,
-    reproduce.report,
-    search.embed,
-    search.search,
-    search.export,
-):
-    main.add_command(_command)
+# Every command of these modules.
+for _module in (data, train, reproduce, search):
+    for _command in vars(_module).values():
+        if isinstance(_command, click.Command):
+            main.add_command(_command)
 
 
 def run() -> None:

@@ -36,13 +36,7 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
 
 @click.command()
 @click.option("--dataset", required=True, help="AudioCaps, Clotho, or another.")
-@click.option(
-    "--raw",
-    type=FOLDER,
-    required=True,
-    help="The download: Clotho as published, AudioCaps' tables with a folder of clips, what aac-datasets leaves of "
-    "either, or csv_files/ with waveforms/. It is only read.",
-)
+@click.option("--raw", type=FOLDER, required=True, help="The download, which is only read.")
 @click.option("--data", type=FOLDER, default="data", help="Where to make the folder of the data set.")
 @click.option("--audio", type=FOLDER, help="The folder of the clips, where it is not beside the tables.")
 @click.option("--allow-missing", is_flag=True, help="Leave clips that cannot be used out, instead of refusing.")
@@ -53,6 +47,9 @@ def prepare(dataset: str, raw: Path, data: Path, audio: Path | None, allow_missi
     \b
         python -m reference_model prepare --dataset Clotho --raw downloads/CLOTHO_v2.1
         python -m reference_model prepare --dataset AudioCaps --raw downloads/AUDIOCAPS --allow-missing
+
+    --raw is Clotho as published, AudioCaps' tables with a folder of clips, what aac-datasets leaves of either, or
+    csv_files/ with waveforms/.
 
     Every clip is decoded, mixed down and resampled to 32 kHz once. manifest.csv says of each whether it can be used,
     and why not: missing, unreadable, truncated, too short or silent. The summary stands beside the paper's counts.

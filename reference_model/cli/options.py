@@ -1,19 +1,20 @@
 """Options that several commands share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from reference_model.config import FrozenMode, Precision, SelectOn, Size, WeightedRule
+from reference_model.config import Encoders, FrozenMode, Precision, SelectOn, Size, WeightedRule
 from reference_model.paper import DECAY_EVERY, EPOCHS, PROTOCOLS
 
 Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path, file_okay=False)
+ENCODERS, SIZE, PRECISION = (click.Choice(get_args(kind)) for kind in (Encoders, Size, Precision))
 
 
-def with_options(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return a decorator that gives a command these options, in this order."""
 
     def decorate(command: Command) -> Command:
@@ -50,14 +51,9 @@ def _in_words(value: Any) -> str:
 
 
 # Settings of a run that are no part of a row of the tables.
-_run_options: list[Callable[[Command], Command]] = [
+run_options = with_options(
     click.option("--data", default="data", help="The folder that holds a folder for each data set."),
-    click.option(
-        "--model",
-        type=click.Choice(get_args(Size)),
-        default="full",
-        help="full: ResNet-38 of PANNs and BERT. tiny: small ones, for two CPU cores.",
-    ),
+    click.option("--model", type=SIZE, default="full", help="full: ResNet-38 and BERT; tiny: for two CPU cores."),
     click.option(
         "--audio-checkpoint",
         show_default="ResNet38_mAP=0.434.pth, of the tiny model new weights",
@@ -77,34 +73,20 @@ _run_options: list[Callable[[Command], Command]] = [
         default="paper",
         help="What the paper's text says, or what its published code did; the next options change it one by one.",
     ),
-    *(_protocol_option(name) for name in _PROTOCOL_OPTIONS),
+    *map(_protocol_option, _PROTOCOL_OPTIONS),
     click.option(
-        "--gradient-cache-micro-batch",
-        type=int,
-        help="Embed so many pairs at a time, which takes the memory of as many, and one more forward pass.",
+        "--gradient-cache-micro-batch", type=int, help="Pairs embedded at a time: less memory, one more forward pass."
     ),
     click.option("--clip-seconds", type=float, help="AudioCaps 10, Clotho 30, Synthetic 1.5; others need it."),
-    click.option(
-        "--precision",
-        type=click.Choice(get_args(Precision)),
-        default="no",
-        help="Mixed precision of the encoders; the losses are always computed in float32.",
-    ),
+    click.option("--precision", type=PRECISION, default="no", help="Of the encoders; losses are always in float32."),
     click.option("--workers", type=int, default=2, help="Processes that read audio."),
     click.option(
-        "--features",
-        type=FOLDER,
-        show_default=False,
-        help="Where features of frozen encoders are kept for all runs; by default DATA/DATASET/features.",
+        "--features", type=FOLDER, show_default="DATA/DATASET/features", help="Of frozen encoders, kept for all runs."
     ),
     click.option(
-        "--checkpoint-minutes",
-        type=click.FloatRange(min=0),
-        default=10.0,
-        help="Save the state so often, besides after every epoch.",
+        "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="Time between saves within an epoch."
     ),
-]
-run_options = with_options(_run_options)
+)
 
 
 def run_settings(options: Mapping[str, Any], row: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reference_model import InputError
-from reference_model.cli.options import FOLDER, run_options, run_settings
-from reference_model.config import Encoders
+from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings
 from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, select_rows
 
 if TYPE_CHECKING:
@@ -16,24 +15,20 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="One or both: --tables 1 --tables 2."
-)
+@click.option("--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="One: --tables 1; or both.")
 @click.option("--seeds", multiple=True, type=int, default=SEEDS, help="One or several: --seeds 0 --seeds 1.")
 @click.option(
     "--dataset",
     "datasets",
     multiple=True,
-    help="Only these of the tables' data sets. Another than the paper's takes the rows of AudioCaps.",
+    help="Only these data sets. One that is not the paper's takes AudioCaps' rows.",
 )
-@click.option("--encoders", multiple=True, type=click.Choice(get_args(Encoders)), help="Only these rows.")
+@click.option("--encoders", multiple=True, type=ENCODERS, help="Only these rows.")
 @click.option("--losses", multiple=True, type=click.Choice(list(LOSS_NAMES)), help="Only these rows.")
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
 @run_options
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
-@click.option(
-    "--plan", "plan_only", is_flag=True, help="Show every run, its state, the hours and the disk; train nothing."
-)
+@click.option("--plan", "plan_only", is_flag=True, help="Show the runs, their states, hours and disk; train nothing.")
 @click.option("--retry-failed", is_flag=True, help="Train those again that ended in an error.")
 @click.option("--out", type=FOLDER, default="results", help="Where to put the runs, the tables and the report.")
 def reproduce(

@@ -10,27 +10,19 @@ from reference_model.cli.options import FOLDER, with_options
 from reference_model.runtime.signals import handle_signals
 
 _run_option = click.option(
-    "--run",
-    type=FOLDER,
-    required=True,
-    help="A run's folder, with at least one finished epoch, or that of a saved model (see export).",
+    "--run", type=FOLDER, required=True, help="A run's folder with a finished epoch, or a saved model (see export)."
 )
 _source_options = with_options(
-    [
-        _run_option,
-        click.option("--audio", type=FOLDER, help="A folder of audio files; the folders in it are searched too."),
-        click.option(
-            "--captions",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="A text file, one caption a line; or a table file_name,caption,... that ends in .csv.",
-        ),
-        click.option(
-            "--index",
-            type=FOLDER,
-            show_default=False,
-            help="Where embeddings are kept for the next time; by default beside what is embedded, in FOLDER.index.",
-        ),
-    ]
+    _run_option,
+    click.option("--audio", type=FOLDER, help="A folder of audio files; the folders in it are searched too."),
+    click.option(
+        "--captions",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A text file, one caption a line; or a table file_name,caption,... that ends in .csv.",
+    ),
+    click.option(
+        "--index", type=FOLDER, help="Where embeddings are kept for the next time; by default in FOLDER.index beside."
+    ),
 )
 
 

@@ -2,15 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
-from reference_model.cli.options import FOLDER, run_options, run_settings
-from reference_model.config import Config, Encoders
+from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings
+from reference_model.config import Config
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import DATASET_SIZES, EPOCHS, Experiment, experiments, row_for
 from reference_model.runtime.signals import handle_signals
@@ -46,22 +46,13 @@ def pretrain(data: Path, dataset: str, out: Path, audio_epochs: int, text_epochs
     "its data set, loss, encoders, batch size and learning rate. Options that are given change it.",
 )
 @click.option("--dataset", help="AudioCaps, Clotho, Synthetic, or another in the same layout.")
-@click.option(
-    "--encoders",
-    type=click.Choice(get_args(Encoders)),
-    help="frozen: only the heads train. fine-tuned: everything trains.",
-)
+@click.option("--encoders", type=ENCODERS, help="frozen: only the heads train. fine-tuned: everything trains.")
 @click.option("--loss", type=click.Choice(sorted(LOSSES)), help="With the paper's settings.")
 @click.option("--batch-size", type=int, help="By default the paper's: 32; 24 for Clotho.")
 @click.option("--learning-rate", type=float, help="Of Adam; by default the paper's: 1e-4; 5e-5 for some rows.")
 @click.option("--seed", type=int, default=0, help="Seed of the weights, the order of the pairs, and dropout.")
 @run_options
-@click.option(
-    "--out",
-    type=FOLDER,
-    show_default=False,
-    help="The run's folder; by default runs/EXPERIMENT-seed-SEED, with -released before -seed.",
-)
+@click.option("--out", type=FOLDER, help="The run's folder; by default runs/EXPERIMENT[-released]-seed-SEED.")
 def train(
     experiment: str | None, features: Path | None, checkpoint_minutes: float, out: Path | None, **options: Any
 ) -> None:
@@ -81,7 +72,9 @@ def train(
     is one; `torchrun --nproc-per-node 2 -m reference_model train ...` divides every batch among several, or among
     processes.
     """
-    config, source = _config(experiment, options)
+    row, source = _row(options) if experiment is None else (experiments()[experiment], "")
+    settings = run_settings(options, row)
+    config = Config(**{**settings, "clip_seconds": clip_seconds(settings["dataset"], settings["clip_seconds"])})
     if out is None:
         if experiment is None:
             raise InputError("expected --out, the run's folder, got none; it has a default for --experiment alone")
@@ -104,25 +97,14 @@ def train(
     click.echo(f"{out}/ holds metrics.json, curves.png and best.safetensors; tensorboard --logdir {out} shows more")
 
 
-def _config(experiment: str | None, options: dict[str, Any]) -> tuple[Config, str]:
-    """Return the config of train's options, and in words what it took from the paper without an experiment."""
-    row, source = _row(options) if experiment is None else (experiments()[experiment], "")
-    settings = run_settings(options, row)
-    settings["clip_seconds"] = clip_seconds(settings["dataset"], settings["clip_seconds"])
-    return Config(**settings), source
-
-
 def _row(options: dict[str, Any]) -> tuple[Experiment, str]:
     """Return the row of table 1 for the data set, encoders and loss, and in words what is taken from the paper."""
     missing = [f"--{name}" for name in ("dataset", "encoders", "loss") if options[name] is None]
     if missing:
         raise InputError(f"expected {', '.join(missing)}, got none; an experiment says them all")
     row, name = row_for(options["dataset"], options["encoders"], options["loss"])
-    taken = [
-        f"{setting.replace('_', ' ')} {row[setting]:g}"
-        for setting in ("batch_size", "learning_rate")
-        if options[setting] is None
-    ]
+    absent = [setting for setting in ("batch_size", "learning_rate") if options[setting] is None]
+    taken = [f"{setting.replace('_', ' ')} {row[setting]:g}" for setting in absent]
     sources = [f"{', '.join(taken)}: the paper's, {name}"] if taken else []
     if click.get_current_context().get_parameter_source("epochs") is ParameterSource.DEFAULT:
         sources.append(f"epochs {EPOCHS}: section 3.2")
@@ -132,7 +114,7 @@ def _row(options: dict[str, Any]) -> tuple[Experiment, str]:
 @click.command()
 @click.option("--run", type=FOLDER, required=True, help="The folder of a run with at least one finished epoch.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="The split to measure.")
-@click.option("--data", help="Another place of the data; by default where it was at training.", show_default=False)
+@click.option("--data", help="Another place of the data; by default where it was at training.")
 def evaluate(run: Path, split: str, data: str | None) -> None:
     """Measure a run's best weights again, on any split. Prints JSON; the run is left as it is."""
     import json

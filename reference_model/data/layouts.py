@@ -9,6 +9,7 @@ does by ``youtube_id`` and ``start_time``; audio files of the latter are found u
 them. The file names of clips are never changed.
 """
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -60,10 +61,8 @@ DATA_SETS = {
     ),
     "AudioCaps": DataSet(
         clip_seconds=10.0,  # section 3.1
-        layouts=(
-            Layout("{}.csv", None),  # the official tables beside audio from any tool; aac-datasets before 0.7
-            Layout("csv_files_v1/{}.csv", None),  # aac-datasets since 0.7
-        ),
+        # The official tables beside audio from any tool, and aac-datasets before 0.7; aac-datasets since then.
+        layouts=(Layout("{}.csv", None), Layout("csv_files_v1/{}.csv", None)),
         column="youtube_id",
     ),
     "Synthetic": DataSet(clip_seconds=1.5),  # rendered by synthetic.py in the standard layout
@@ -111,14 +110,13 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
     if audio is None:
         audio = _folder_of_clips(folder) if layout.audio is None else folder / layout.audio
     elif not audio.is_dir():
-        raise InputError(
-            f"expected the folder of the clips at {audio}, got {'a file' if audio.exists() else 'nothing'}"
-        )
+        got = "a file" if audio.exists() else "nothing"
+        raise InputError(f"expected the folder of the clips at {audio}, got {got}")
     _refuse_another_data_set(dataset, folder, layout)
     download: dict[str, list[DownloadedClip]] = {}
     for split, name, table in zip(SPLITS, layout.splits, layout.tables(folder), strict=True):
         folders = [audio / part for part in (name, split) if (audio / part).is_dir()]
-        download[split] = _find_audio(_read_table(table), (folders or [audio])[0])
+        download[split] = _read_clips(table, (folders or [audio])[0])
     _refuse_one_file_for_two_clips(download)
     return download
 
@@ -138,19 +136,14 @@ def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
     # AUDIOCAPS, CLOTHO_v2.1
     inside = sorted(path for path in raw.iterdir() if path.is_dir() and path.name.startswith(dataset.upper()))
     for folders in ([raw], inside):
-        fitting = [
-            (folder, layout)
-            for folder in folders
-            for layout in LAYOUTS
-            if all(table.is_file() for table in layout.tables(folder))
-        ]
+        pairs = itertools.product(folders, LAYOUTS)
+        fitting = [(folder, layout) for folder, layout in pairs if all(map(Path.is_file, layout.tables(folder)))]
         if len({folder for folder, _ in fitting}) > 1:
             names = ", ".join(folder.name for folder, _ in fitting)
             raise InputError(f"expected one download of {dataset} in {raw}, got {names}; name the one that is meant")
         if fitting:
             return fitting[0]
-    places = (raw, *inside)
-    found = sorted(str(p.relative_to(raw)) + "/" * p.is_dir() for place in places for p in place.iterdir())
+    found = sorted(str(p.relative_to(raw)) + "/" * p.is_dir() for place in (raw, *inside) for p in place.iterdir())
     shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
     also = f" or in {', '.join(path.name for path in inside)} there" if inside else ""
     lines = [
@@ -175,17 +168,21 @@ def _folder_of_clips(folder: Path) -> Path:
     return folders[0]
 
 
-@dataclass
-class _ListedClip:
-    """A clip in a table of a download."""
+def _read_clips(table: Path, folder: Path) -> list[DownloadedClip]:
+    """Return the clips of a table with their audio files in a folder, which is listed once."""
+    files = _files_by_name(folder)
+    return [
+        DownloadedClip(name, next((files[c] for c in candidates if c in files), None), tuple(captions))
+        for name, (candidates, captions) in _read_table(table).items()
+    ]
 
-    # Possible names of its audio file, the likeliest first; a name without an extension ends in a dot.
-    candidates: tuple[str, ...]
-    captions: list[str]
 
+def _read_table(table: Path) -> dict[str, tuple[tuple[str, ...], list[str]]]:
+    """Return the clips of a table by their file names; rows of one name are one clip.
 
-def _read_table(table: Path) -> dict[str, _ListedClip]:
-    """Return the clips of a table by their file names; rows of one name are one clip."""
+    Each has the possible names of its audio file, the likeliest first, where one without an extension ends in a dot;
+    and its captions.
+    """
     numbered = csv_rows(table)
     _, header = next(numbered, (1, []))
     by_name = header[:1] == ["file_name"] and len(header) > 1 and all(c.startswith("caption") for c in header[1:])
@@ -194,7 +191,7 @@ def _read_table(table: Path) -> dict[str, _ListedClip]:
             "expected the header file_name,caption or file_name,caption_1,... "
             f"or audiocap_id,youtube_id,start_time,caption in {table}, got {','.join(header) or 'nothing'}"
         )
-    clips: dict[str, _ListedClip] = {}
+    clips: dict[str, tuple[tuple[str, ...], list[str]]] = {}
     candidates: tuple[str, ...]
     for line, row in numbered:
         if by_name:
@@ -205,12 +202,12 @@ def _read_table(table: Path) -> dict[str, _ListedClip]:
             captions = [fields["caption"]]
         if name in (".", "..") or any(separator in name for separator in (os.sep, os.altsep) if separator):
             raise InputError(f"expected the name of a file, not a path, in line {line} of {table}, got {name}")
-        clip = clips.setdefault(name, _ListedClip(candidates, []))
-        if clip.candidates != candidates:
+        earlier, all_captions = clips.setdefault(name, (candidates, []))
+        if earlier != candidates:
             raise InputError(
                 f"expected one start_time for all captions of a video, got another in line {line} of {table}: {row}"
             )
-        clip.captions += captions
+        all_captions += captions
     if not clips:
         raise InputError(f"expected at least one clip in {table}, got the header alone")
     return clips
@@ -228,15 +225,6 @@ def _audiocaps_names(video: str, start: str, where: str) -> tuple[str, tuple[str
     seconds, milliseconds = f"{float(start):g}", round(1000 * float(start))
     stems = [f"{prefix}{video}{rest}" for rest in ("", f"_{seconds}", f"_{milliseconds}_*") for prefix in ("Y", "")]
     return f"Y{video}.wav", tuple(stem + "." for stem in stems)
-
-
-def _find_audio(clips: dict[str, _ListedClip], folder: Path) -> list[DownloadedClip]:
-    """Look up the audio file of every clip in a folder, which is listed once."""
-    files = _files_by_name(folder)
-    return [
-        DownloadedClip(name, next((files[c] for c in clip.candidates if c in files), None), tuple(clip.captions))
-        for name, clip in clips.items()
-    ]
 
 
 def _files_by_name(folder: Path) -> dict[str, Path]:

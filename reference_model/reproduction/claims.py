@@ -4,7 +4,8 @@ A claim is a number of comparisons between means, and the check counts how many 
 a difference is more than chance; the standard deviations in the tables show that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,28 +60,15 @@ class Results:
     def blocks(self) -> Iterator[tuple[Block, dict[str, Means]]]:
         """Yield the means by loss of the experiments that differ only in the loss, where all four losses are there."""
         for dataset, encoders, batch_size in dict.fromkeys((key[0], key[1], key[3]) for key in self.means):
-            of_loss = {
-                loss: self.means[dataset, encoders, loss, batch_size]
-                for loss in LOSS_NAMES
-                if (dataset, encoders, loss, batch_size) in self.means
-            }
-            if len(of_loss) == len(LOSS_NAMES):
-                yield (dataset, encoders, batch_size), of_loss
+            keys = {loss: (dataset, encoders, loss, batch_size) for loss in LOSS_NAMES}
+            if self.means.keys() >= set(keys.values()):
+                yield (dataset, encoders, batch_size), {loss: self.means[key] for loss, key in keys.items()}
 
     def pairs(self, counterpart: Callable[[Key], Key]) -> Iterator[tuple[Key, Means, Means]]:
         """Yield every experiment that has a counterpart, with its means and those of the counterpart."""
         for key, means in self.means.items():
             if counterpart(key) != key and counterpart(key) in self.means:
                 yield key, means, self.means[counterpart(key)]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper and the function that checks it."""
-
-    section: str
-    text: str
-    check: Callable[[Results], Finding | None]  # None: the results lack the experiments to compare
 
 
 def _key(row: Mapping[str, Any]) -> Key:
@@ -91,129 +79,110 @@ def _means(cells: Mapping[str, Mapping[str, Any]]) -> Means:
     return {(direction, metric): cells[direction][metric]["mean"] for direction, metric in RECALL_COLUMNS}
 
 
+def _finding(held: Sequence[bool], evidence: str) -> Finding | None:
+    """Return the finding of some comparisons, or None if there was nothing to compare."""
+    return Finding(sum(held), len(held), evidence) if held else None
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
 def _block_name(block: Block) -> str:
     dataset, encoders, batch_size = block
     return f"{dataset}, {encoders}, batch size {batch_size}"
 
 
-def _average(means: Means) -> float:
-    return sum(means.values()) / len(means)
-
-
 def fine_tuning_helps(results: Results) -> Finding | None:
     """Check every recall of every loss: fine-tuned above frozen."""
-    gains = [
-        tuned[column] - frozen[column]
-        for _, frozen, tuned in results.pairs(lambda key: (key[0], "fine-tuned", *key[2:]))
-        for column in RECALL_COLUMNS
-    ]
-    if not gains:
-        return None
-    held = sum(gain > 0 for gain in gains)
-    evidence = f"{sum(gains) / len(gains):+.1f} points on average, {min(gains):+.1f} to {max(gains):+.1f}"
-    return Finding(held, len(gains), evidence)
+    pairs = results.pairs(lambda key: (key[0], "fine-tuned", *key[2:]))
+    gains = [tuned[column] - frozen[column] for _, frozen, tuned in pairs for column in RECALL_COLUMNS]
+    least, most = min(gains, default=0.0), max(gains, default=0.0)
+    return _finding([gain > 0 for gain in gains], f"{_mean(gains):+.1f} points on average, {least:+.1f} to {most:+.1f}")
 
 
 def clotho_is_harder(results: Results) -> Finding | None:
     """Check every recall of every loss in table 1: Clotho with batch size 24 below AudioCaps with 32."""
     pairs = results.pairs(lambda key: ("Clotho", *key[1:3], 24) if (key[0], key[3]) == ("AudioCaps", 32) else key)
-    drops = [audiocaps[column] - clotho[column] for _, audiocaps, clotho in pairs for column in RECALL_COLUMNS]
-    if not drops:
-        return None
-    return Finding(sum(drop > 0 for drop in drops), len(drops), f"{-sum(drops) / len(drops):+.1f} points on average")
+    gains = [clotho[column] - audiocaps[column] for _, audiocaps, clotho in pairs for column in RECALL_COLUMNS]
+    return _finding([gain < 0 for gain in gains], f"{_mean(gains):+.1f} points on average")
 
 
 def nt_xent_is_best(results: Results) -> Finding | None:
     """Check every recall of every block: NT-Xent's at least that of each other loss."""
-    blocks = dict(results.blocks())
-    if not blocks:
-        return None
-    best_counts = {
-        key: sum(
-            block["nt_xent"][column] >= max(means[column] for means in block.values()) for column in RECALL_COLUMNS
-        )
-        for key, block in blocks.items()
+    held = {
+        key: [block["nt_xent"][column] >= max(means[column] for means in block.values()) for column in RECALL_COLUMNS]
+        for key, block in results.blocks()
     }
-    evidence = "; ".join(f"{_block_name(key)}: {count} of {len(RECALL_COLUMNS)}" for key, count in best_counts.items())
-    return Finding(sum(best_counts.values()), len(RECALL_COLUMNS) * len(best_counts), evidence)
+    evidence = "; ".join(f"{_block_name(key)}: {sum(best)} of {len(best)}" for key, best in held.items())
+    return _finding(list(itertools.chain(*held.values())), evidence)
 
 
 def triplet_sum_is_behind_when_frozen(results: Results) -> Finding | None:
     """Check every block of frozen encoders in table 1: triplet-sum has the lowest mean recall."""
     lowest = {
-        key: min(block, key=lambda loss: _average(block[loss]))
+        key: min(block, key=lambda loss: _mean(block[loss].values()))
         for key, block in results.blocks()
         if key[1] == "frozen" and key[2] != TABLE_2_BATCH_SIZE
     }
-    if not lowest:
-        return None
     evidence = "; ".join(f"{_block_name(key)}: lowest is {LOSS_NAMES[loss]}" for key, loss in lowest.items())
-    return Finding(sum(loss == "triplet_sum" for loss in lowest.values()), len(lowest), evidence)
+    return _finding([loss == "triplet_sum" for loss in lowest.values()], evidence)
 
 
-def _changes_with_the_batch(results: Results) -> dict[str, dict[str, float]]:
-    """Return the change of the mean recall from the usual batch size to 128, by data set and loss."""
-    changes: dict[str, dict[str, float]] = {}
+def _with_the_batch(
+    results: Results, losses: Sequence[str], holds: Callable[[str, Mapping[str, float]], bool]
+) -> Finding | None:
+    """Check the changes of the mean recall, by loss, from the usual batch size to 128: for these losses each holds."""
+    changes: dict[str, dict[str, float]] = {}  # by data set
     for key, small, large in results.pairs(lambda key: (*key[:3], TABLE_2_BATCH_SIZE)):
-        changes.setdefault(key[0], {})[key[2]] = _average(large) - _average(small)
-    return {dataset: of_loss for dataset, of_loss in changes.items() if len(of_loss) == len(LOSS_NAMES)}
+        changes.setdefault(key[0], {})[key[2]] = _mean(large.values()) - _mean(small.values())
+    compared = [
+        (name, change, loss) for name, change in changes.items() if len(change) == len(LOSS_NAMES) for loss in losses
+    ]
+    evidence = "; ".join(f"{name}, {LOSS_NAMES[loss]}: {change[loss]:+.1f} points" for name, change, loss in compared)
+    return _finding([holds(loss, change) for _, change, loss in compared], evidence)
 
 
 def hardest_negatives_lose_with_the_batch(results: Results) -> Finding | None:
     """Check triplet-max and triplet-weighted at batch size 128: each falls, and by more than both robust losses."""
-    changes = _changes_with_the_batch(results)
-    if not changes:
-        return None
-    held = sum(
-        change[loss] < min(0.0, *(change[other] for other in ROBUST))
-        for change in changes.values()
-        for loss in HARDEST_NEGATIVE
+    return _with_the_batch(
+        results, HARDEST_NEGATIVE, lambda loss, change: change[loss] < min(0.0, *(change[other] for other in ROBUST))
     )
-    return Finding(held, len(changes) * len(HARDEST_NEGATIVE), _describe(changes, HARDEST_NEGATIVE))
 
 
 def robust_losses_keep_with_the_batch(results: Results) -> Finding | None:
     """Check triplet-sum and NT-Xent at batch size 128: the mean recall is within two points of that at 32."""
-    changes = _changes_with_the_batch(results)
-    if not changes:
-        return None
-    held = sum(abs(change[loss]) <= 2 for change in changes.values() for loss in ROBUST)
-    return Finding(held, len(changes) * len(ROBUST), _describe(changes, ROBUST))
+    return _with_the_batch(results, ROBUST, lambda loss, change: abs(change[loss]) <= 2)
 
 
-def _describe(changes: Mapping[str, Mapping[str, float]], losses: Sequence[str]) -> str:
-    return "; ".join(
-        f"{dataset}, {LOSS_NAMES[loss]}: {change[loss]:+.1f} points"
-        for dataset, change in changes.items()
-        for loss in losses
-    )
-
-
-def _count_not_converged(results: Results, losses: Sequence[str]) -> tuple[int, int, str] | None:
+def _count_not_converged(results: Results, losses: Sequence[str]) -> tuple[int, int, str]:
     """Return the runs of these losses that did not converge, all of their runs, and both in words."""
     if results.not_converged is None:
-        return None
+        return 0, 0, ""
     keys = [key for key in results.runs if key[2] in losses]
     count, total = sum(results.not_converged[key] for key in keys), sum(results.runs[key] for key in keys)
-    return (count, total, f"{count} of {total} runs collapsed or diverged") if keys else None
+    return count, total, f"{count} of {total} runs collapsed or diverged"
 
 
 def robust_losses_converge(results: Results) -> Finding | None:
     """Check every run of triplet-sum and NT-Xent: it neither collapsed nor diverged."""
-    counted = _count_not_converged(results, ROBUST)
-    if counted is None:
-        return None
-    count, total, evidence = counted
-    return Finding(total - count, total, evidence)
+    count, total, evidence = _count_not_converged(results, ROBUST)
+    return Finding(total - count, total, evidence) if total else None
 
 
 def hardest_negatives_may_not_converge(results: Results) -> Finding | None:
     """Check that some run of triplet-max or triplet-weighted collapsed or diverged."""
-    counted = _count_not_converged(results, HARDEST_NEGATIVE)
-    if counted is None:
-        return None
-    count, _, evidence = counted
-    return Finding(int(count > 0), 1, evidence)
+    count, total, evidence = _count_not_converged(results, HARDEST_NEGATIVE)
+    return Finding(int(count > 0), 1, evidence) if total else None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and the function that checks it."""
+
+    section: str
+    text: str
+    check: Callable[[Results], Finding | None]  # None: the results lack the experiments to compare
 
 
 CLAIMS = (
@@ -262,8 +231,7 @@ def check(tables: Sequence[Table]) -> list[dict[str, str]]:
         line = {"section": claim.section, "claim": claim.text}
         for source, results in (("paper", Results.from_paper()), ("ours", Results.from_tables(tables))):
             finding = claim.check(results)
-            line[source] = "-" if finding is None else finding.verdict
-            line[f"{source}, evidence"] = "" if finding is None else finding.evidence
+            line[source], line[f"{source}, evidence"] = (finding.verdict, finding.evidence) if finding else ("-", "")
         checked.append(line)
     return checked
 
