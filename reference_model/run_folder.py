@@ -36,13 +36,8 @@ def open_run(config: Config, folder: Path) -> dict[str, Any] | None:
         Diverged: the folder holds this run, and it has diverged.
     """
     if (folder / CONFIG).exists():
-        require_same_settings(
-            folder,
-            Config.read(folder / CONFIG).deciding(),
-            config.deciding(),
-            expected="new or a run of this configuration",
-            got="a run of another ({})",
-        )
+        stored, expected = Config.read(folder / CONFIG).deciding(), "new or a run of this configuration"
+        require_same_settings(folder, stored, config.deciding(), expected=expected, got="a run of another ({})")
         if (folder / DIVERGED).exists():
             raise Diverged(read_json(folder / DIVERGED)["reason"])
         if not (folder / METRICS).exists():

@@ -43,12 +43,7 @@ def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tupl
 
 
 def evaluate_run(folder: Path, *, split: str, data: str | None) -> Metrics:
-    """Measure the best weights of a run so far.
-
-    Args:
-        folder: the folder of the run, or of a saved model.
-        split: "train", "val" or "test".
-        data: the folder of the data sets; None: the one that the run was trained on.
+    """Measure the best weights of a run so far, or of a saved model, on a split of ``data`` or of the run's own data.
 
     Raises:
         InputError: the folder holds no run with a finished epoch, or the data is not as expected.
@@ -63,5 +58,4 @@ def evaluate_run(folder: Path, *, split: str, data: str | None) -> Metrics:
     model.to(accelerator.device)
     token_ids = MODELS[config.model].text.tokenize(tokenizer, captions_of(clips))
     features = compute_features(model, clips, token_ids, config, accelerator)
-    metrics, _ = evaluate(model.heads, features, accelerator)
-    return metrics
+    return evaluate(model.heads, features, accelerator)[0]

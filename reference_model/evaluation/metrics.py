@@ -68,13 +68,9 @@ def _one_direction(queries: Tensor, candidates: Tensor, query_clip: Tensor, cand
 
 
 def ranks_of_targets(S: Tensor, target: Tensor) -> Tensor:
-    """Return the ranks of the targets of each query, ascending, ``[Q, T]``.
+    """Return the ranks of the targets of each query, ascending, ``[Q, T]``, from similarities S, ``[Q, C]``.
 
-    T is the largest number of targets of a query. Missing ranks are infinite.
-
-    Args:
-        S: similarities of queries and candidates, ``[Q, C]``.
-        target: bool ``[Q, C]``, at least one in each row.
+    ``target`` is bool ``[Q, C]``, with one target or more in a row, and T at most; missing ranks are infinite.
 
     >>> ranks_of_targets(torch.tensor([[0.9, 0.1, 0.5]]), torch.tensor([[False, True, True]]))
     tensor([[2., 3.]])
@@ -89,12 +85,7 @@ def ranks_of_targets(S: Tensor, target: Tensor) -> Tensor:
 
 
 def average_precision(target_ranks: Tensor, *, at: int = 10) -> Tensor:
-    """Return the average precision within the first ``at`` ranks, ``[Q]``.
-
-    Args:
-        target_ranks: ranks of the targets as :func:`ranks_of_targets` returns them, ``[Q, T]``.
-        at: the last rank that counts.
-    """
+    """Return the average precision within the first ``at`` ranks, ``[Q]``, from :func:`ranks_of_targets`."""
     found = torch.arange(1, target_ranks.shape[1] + 1, device=target_ranks.device) / target_ranks
     targets = target_ranks.isfinite().sum(1).clamp(max=at)
     return torch.where(target_ranks <= at, found, 0).sum(1) / targets

@@ -1,6 +1,7 @@
 """The hardware, the versions and the commit that a result was made with."""
 
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,13 +10,9 @@ import torch
 
 def describe_environment() -> str:
     """Return processor, threads, GPU, versions of torch and Python, and commit, in one line for people."""
-    processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
+    names = re.search(r"^model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    processor = names[1].strip() if names else platform.processor() or platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
         f"{processor}, {torch.get_num_threads()} threads, {gpu}; torch {torch.__version__}, "
@@ -25,11 +22,9 @@ def describe_environment() -> str:
 
 def commit() -> str:
     """Return the short hash of the checkout's commit, or "unknown" outside of a checkout."""
-    folder = Path(__file__).parent
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        )
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return "unknown"
     return found.stdout.strip() or "unknown"

@@ -12,16 +12,14 @@ from safetensors import SafetensorError
 
 from reference_model import InputError
 
+Settings = Mapping[str, Any]
+
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file in a new folder beside its place, then move it there.
 
     The file is on the disk before it is moved, so a computer that loses power keeps the old file or the new one. What
     a killed process leaves is removed when the same file is written again.
-
-    Args:
-        path: the place of the file.
-        write: writes the file at the path that it is given.
     """
     folder = path.with_name(f".{path.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
@@ -30,8 +28,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         beside = folder / path.name
         write(beside)
         beside.chmod(folder.stat().st_mode & 0o666)  # the permissions of any new file; some writers give fewer
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(beside)
         os.replace(beside, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,43 +64,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_same_settings(
-    folder: Path,
-    stored: Mapping[str, Any],
-    given: Mapping[str, Any],
-    *,
-    expected: str = "of these settings",
-    got: str = "others in {}",
+    folder: Path, stored: Settings, given: Settings, *, expected: str = "of these settings", got: str = "others in {}"
 ) -> None:
-    """Refuse a folder whose content was made with other settings.
-
-    Args:
-        folder: the folder, for the message.
-        stored: the settings that its content was made with.
-        given: the settings of now.
-        expected: what the folder should be, for the message.
-        got: what it is; ``{}`` stands for the settings that differ.
+    """Refuse a folder whose content was made with other settings; the message puts those that differ for ``{}``.
 
     Raises:
         InputError: a setting differs.
     """
-    different = [
-        f"{name} {stored.get(name)} there, {given.get(name)} here"
-        for name in dict.fromkeys([*stored, *given])
-        if stored.get(name) != given.get(name)
-    ]
-    if different:
-        got = got.replace("{}", "; ".join(different))
-        raise InputError(f"expected {folder} to be {expected}, got {got}; choose another --out")
+    names = [name for name in dict.fromkeys([*stored, *given]) if stored.get(name) != given.get(name)]
+    if names:
+        different = "; ".join(f"{name} {stored.get(name)} there, {given.get(name)} here" for name in names)
+        raise InputError(
+            f"expected {folder} to be {expected}, got {got.replace('{}', different)}; choose another --out"
+        )
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:
-    """Write a folder beside its place, then move it there; a folder of the same kind is replaced.
-
-    Args:
-        folder: the place.
-        write: fills the folder that it is given.
-        names: names of the files in such a folder; a folder with any other file is not replaced.
-        kind: the name of such a folder in the error message.
+    """Write a folder beside its place, then move it there; one of this kind, with no other names, is replaced.
 
     Raises:
         InputError: the place is taken by something else, or cannot be written.
@@ -121,8 +98,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Coll
             write(beside)
             for path in beside.rglob("*"):
                 if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+                    _flush(path)
             shutil.rmtree(old, ignore_errors=True)
             if folder.exists():
                 os.replace(folder, old)
@@ -132,3 +108,8 @@ def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Coll
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -7,6 +7,7 @@ process is on another machine.
 
 import functools
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,9 +43,8 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         with _guard(folder):
             lease.acquire(timeout=0)
     except Timeout as error:
-        raise Busy(
-            f"expected {folder} for this run alone, got one that is under way there: {_name_of_holder(lease)}"
-        ) from error
+        holder = _name_of_holder(lease)
+        raise Busy(f"expected {folder} for this run alone, got one that is under way there: {holder}") from error
     try:
         yield
     finally:
@@ -65,10 +65,8 @@ def lock_holder(folder: Path) -> str | None:
 
 def seconds_since_heartbeat(folder: Path) -> float:
     """Return the seconds since the lock was touched, by the clock of this machine; infinity without a lock."""
-    try:
-        return time.time() - (folder / LOCK).stat().st_mtime
-    except OSError:
-        return math.inf
+    status = _status(folder)
+    return math.inf if status is None else time.time() - status.st_mtime
 
 
 class _LockObserver:
@@ -86,7 +84,8 @@ class _LockObserver:
                     return None
             except Timeout:
                 pass
-            heartbeat = self._read_heartbeat()
+            status = _status(self.folder)
+            heartbeat = status and (status.st_ino, status.st_mtime_ns)
             if heartbeat != self.heartbeat:
                 self.heartbeat, self.unchanged_since = heartbeat, time.monotonic()
             # A lock without a name: its process was killed before it wrote it. And a lock that was not touched for so
@@ -96,22 +95,19 @@ class _LockObserver:
                 return None
             return _name_of_holder(self.lease)
 
-    def _read_heartbeat(self) -> tuple[int, int] | None:
-        try:
-            status = (self.folder / LOCK).stat()
-        except OSError:
-            return None
-        return (status.st_ino, status.st_mtime_ns)
-
 
 _observer = functools.cache(_LockObserver)
 
 
-def _guard(folder: Path) -> FileLock:
-    """Return a short lock around every acquire, look and release, which would disturb each other.
+def _status(folder: Path) -> os.stat_result | None:
+    try:
+        return (folder / LOCK).stat()
+    except OSError:
+        return None
 
-    The operating system releases it when a process ends, in whatever way.
-    """
+
+def _guard(folder: Path) -> FileLock:
+    """Return a short lock around every acquire, look and release; the system releases it when a process ends."""
     return FileLock(folder / f"{LOCK}.guard")
 
 

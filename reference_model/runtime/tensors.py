@@ -21,8 +21,7 @@ def load_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: the file is missing or damaged, or a name or a shape differs.
     """
-    tensors, _ = load_tensors(path)
-    copy_weights(path, tensors, weights)
+    copy_weights(path, load_tensors(path)[0], weights)
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,16 +50,7 @@ def log_to_folder(folder: Path, *, is_main: bool) -> Iterator[None]:
 
 
 class Monitor:
-    """Follows one run from step to step.
-
-    Args:
-        config: the settings of the run.
-        folder: the folder of the run.
-        progress: how far the run is; the trainer changes it.
-        steps: the number of steps of an epoch.
-        position: the line of the progress bar.
-        is_main: whether this is the main process; the others show and write nothing.
-    """
+    """Follows one run, of ``steps`` an epoch, as the trainer changes its progress; only the main process writes."""
 
     def __init__(
         self, config: Config, folder: Path, progress: Progress, steps: int, *, position: int, is_main: bool
@@ -101,11 +91,10 @@ class Monitor:
             NotFinite: a loss is NaN or inf.
         """
         progress = self.progress
-        first = progress.step - len(self.unfetched) + 1
         values = torch.stack(self.unfetched).tolist()
         self.unfetched.clear()
         self.fetched_at = time.monotonic()
-        for step, value in enumerate(values, start=first):
+        for step, value in enumerate(values, start=progress.step - len(values) + 1):
             if not math.isfinite(value):
                 raise NotFinite(f"the loss is {value} at step {step} of epoch {progress.epoch}")
             progress.total += value
@@ -120,22 +109,17 @@ class Monitor:
         """Report the last epoch of the history."""
         if self.board is None:
             return
-        config, history = self.config, self.progress.history
-        record, name = history[-1], self.folder.name
-        self._add_scalars(record)
+        config, history, name = self.config, self.progress.history, self.folder.name
+        record = history[-1]
+        scalars = {"learning_rate": record["learning_rate"]}
+        for group, values in {**record["val"], "diagnosis": record["diagnosis"]}.items():
+            scalars |= {f"{group}/{key}": value for key, value in values.items()}
+        for key, value in scalars.items():
+            self.board.add_scalar(key, value, self.bar.n)
         plot_curves(self.folder / CURVES, history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
         log.info("%s, epoch %d: loss %.4f; val %s", name, record["epoch"], record["loss"], summary(record["val"]))
         if record["diagnosis"]["collapsed"]:
             log.warning("%s, epoch %d: the model has collapsed, all similarities are alike", name, record["epoch"])
-
-    def _add_scalars(self, record: dict[str, Any]) -> None:
-        assert self.board is not None
-        scalars = {"learning_rate": record["learning_rate"]}
-        scalars |= {f"diagnosis/{name}": value for name, value in record["diagnosis"].items()}
-        for direction in DIRECTIONS:
-            scalars |= {f"{direction}/{name}": value for name, value in record["val"][direction].items()}
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, self.bar.n)
 
 
 def summary(metrics: Metrics) -> str:

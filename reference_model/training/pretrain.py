@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, StackDataset
 from tqdm import tqdm
 from transformers import BertForPreTraining, DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
@@ -47,8 +47,7 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
         InputError: the data set is missing or has no tags (only the synthetic one has them), or the folder holds
             encoders of other settings.
     """
-    clips = read_split(data, dataset, "train")
-    tags = read_tags(data, dataset, "train")
+    clips, tags = read_split(data, dataset, "train"), read_tags(data, dataset, "train")
     untagged = [clip.path.name for clip in clips if clip.path.name not in tags]
     if untagged:
         raise InputError(f"expected the events of every clip, got none of {len(untagged)}, such as {untagged[0]}")
@@ -59,10 +58,9 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
         got = f"encoders of others; see {out / RECORD}"
         require_same_settings(out, read_json(out / RECORD), settings, expected="new or of these settings", got=got)
     write_json(out / RECORD, settings)
-    seconds = clip_seconds(dataset, None)
     if not (out / AUDIO).exists():
         torch.manual_seed(seed)
-        weights = train_tagger(clips, tags, seconds, audio_epochs)
+        weights = train_tagger(clips, tags, clip_seconds(dataset, None), audio_epochs)
         checkpoint = {"iteration": audio_epochs, "model": weights, "sampler": {}}
         atomic_write(out / AUDIO, lambda path: torch.save(checkpoint, path))
     if not (out / TEXT).exists():
@@ -101,32 +99,14 @@ class Tagger(nn.Module):
         return logits
 
 
-class TaggedClips(Dataset[tuple[Tensor, Tensor]]):
-    """Waveforms, ``[samples]``, and for every known tag 1.0 if it applies and 0.0 otherwise, ``[tags]``."""
-
-    def __init__(self, clips: list[Clip], tags: dict[str, list[str]], seconds: float) -> None:
-        self.waveforms = Waveforms(clips, seconds)
-        self.known_tags = sorted({tag for of_clip in tags.values() for tag in of_clip})
-        self.labels = torch.tensor([[float(tag in tags[clip.path.name]) for tag in self.known_tags] for clip in clips])
-
-    def __len__(self) -> int:
-        return len(self.waveforms)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.waveforms[index], self.labels[index]
-
-
 def train_tagger(clips: list[Clip], tags: dict[str, list[str]], seconds: float, epochs: int) -> dict[str, Tensor]:
     """Train a small audio encoder to tag events, and return its weights under the published names."""
-    tagged = TaggedClips(clips, tags, seconds)
-    model = Tagger(ResNet38(width=TINY_WIDTH), len(tagged.known_tags))
-
-    def loss_of(batch: Any) -> Tensor:
-        waveforms, labels = batch
-        return F.binary_cross_entropy_with_logits(model(waveforms), labels)
-
-    loader = DataLoader(tagged, min(BATCH_SIZE, len(tagged)), shuffle=True, drop_last=True)
-    fit(model, loader, epochs, "tagging", loss_of)
+    known = sorted({tag for of_clip in tags.values() for tag in of_clip})
+    labels = torch.tensor([[float(tag in tags[clip.path.name]) for tag in known] for clip in clips])  # [N, tags]
+    tagged: Dataset[Any] = StackDataset(Waveforms(clips, seconds), labels)  # type: ignore[arg-type]
+    model = Tagger(ResNet38(width=TINY_WIDTH), len(known))
+    loader = DataLoader(tagged, min(BATCH_SIZE, len(clips)), shuffle=True, drop_last=True)
+    fit(model, loader, epochs, "tagging", lambda batch: F.binary_cross_entropy_with_logits(model(batch[0]), batch[1]))
     return {name.removeprefix("encoder."): tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
@@ -165,18 +145,7 @@ def train_bert(clips: list[Clip], tokenizer: PreTrainedTokenizerFast, epochs: in
 
 
 def fit(model: nn.Module, loader: "DataLoader[Any]", epochs: int, task: str, loss_of: Callable[[Any], Tensor]) -> None:
-    """Minimise ``loss_of(batch)`` with Adam and a one-cycle schedule.
-
-    Args:
-        model: the model, which is moved to the GPU if there is one.
-        loader: batches of an epoch: tuples of tensors, or mappings to tensors.
-        epochs: the number of epochs.
-        task: a title for the progress bar.
-        loss_of: the loss of a batch.
-
-    Raises:
-        Stopped: a stop was requested.
-    """
+    """Minimise ``loss_of(batch)`` with Adam and a one-cycle schedule, on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     optimizer = Adam(model.parameters(), lr=LEARNING_RATE, fused=True)

@@ -24,8 +24,8 @@ from reference_model.paper import DATASET_SIZES
 from reference_model.run_folder import CHECKPOINT, CONFIG, FROZEN_WEIGHTS, TEXT_ENCODER
 from reference_model.runtime.files import write_json
 from reference_model.runtime.signals import raise_if_stop_requested
-from reference_model.runtime.tensors import save_tensors
-from reference_model.training.checkpoint import require_same_data
+from reference_model.runtime.tensors import load_record, save_tensors
+from reference_model.training.checkpoint import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +41,18 @@ def read_clips(config: Config, folder: Path, accelerator: Accelerator) -> Clips:
     """
     clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
     for split, number in DATASET_SIZES.get(config.dataset, {}).items():
-        if accelerator.is_main_process and len(clips[split]) != number:
-            here = len(clips[split])
+        if accelerator.is_main_process and (here := len(clips[split])) != number:
             log.warning("%s, %s: %d clips, where the paper had %d", config.dataset, split, here, number)
     pairs, processes = len(captions_of(clips["train"])), accelerator.num_processes
     if pairs < config.batch_size:
         raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {pairs}; lower --batch-size")
     if config.batch_size < processes:
         raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
-    if (folder / CHECKPOINT).exists():
-        require_same_data(config, folder, clips)
+    if (folder / CHECKPOINT).exists() and load_record(folder / CHECKPOINT)["data"] != fingerprint(clips):
+        raise InputError(
+            f"expected the clips and captions that {folder} was trained on so far, got others in "
+            f"{Path(config.data) / config.dataset}; choose another --out"
+        )
     return clips
 
 
@@ -60,7 +62,7 @@ def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelera
     Raises:
         InputError: an encoder or an audio file is not as expected; nothing was written.
     """
-    captions = {split: captions_of(of_split) for split, of_split in clips.items()}
+    captions, text = {split: captions_of(of_split) for split, of_split in clips.items()}, MODELS[config.model].text
     torch.manual_seed(config.seed)
     model, tokenizer = new_model(config, captions["train"])
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -69,12 +71,10 @@ def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelera
     raise_if_stop_requested()
     if accelerator.is_main_process:
         write_json(folder / CONFIG, config.as_dict())
-        MODELS[config.model].text.save(folder / TEXT_ENCODER, model.text_encoder, tokenizer)
+        text.save(folder / TEXT_ENCODER, model.text_encoder, tokenizer)
         if model.frozen and not (folder / CHECKPOINT).exists():
             save_tensors(folder / FROZEN_WEIGHTS, model.frozen_parameters())
-    tokenize = MODELS[config.model].text.tokenize
-    token_ids = {split: tokenize(tokenizer, texts) for split, texts in captions.items()}
-    return model.to(accelerator.device), token_ids
+    return model.to(accelerator.device), {split: text.tokenize(tokenizer, captions[split]) for split in SPLITS}
 
 
 def constant_features(
@@ -89,36 +89,18 @@ def constant_features(
 
 
 class EpochBatches:
-    """The batches of this process; every epoch has another order, which follows from seed and epoch.
-
-    Args:
-        config: seed, batch size, length of the clips and number of reading processes.
-        clips: the clips of the training set.
-        token_ids: the token ids of their captions.
-        features: their features; None: the batches are waveforms and tokens.
-        accelerator: device and processes.
-    """
+    """The batches of this process: features, or waveforms and tokens; their order follows from seed and epoch."""
 
     def __init__(
-        self,
-        config: Config,
-        clips: list[Clip],
-        token_ids: list[list[int]],
-        features: Features | None,
-        accelerator: Accelerator,
+        self, config: Config, clips: list[Clip], token_ids: list[list[int]], features: Features | None, on: Accelerator
     ) -> None:
-        self.order: DistributedSampler[Any] = DistributedSampler(
-            range(len(token_ids)),  # type: ignore[arg-type]
-            num_replicas=1,
-            rank=0,
-            seed=spread_seed(config.seed),
-        )
+        pairs = Pairs(clips, token_ids, config.clip_seconds)
+        self.order: DistributedSampler[Any] = DistributedSampler(pairs, 1, 0, seed=spread_seed(config.seed))
         whole = BatchSampler(self.order, config.batch_size, drop_last=True)
-        self.sampler = DistributedBatchSampler(whole, accelerator.process_index, accelerator.num_processes)
+        self.sampler = DistributedBatchSampler(whole, on.process_index, on.num_processes)
         self.batches: FeatureBatches | WaveformBatches
         if features is None:
-            pairs = Pairs(clips, token_ids, config.clip_seconds)
-            self.batches = WaveformBatches(pairs, self.sampler, config.workers, accelerator.device)
+            self.batches = WaveformBatches(pairs, self.sampler, config.workers, on.device)
         else:
             self.batches = FeatureBatches(features, self.sampler)
 

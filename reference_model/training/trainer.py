@@ -10,7 +10,6 @@ the negatives, are those of one process. The main process measures and writes.
 """
 
 import logging
-import math
 import time
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -20,30 +19,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from reference_model import InputError, run_folder
 from reference_model.config import Config
 from reference_model.data.dataset import SPLITS
 from reference_model.evaluation.evaluate import embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
-from reference_model.models.features import Features, compute_features
+from reference_model.models.features import Features, checksum, compute_features
 from reference_model.paper import DECAY_FACTOR
-from reference_model.run_folder import (
-    BEST_WEIGHTS,
-    CHECKPOINT,
-    DIVERGED,
-    METRICS,
-    TEST_EMBEDDINGS,
-    TIME,
-    Diverged,
-    open_run,
-    stored_metrics,
-)
+from reference_model.run_folder import Diverged, open_run, stored_metrics
 from reference_model.runtime.devices import make_accelerator
 from reference_model.runtime.environment import describe_environment
 from reference_model.runtime.files import write_json
-from reference_model.runtime.lease import lock_run_folder
+from reference_model.runtime.lease import Busy, lock_run_folder, lost_lock
 from reference_model.runtime.signals import Stopped, handle_signals, stop_requested
 from reference_model.runtime.tensors import load_weights, save_tensors
-from reference_model.training.checkpoint import Progress, RunState, versions
+from reference_model.training.checkpoint import Progress, fingerprint, load_checkpoint, save_checkpoint, versions
 from reference_model.training.monitor import Monitor, log_to_folder, summary
 from reference_model.training.setup import EpochBatches, constant_features, make_model, read_clips, spread_seed
 from reference_model.training.step import Step
@@ -78,69 +68,49 @@ def train(
         if metrics is not None:
             return metrics
         with log_to_folder(folder, is_main=accelerator.is_main_process), handle_signals():
-            trainer = Trainer(
-                config,
-                folder,
-                accelerator,
-                feature_folder=features or Path(config.data) / config.dataset / "features",
-                checkpoint_seconds=checkpoint_minutes * 60,
-            )
-            return trainer.run(position)
+            features = features or Path(config.data) / config.dataset / "features"
+            return Trainer(config, folder, accelerator, features, checkpoint_minutes * 60).run(position)
 
 
 class Trainer:
-    """Trains one run.
-
-    Data, model, batches and optimiser are made, and a checkpoint is read, by the constructor; :meth:`run` trains.
-
-    Args:
-        config: the settings.
-        folder: the folder of the run, locked for this process.
-        accelerator: device, precision and processes.
-        feature_folder: the folder of the features of constant encoders.
-        checkpoint_seconds: the time between two checkpoints within an epoch.
-    """
+    """One run: the constructor makes data, model, batches and optimiser and reads a checkpoint; :meth:`run` trains."""
 
     def __init__(
-        self, config: Config, folder: Path, accelerator: Accelerator, *, feature_folder: Path, checkpoint_seconds: float
+        self, config: Config, folder: Path, accelerator: Accelerator, feature_folder: Path, checkpoint_seconds: float
     ) -> None:
         self.config, self.folder, self.accelerator = config, folder, accelerator
         self.checkpoint_seconds = checkpoint_seconds
         self.is_main = accelerator.is_main_process
+        self.started = time.monotonic()  # less the seconds of the processes that worked on the run before
         self.progress = Progress()
-        self.clips = read_clips(config, folder, accelerator)
-        self.model, self.token_ids = make_model(config, folder, self.clips, accelerator)
+        self.clips = clips = read_clips(config, folder, accelerator)
+        self.model, self.token_ids = model, token_ids = make_model(config, folder, clips, accelerator)
         self.features: dict[str, Features] = {}
-        if self.model.constant:
-            self.features = constant_features(
-                config, feature_folder, self.model, self.clips, self.token_ids, accelerator
-            )
-        train, train_token_ids = self.clips["train"], self.token_ids["train"]
-        self.batches = EpochBatches(config, train, train_token_ids, self.features.get("train"), accelerator)
-        self.step = Step(self.model.heads if self.model.constant else self.model, config, accelerator)
-        optimizer, scaler = self.step.optimizer, accelerator.scaler
-        self.state = RunState(config, folder, self.clips, self.model, optimizer, scaler, self.progress)
-        if (folder / CHECKPOINT).exists():
-            self.state.restore()
-            log.info(
-                "%s: continuing after step %d of epoch %d of %d",
-                *(folder, self.progress.step, self.progress.epoch, config.epochs),
-            )
+        if model.constant:
+            self.features = constant_features(config, feature_folder, model, clips, token_ids, accelerator)
+        features = self.features.get("train")
+        self.batches = EpochBatches(config, clips["train"], token_ids["train"], features, accelerator)
+        self.step = Step(model.heads if model.constant else model, config, accelerator)
+        self.origin = {
+            "data": fingerprint(clips),
+            "frozen": checksum(model.frozen_parameters()),
+            "config": config.as_dict(),
+            "versions": versions(),
+        }
+        if (folder / run_folder.CHECKPOINT).exists():
+            self._load_checkpoint()
 
-    def run(self, position: int = 0) -> dict[str, Any]:
+    def run(self, position: int) -> dict[str, Any]:
         """Train all epochs, measure the best one on the test set, and return the content of ``metrics.json``."""
-        progress, epochs = self.progress, self.config.epochs
+        config, folder, progress, steps = self.config, self.folder, self.progress, len(self.batches)
+        processes = self.accelerator.num_processes
         log.info(
             "%s: %d epochs of %d steps on %s, %d process%s",
-            *(self.folder, epochs, len(self.batches), self.accelerator.device, self.accelerator.num_processes),
-            "" if self.accelerator.num_processes == 1 else "es",
+            *(folder, config.epochs, steps, self.accelerator.device, processes, "" if processes == 1 else "es"),
         )
-        monitor = Monitor(
-            self.config, self.folder, progress, len(self.batches), position=position, is_main=self.is_main
-        )
-        with closing(monitor):
+        with closing(Monitor(config, folder, progress, steps, position=position, is_main=self.is_main)) as monitor:
             try:
-                while progress.epoch <= epochs:
+                while progress.epoch <= config.epochs:
                     self._train_epoch(monitor)
                     self._measure_epoch(monitor)
                     if any(self._in_any_process(stop_requested())):
@@ -150,7 +120,7 @@ class Trainer:
         if self.is_main:
             self._finish()
         self.accelerator.wait_for_everyone()
-        return stored_metrics(self.folder)
+        return stored_metrics(folder)
 
     def _train_epoch(self, monitor: Monitor) -> None:
         """Train the steps of the epoch that are not done yet."""
@@ -160,12 +130,10 @@ class Trainer:
         saved_at = time.monotonic()
         for batch in self.batches.of_epoch(progress.epoch, first=progress.step):
             # Dropout follows from the step alone, so a run that continues draws the same numbers.
-            torch.manual_seed(
-                spread_seed(config.seed, progress.epoch, progress.step + 1, self.accelerator.process_index)
-            )
-            loss = self.step(batch)
+            process = self.accelerator.process_index
+            torch.manual_seed(spread_seed(config.seed, progress.epoch, progress.step + 1, process))
+            monitor.add_loss(self.step(batch))
             progress.step += 1
-            monitor.add_loss(loss)
             stop, fetch, save = self._in_any_process(
                 stop_requested(),
                 monitor.fetch_is_due(),
@@ -187,8 +155,32 @@ class Trainer:
         return [bool(count) for count in counts.tolist()]
 
     def _save_checkpoint(self) -> None:
-        if self.is_main:
-            self.state.save()
+        if not self.is_main:
+            return
+        if lost_lock(self.folder):
+            raise Busy(f"expected {self.folder} for this run alone, got it taken over while this process was suspended")
+        scaler, seconds = self.accelerator.scaler, time.monotonic() - self.started
+        record = {**vars(self.progress), "seconds": seconds, "scaler": scaler and scaler.state_dict(), **self.origin}
+        path, weights = self.folder / run_folder.CHECKPOINT, self.model.trainable_state_dict()
+        save_checkpoint(path, weights, self.step.optimizer, record)
+
+    def _load_checkpoint(self) -> None:
+        config, folder = self.config, self.folder
+        path, weights = folder / run_folder.CHECKPOINT, self.model.trainable_state_dict()
+        record = load_checkpoint(path, weights, self.step.optimizer)
+        if record["frozen"] != self.origin["frozen"]:
+            raise InputError(
+                f"expected the frozen encoders that {folder} was begun with, got others in "
+                f"{config.audio_checkpoint} or {config.bert}; choose another --out"
+            )
+        if record["versions"] != versions():
+            log.warning("begun with %s, continued with %s: not to the bit the same", record["versions"], versions())
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(record["scaler"])
+        self.progress = Progress(*(record[name] for name in ("epoch", "step", "total", "history")))
+        self.started -= record["seconds"]
+        at = (folder, record["step"], record["epoch"], config.epochs)
+        log.info("%s: continuing after step %d of epoch %d of %d", *at)
 
     def _measure_epoch(self, monitor: Monitor) -> None:
         """Measure on the validation set, keep the weights if they are the best so far, and go on to the next epoch."""
@@ -201,10 +193,9 @@ class Trainer:
             "val": recalls,
             "diagnosis": diagnosis,
         }
-        best = max((self._score(earlier) for earlier in progress.history), default=-math.inf)
-        if self.is_main and self._score(record) > best:
-            save_tensors(self.folder / BEST_WEIGHTS, self.model.trainable_state_dict())
         progress.history.append(record)
+        if self.is_main and self._best() is record:
+            save_tensors(self.folder / run_folder.BEST_WEIGHTS, self.model.trainable_state_dict())
         progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
         monitor.report_epoch()
 
@@ -230,52 +221,50 @@ class Trainer:
             return self.features[split]
         return compute_features(self.model, self.clips[split], self.token_ids[split], self.config, self.accelerator)
 
-    def _score(self, record: dict[str, Any]) -> float:
-        """Return the number by which the best epoch is chosen."""
-        both = self.config.select_on == "both-directions"
-        return sum_of_recalls(record["val"], DIRECTIONS if both else ("text_to_audio",))
+    def _best(self) -> dict[str, Any] | None:
+        """Return the record of the epoch with the highest sum of recalls, the first of equal ones."""
+        directions = DIRECTIONS if self.config.select_on == "both-directions" else ("text_to_audio",)
+        return max(self.progress.history, key=lambda r: sum_of_recalls(r["val"], directions), default=None)
 
     def _finish(self) -> None:
         """Measure the best epoch on the test set and write ``metrics.json``, which marks the run as finished."""
-        load_weights(self.folder / BEST_WEIGHTS, self.model.trainable_state_dict())
-        features, clips = self._features("test"), self.clips["test"]
-        test, _ = evaluate(self.model.heads, features, self.accelerator)
-        audio, text = embeddings(self.model.heads, features, self.accelerator)
-        names = [{"file_name": clip.path.name, "captions": clip.captions} for clip in clips]
-        save_tensors(self.folder / TEST_EMBEDDINGS, {"audio": audio, "text": text}, {"clips": names})
-        history = self.progress.history
-        best = max(history, key=self._score)
+        folder, clips, heads, history = self.folder, self.clips, self.model.heads, self.progress.history
+        best = self._best()
+        assert best is not None
+        load_weights(folder / run_folder.BEST_WEIGHTS, self.model.trainable_state_dict())
+        features = self._features("test")
+        test, _ = evaluate(heads, features, self.accelerator)
+        audio, text = embeddings(heads, features, self.accelerator)
+        names = [{"file_name": clip.path.name, "captions": clip.captions} for clip in clips["test"]]
+        save_tensors(folder / run_folder.TEST_EMBEDDINGS, {"audio": audio, "text": text}, {"clips": names})
         metrics = {
             "test": test,
             "val": best["val"],
-            "chance": chance([len(clip.captions) for clip in clips]),
+            "chance": chance([len(clip.captions) for clip in clips["test"]]),
             "best_epoch": best["epoch"],
             "collapsed": bool(history[-1]["diagnosis"]["collapsed"]),
-            "clips": {split: len(self.clips[split]) for split in SPLITS},
+            "clips": {split: len(clips[split]) for split in SPLITS},
             "config": self.config.as_dict(),
             "versions": versions(),
             "history": history,
         }
-        self.progress.count_seconds()
-        time_record = {"seconds": round(self.progress.seconds, 1), "machine": describe_environment()}
-        write_json(self.folder / TIME, time_record)
-        write_json(self.folder / METRICS, metrics)
-        (self.folder / CHECKPOINT).unlink()
-        log.info("%s, test of %d clips at epoch %d: %s", self.folder.name, len(clips), best["epoch"], summary(test))
+        seconds = round(time.monotonic() - self.started, 1)
+        write_json(folder / run_folder.TIME, {"seconds": seconds, "machine": describe_environment()})
+        write_json(folder / run_folder.METRICS, metrics)
+        (folder / run_folder.CHECKPOINT).unlink()
+        log.info("%s, test of %d clips at epoch %d: %s", folder.name, len(names), best["epoch"], summary(test))
 
     def _diverged(self, error: NotFinite) -> Diverged:
-        folder, history = self.folder, self.progress.history
-        best = max(history, key=self._score, default=None)
-        kept = "no epoch was finished"
+        best, kept = self._best(), "no epoch was finished"
         if best is not None:
-            kept = f"the best epoch, {best['epoch']}, is kept in {folder / BEST_WEIGHTS}"
+            kept = f"the best epoch, {best['epoch']}, is kept in {self.folder / run_folder.BEST_WEIGHTS}"
         reason = (
             f"training stopped: {error}; {kept}. Try a lower --learning-rate, or --precision bf16 in place of fp16, "
             f"and another --out"
         )
         if self.is_main:
-            best_epoch = None if best is None else best["epoch"]
-            write_json(folder / DIVERGED, {"reason": reason, "best_epoch": best_epoch, "history": history})
+            record = {"reason": reason, "best_epoch": best and best["epoch"], "history": self.progress.history}
+            write_json(self.folder / run_folder.DIVERGED, record)
         return Diverged(reason)
 
 
