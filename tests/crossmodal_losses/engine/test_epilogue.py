@@ -17,7 +17,7 @@ def test_ids_are_numbered_without_collisions() -> None:
     assert numbered(ids, torch.float32).tolist() == [1.0, 0.0, 2.0, 0.0]
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=str)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS, ids=lambda aggregation: type(aggregation).__name__)
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_states_of_tiles_are_those_of_the_whole(aggregation: Aggregation, with_ids: bool) -> None:
     """Over two tiles of the rows 3 to 6, one of them on the diagonal, against the definition over all of S."""
