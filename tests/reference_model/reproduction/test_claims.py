@@ -48,57 +48,42 @@ def test_the_papers_tables_are_all_there() -> None:
     assert PAPER.not_converged is None
 
 
-def test_fine_tuning_on_the_papers_tables() -> None:
-    """Eight pairs of rows. The least gain is that of triplet-max on Clotho, R@1: 14.2 - 7.9 = 6.3; the most that of
-    triplet-sum on AudioCaps, R@5: 68.2 - 47.6 = 20.6. The rows add up to 368.7 - 267.0, 374.1 - 285.2, 375.1 - 289.3,
-    381.5 - 281.6; 204.4 - 135.2, 201.5 - 136.5, 206.9 - 126.3, 204.8 - 146.3. That is 101.7 + 88.9 + 85.8 + 99.9 +
-    69.2 + 65.0 + 80.6 + 58.5 = 649.6 in 48 recalls, 13.5 in each."""
-    assert found("fine_tuning_helps", PAPER) == Finding(48, 48, "+13.5 points on average, +6.3 to +20.6")
-
-
-def test_clotho_on_the_papers_tables() -> None:
-    """The 48 recalls of table 1; those at batch size 128 have no counterpart. AudioCaps adds up to 267.0 + 285.2 +
-    289.3 + 281.6 + 368.7 + 374.1 + 375.1 + 381.5 = 2622.5, Clotho to 135.2 + 136.5 + 126.3 + 146.3 + 204.4 + 201.5 +
-    206.9 + 204.8 = 1361.9: 1260.6 apart, 26.3 in each."""
-    assert found("clotho_is_harder", PAPER) == Finding(48, 48, "-26.3 points on average")
-
-
-def test_nt_xent_on_the_papers_tables() -> None:
-    """By column: AudioCaps frozen 19.2 < 19.9, 51.1 < 52.1, 66.6 < 67.6, 21.3 < 21.9, 53.6 < 56.3, 69.8 < 71.5.
-    Fine-tuned 33.9 yes, 69.7 yes, 82.6 yes, 39.4 < 39.6, 72.0 = 72.0, 83.9 yes. Clotho frozen 8.0, 25.3, 36.9, 9.2,
-    27.9, 39.0: all. Fine-tuned 14.4 yes, 36.6 = 36.6, 49.9 yes, 16.2 < 16.9, 37.5 < 38.1, 50.2 < 51.4. At 128: all."""
-    assert found("nt_xent_is_best", PAPER) == Finding(
-        20,
-        30,
-        "AudioCaps, frozen, batch size 32: 0 of 6; AudioCaps, fine-tuned, batch size 32: 5 of 6; "
-        "Clotho, frozen, batch size 24: 6 of 6; Clotho, fine-tuned, batch size 24: 3 of 6; "
-        "AudioCaps, frozen, batch size 128: 6 of 6",
-    )
-
-
-def test_triplet_sum_on_the_papers_tables() -> None:
-    """Sums of six recalls. AudioCaps: 267.0 of 285.2, 289.3, 281.6. Clotho: 135.2, but triplet-weighted has 126.3."""
-    assert found("triplet_sum_is_behind_when_frozen", PAPER) == Finding(
-        1,
-        2,
-        "AudioCaps, frozen, batch size 32: lowest is Triplet-sum; "
-        "Clotho, frozen, batch size 24: lowest is Triplet-weighted",
-    )
-
-
-def test_batch_size_128_on_the_papers_tables() -> None:
-    """Sums of six recalls at 32 and 128: 285.2 and 221.6, 289.3 and 181.1; 267.0 and 263.5, 281.6 and 280.9."""
-    assert found("hardest_negatives_lose_with_the_batch", PAPER) == Finding(
-        2, 2, "AudioCaps, Triplet-max: -10.6 points; AudioCaps, Triplet-weighted: -18.0 points"
-    )
-    assert found("robust_losses_keep_with_the_batch", PAPER) == Finding(
-        2, 2, "AudioCaps, Triplet-sum: -0.6 points; AudioCaps, NT-Xent: -0.1 points"
-    )
-
-
-def test_the_paper_does_not_count_runs_that_did_not_converge() -> None:
-    assert found("robust_losses_converge", PAPER) is None
-    assert found("hardest_negatives_may_not_converge", PAPER) is None
+@pytest.mark.parametrize(
+    "claim, expected",
+    [
+        # Eight pairs of rows. The least gain is that of triplet-max on Clotho, R@1: 14.2 - 7.9 = 6.3; the most that of
+        # triplet-sum on AudioCaps, R@5: 68.2 - 47.6 = 20.6. The rows add up to 368.7 - 267.0, 374.1 - 285.2,
+        # 375.1 - 289.3, 381.5 - 281.6; 204.4 - 135.2, 201.5 - 136.5, 206.9 - 126.3, 204.8 - 146.3. That is
+        # 101.7 + 88.9 + 85.8 + 99.9 + 69.2 + 65.0 + 80.6 + 58.5 = 649.6 in 48 recalls, 13.5 in each.
+        ("fine_tuning_helps", Finding(48, 48, "+13.5 points on average, +6.3 to +20.6")),
+        # The 48 recalls of table 1; those at batch size 128 have no counterpart. AudioCaps adds up to 267.0 + 285.2 +
+        # 289.3 + 281.6 + 368.7 + 374.1 + 375.1 + 381.5 = 2622.5, Clotho to 135.2 + 136.5 + 126.3 + 146.3 + 204.4 +
+        # 201.5 + 206.9 + 204.8 = 1361.9: 1260.6 apart, 26.3 in each.
+        ("clotho_is_harder", Finding(48, 48, "-26.3 points on average")),
+        # By column: AudioCaps frozen 19.2 < 19.9, 51.1 < 52.1, 66.6 < 67.6, 21.3 < 21.9, 53.6 < 56.3, 69.8 < 71.5.
+        # Fine-tuned 33.9 yes, 69.7 yes, 82.6 yes, 39.4 < 39.6, 72.0 = 72.0, 83.9 yes. Clotho frozen 8.0, 25.3, 36.9,
+        # 9.2, 27.9, 39.0: all. Fine-tuned 14.4 yes, 36.6 = 36.6, 49.9 yes, 16.2 < 16.9, 37.5 < 38.1, 50.2 < 51.4. At
+        # 128: all.
+        ("nt_xent_is_best", Finding(20, 30,
+            "AudioCaps, frozen, batch size 32: 0 of 6; AudioCaps, fine-tuned, batch size 32: 5 of 6; "
+            "Clotho, frozen, batch size 24: 6 of 6; Clotho, fine-tuned, batch size 24: 3 of 6; "
+            "AudioCaps, frozen, batch size 128: 6 of 6")),
+        # Sums of six recalls. AudioCaps: 267.0 of 285.2, 289.3, 281.6. Clotho: 135.2, but triplet-weighted has 126.3.
+        ("triplet_sum_is_behind_when_frozen", Finding(1, 2,
+            "AudioCaps, frozen, batch size 32: lowest is Triplet-sum; "
+            "Clotho, frozen, batch size 24: lowest is Triplet-weighted")),
+        # Sums of six recalls at 32 and 128: 285.2 and 221.6, 289.3 and 181.1; 267.0 and 263.5, 281.6 and 280.9.
+        ("hardest_negatives_lose_with_the_batch", Finding(
+            2, 2, "AudioCaps, Triplet-max: -10.6 points; AudioCaps, Triplet-weighted: -18.0 points")),
+        ("robust_losses_keep_with_the_batch", Finding(
+            2, 2, "AudioCaps, Triplet-sum: -0.6 points; AudioCaps, NT-Xent: -0.1 points")),
+        # The paper does not count runs that did not converge.
+        ("robust_losses_converge", None),
+        ("hardest_negatives_may_not_converge", None),
+    ],
+)  # fmt: skip
+def test_the_claims_on_the_papers_tables(claim: str, expected: Finding | None) -> None:
+    assert found(claim, PAPER) == expected
 
 
 # On made-up ones.
@@ -107,8 +92,7 @@ def test_the_paper_does_not_count_runs_that_did_not_converge() -> None:
 @pytest.mark.parametrize("claim", [claim.check.__name__ for claim in CLAIMS])
 def test_without_rows_to_compare_there_is_no_verdict(claim: str) -> None:
     assert found(claim, made_up({})) is None
-    lonely = made_up({(AC, "frozen", "other", 32): 10, (CL, "fine-tuned", "another", 24): 10})
-    assert found(claim, lonely) is None
+    assert found(claim, made_up({(AC, "frozen", "other", 32): 10, (CL, "fine-tuned", "another", 24): 10})) is None
 
 
 @pytest.mark.parametrize("tuned, expected", [(11, "yes"), (10, "no"), ([11, 11, 11, 10, 9, 11], "in 4 of 6")])
@@ -129,10 +113,8 @@ def test_clotho(clotho: Any, expected: str) -> None:
     results = {(AC, "frozen", "nt_xent", 32): 10, (CL, "frozen", "nt_xent", 24): clotho}
     assert verdict("clotho_is_harder", made_up(results)) == expected
     assert verdict("clotho_is_harder", made_up({**results, (AC, "frozen", "nt_xent", 128): 5})) == expected
-    assert (
-        found("clotho_is_harder", made_up({(AC, "frozen", "nt_xent", 128): 10, (CL, "frozen", "nt_xent", 24): 9}))
-        is None
-    )
+    apart = made_up({(AC, "frozen", "nt_xent", 128): 10, (CL, "frozen", "nt_xent", 24): 9})
+    assert found("clotho_is_harder", apart) is None
 
 
 @pytest.mark.parametrize(
@@ -144,10 +126,8 @@ def test_nt_xent(nt_xent: Any, expected: str) -> None:
 
 
 def test_nt_xent_in_several_settings() -> None:
-    results = made_up(
-        {**block(AC, "frozen", 32, 1, 2, 3, 4), **block(AC, "frozen", 128, 1, 2, 3, [4, 4, 1, 2, 3, 3.5])}
-    )
-    assert found("nt_xent_is_best", results) == Finding(
+    results = {**block(AC, "frozen", 32, 1, 2, 3, 4), **block(AC, "frozen", 128, 1, 2, 3, [4, 4, 1, 2, 3, 3.5])}
+    assert found("nt_xent_is_best", made_up(results)) == Finding(
         10, 12, "AudioCaps, frozen, batch size 32: 6 of 6; AudioCaps, frozen, batch size 128: 4 of 6"
     )
 
@@ -170,36 +150,27 @@ def test_triplet_sum() -> None:
 
 
 @pytest.mark.parametrize(
-    "at_128, expected",
+    "claim, at_128, expected",
     [
-        ((19, 15, 18, 20), "yes"),
-        ((19, 20, 20, 19), "no"),  # as they were
-        ((19, 18, 19.5, 20), "in 1 of 2"),  # triplet-weighted falls by less than triplet-sum
-        ((17, 18, 18, 20), "no"),  # and so do both
-        ((21, 19, 21, 22), "in 1 of 2"),
-        ((21, 20, 19, 21), "in 1 of 2"),  # triplet-max is as it was
-        ((20, 18, 16, 17), "in 1 of 2"),  # and falls by less than NT-Xent
-        ((23, 21, 22, 25), "no"),  # less of a gain is no loss
+        ("hardest_negatives_lose_with_the_batch", (19, 15, 18, 20), "yes"),
+        ("hardest_negatives_lose_with_the_batch", (19, 20, 20, 19), "no"),  # as they were
+        ("hardest_negatives_lose_with_the_batch", (19, 18, 19.5, 20), "in 1 of 2"),  # -weighted falls less than -sum
+        ("hardest_negatives_lose_with_the_batch", (17, 18, 18, 20), "no"),  # and so do both
+        ("hardest_negatives_lose_with_the_batch", (21, 19, 21, 22), "in 1 of 2"),
+        ("hardest_negatives_lose_with_the_batch", (21, 20, 19, 21), "in 1 of 2"),  # triplet-max is as it was
+        ("hardest_negatives_lose_with_the_batch", (20, 18, 16, 17), "in 1 of 2"),  # and falls by less than NT-Xent
+        ("hardest_negatives_lose_with_the_batch", (23, 21, 22, 25), "no"),  # less of a gain is no loss
+        ("robust_losses_keep_with_the_batch", (22, 0, 0, 18), "yes"),
+        ("robust_losses_keep_with_the_batch", (17.9, 20, 20, 22.1), "no"),
+        ("robust_losses_keep_with_the_batch", (20, 20, 20, 17), "in 1 of 2"),
     ],
 )
-def test_hardest_negatives_with_the_batch(at_128: Any, expected: str) -> None:
-    results = {**block("Mine", "frozen", 32, 20, 20, 20, 20), **block("Mine", "frozen", 128, *at_128)}
-    assert verdict("hardest_negatives_lose_with_the_batch", made_up(results)) == expected
-
-
-@pytest.mark.parametrize(
-    "at_128, expected", [((22, 0, 0, 18), "yes"), ((17.9, 20, 20, 22.1), "no"), ((20, 20, 20, 17), "in 1 of 2")]
-)
-def test_robust_losses_with_the_batch(at_128: Any, expected: str) -> None:
-    results = {**block("Mine", "frozen", 32, 20, 20, 20, 20), **block("Mine", "frozen", 128, *at_128)}
-    assert verdict("robust_losses_keep_with_the_batch", made_up(results)) == expected
-
-
-def test_both_batch_sizes_need_all_four_losses() -> None:
-    results = {**block("Mine", "frozen", 32, 20, 20, 20, 20), **block("Mine", "frozen", 128, 20, 20, 20)}
-    for name in ("hardest_negatives_lose_with_the_batch", "robust_losses_keep_with_the_batch"):
-        assert found(name, made_up(results)) is None
-        assert found(name, made_up(block("Mine", "frozen", 128, 20, 20, 20, 20))) is None
+def test_both_batch_sizes(claim: str, at_128: Any, expected: str) -> None:
+    """All four losses are needed, at both."""
+    at_32 = block("Mine", "frozen", 32, 20, 20, 20, 20)
+    assert verdict(claim, made_up({**at_32, **block("Mine", "frozen", 128, *at_128)})) == expected
+    assert found(claim, made_up({**at_32, **block("Mine", "frozen", 128, 20, 20, 20)})) is None
+    assert found(claim, made_up(block("Mine", "frozen", 128, 20, 20, 20, 20))) is None
 
 
 def row(loss: str, recall: float | None, *, done: int, collapsed: int = 0, diverged: int = 0, failed: int = 0) -> Any:
@@ -216,16 +187,13 @@ def table(*rows: Any) -> Table:
 
 
 def test_runs_that_collapsed_or_diverged_are_counted() -> None:
-    results = Results.from_tables(
-        [
-            table(
-                row("triplet_sum", 10.0, done=3),
-                row("triplet_max", 10.0, done=2, collapsed=1, diverged=1),
-                row("triplet_weighted", None, done=0, diverged=3),
-                row("nt_xent", 10.0, done=2, failed=1),  # an error says nothing about the loss
-            )
-        ]
+    of_losses = table(
+        row("triplet_sum", 10.0, done=3),
+        row("triplet_max", 10.0, done=2, collapsed=1, diverged=1),
+        row("triplet_weighted", None, done=0, diverged=3),
+        row("nt_xent", 10.0, done=2, failed=1),  # an error says nothing about the loss
     )
+    results = Results.from_tables([of_losses])
     assert found("robust_losses_converge", results) == Finding(5, 5, "0 of 5 runs collapsed or diverged")
     assert found("hardest_negatives_may_not_converge", results) == Finding(1, 1, "5 of 6 runs collapsed or diverged")
     assert {key[2] for key in results.means} == {"triplet_sum", "triplet_max", "nt_xent"}
@@ -265,15 +233,9 @@ def test_rows_that_are_not_begun_do_not_count() -> None:
 def test_the_papers_verdicts_stand_beside_ours() -> None:
     checked = claims.check([table(row("triplet_sum", 10.0, done=3), row("triplet_max", 9.0, done=3))])
     assert [(line["section"], line["paper"], line["ours"]) for line in checked] == [
-        ("4.1", "yes", "-"),
-        ("4.1", "yes", "-"),
-        ("4.2", "in 20 of 30", "-"),
-        ("4.2", "in 1 of 2", "-"),
-        ("4.2", "-", "yes"),
-        ("4.2", "-", "no"),
-        ("4.2", "yes", "-"),
-        ("4.2", "yes", "-"),
-    ]
+        ("4.1", "yes", "-"), ("4.1", "yes", "-"), ("4.2", "in 20 of 30", "-"), ("4.2", "in 1 of 2", "-"),
+        ("4.2", "-", "yes"), ("4.2", "-", "no"), ("4.2", "yes", "-"), ("4.2", "yes", "-"),
+    ]  # fmt: skip
     lines = claims.markdown(checked).splitlines()
     assert lines[:3] == [
         "| Section | What the paper reports | Its tables | These runs | |",
