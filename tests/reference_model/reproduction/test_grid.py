@@ -157,12 +157,10 @@ def test_the_states_of_a_run(grid: Grid, tmp_path: Path) -> None:
 
 def test_the_plan_shows_all_of_them(grid: Grid, tmp_path: Path) -> None:
     runs = {run.name: run for run in grid.runs(tmp_path)}
-    for name, file in (
-        ("clotho-frozen-nt_xent-seed-1", "metrics.json"),
-        ("clotho-frozen-nt_xent-seed-2", "config.json"),
-    ):
-        runs[name].folder.mkdir(parents=True)
-        write_json(runs[name].folder / file, {})
+    for seed, file in ((1, "metrics.json"), (2, "config.json")):
+        folder = runs[f"clotho-frozen-nt_xent-seed-{seed}"].folder
+        folder.mkdir(parents=True)
+        write_json(folder / file, {})
     runs["audiocaps-frozen-nt_xent-seed-0"].record_failure("the disk is full")
     lines = plan(grid, tmp_path).splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines}

@@ -82,10 +82,7 @@ def test_every_block_has_a_row_of_panels_and_missing_recalls_have_no_bar(tmp_pat
     finish(runs_by_name(grid, tmp_path)["synthetic-frozen-nt_xent-batch-128-seed-0"], 6, 24, 36, 4, 26, 34)
     figure = plot_table(make_table(grid, "2", tmp_path))
     assert [axes.get_title() for axes in figure.axes] == [
-        "Synthetic, batch size 32: Text-to-Audio",
-        "Synthetic, batch size 32: Audio-to-Text",
-        "Synthetic, batch size 128: Text-to-Audio",
-        "Synthetic, batch size 128: Audio-to-Text",
+        f"Synthetic, batch size {size}: {way}" for size in (32, 128) for way in ("Text-to-Audio", "Audio-to-Text")
     ]
     of_128 = bars(figure.axes[2])
     assert list(of_128) == ["Triplet-sum", "NT-Xent"]
@@ -103,9 +100,8 @@ def history(*epochs: tuple[float, float]) -> list[dict[str, Any]]:
     ]
 
 
-def values(data: Any) -> list[float]:
-    found: list[float] = np.asarray(data).tolist()
-    return found
+def values(data: Any) -> Any:
+    return np.asarray(data).tolist()
 
 
 def test_learning_curves_have_a_column_for_each_loss_and_a_line_for_each_seed() -> None:

@@ -57,46 +57,45 @@ def browser() -> Iterator[Browser]:
     if path is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed; see `make programs`")
     arguments = ["--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update"]
+    arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=path, args=[*arguments, *sandbox])
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
 
 
-class Seen:
-    """What a page has asked for and complained about."""
+class Shown:
+    """A page in the browser, and what it has asked for and complained about."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, browser: Browser, path: Path) -> None:
+        self.page = browser.new_context(offline=True).new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("requestfailed", lambda request: self.complaints.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("requestfailed", lambda request: self.complaints.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(path.as_uri(), wait_until="load")
 
 
-@pytest.fixture
-def page(results: tuple[Grid, Path], browser: Browser, tmp_path: Path) -> Iterator[tuple[Page, Seen]]:
+@pytest.fixture(scope="module")
+def shown(results: tuple[Grid, Path], browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     """The report, alone in another folder, without a network."""
-    alone = Path(shutil.copy(results[1] / "report.html", tmp_path))
-    context = browser.new_context(offline=True)
-    page = context.new_page()
-    seen = Seen(page)
-    page.goto(alone.as_uri(), wait_until="load")
-    yield page, seen
-    context.close()
+    return Shown(browser, Path(shutil.copy(results[1] / "report.html", tmp_path_factory.mktemp("alone"))))
 
 
-def test_the_page_needs_nothing_and_complains_of_nothing(page: tuple[Page, Seen]) -> None:
-    shown, seen = page
-    assert seen.complaints == []
-    assert [url for url in seen.requests if not url.startswith("data:")] == [shown.url]
+@pytest.fixture(scope="module")
+def page(shown: Shown) -> Page:
+    return shown.page
 
 
-def test_every_picture_is_shown(page: tuple[Page, Seen]) -> None:
-    shown, _ = page
-    pictures: list[dict[str, Any]] = shown.evaluate(
+def test_the_page_needs_nothing_and_complains_of_nothing(shown: Shown) -> None:
+    assert shown.complaints == []
+    assert [url for url in shown.requests if not url.startswith("data:")] == [shown.page.url]
+
+
+def test_every_picture_is_shown(page: Page) -> None:
+    pictures: list[dict[str, Any]] = page.evaluate(
         "[...document.images].map(i => ({width: i.naturalWidth, height: i.clientHeight, alt: i.alt}))"
     )
     assert [picture["alt"] for picture in pictures] == [
@@ -105,28 +104,25 @@ def test_every_picture_is_shown(page: tuple[Page, Seen]) -> None:
         "Learning curves: Synthetic, frozen encoders, batch size 32",
         "Similarities: Synthetic, frozen encoders, batch size 32",
     ]
-    assert all(picture["width"] > 500 for picture in pictures)
-    assert all(picture["height"] > 100 for picture in pictures)
+    assert all(picture["width"] > 500 and picture["height"] > 100 for picture in pictures)
 
 
-def test_every_sound_can_be_played(page: tuple[Page, Seen]) -> None:
-    shown, seen = page
-    shown.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)")
-    sounds: list[list[Any]] = shown.evaluate(
+def test_every_sound_can_be_played(shown: Shown, page: Page) -> None:
+    page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)")
+    sounds: list[list[Any]] = page.evaluate(
         "[...document.querySelectorAll('audio')].map(a => [a.duration, a.error && a.error.message])"
     )
     assert len(sounds) == 4 * 3 + 4  # each of 4 captions with 3 candidates; 4 clips
     for seconds, error in sounds:
         assert error is None
         assert seconds == pytest.approx(0.5, abs=0.1)
-    assert seen.complaints == []
+    assert shown.complaints == []
 
 
-def test_the_tables_show_the_numbers(page: tuple[Page, Seen], results: tuple[Grid, Path]) -> None:
-    shown, _ = page
+def test_the_tables_show_the_numbers(page: Page, results: tuple[Grid, Path]) -> None:
     for number in ("1", "2"):
         table = json.loads((results[1] / f"table_{number}.json").read_text())
-        cells: list[list[str]] = shown.evaluate(
+        cells: list[list[str]] = page.evaluate(
             f"""[...document.querySelector('#table-{number} ~ div table').tBodies[0].rows]
             .map(row => [...row.cells].map(cell => cell.innerHTML))"""
         )
@@ -140,38 +136,31 @@ def test_the_tables_show_the_numbers(page: tuple[Page, Seen], results: tuple[Gri
     ]  # fmt: skip
 
 
-def test_links_within_the_page_lead_somewhere(page: tuple[Page, Seen]) -> None:
-    shown, _ = page
+def test_links_within_the_page_lead_somewhere(page: Page) -> None:
     missing = "[...document.querySelectorAll('a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
-    assert shown.evaluate(missing) == 0
-    assert shown.evaluate("document.querySelectorAll('nav a').length") == 8
+    assert page.evaluate(missing) == 0
+    assert page.evaluate("document.querySelectorAll('nav a').length") == 8
 
 
-def test_what_users_wrote_is_text(page: tuple[Page, Seen]) -> None:
+def test_what_users_wrote_is_text(page: Page) -> None:
     """Captions and reasons with tags in them do nothing but stand there."""
-    shown, _ = page
-    body = shown.inner_text("body")
+    body = page.inner_text("body")
     assert f"“{ODD}”" in body or f": {ODD}" in body
     assert f"no room for {ODD}" in body
-    assert shown.evaluate("document.scripts.length") == 0
+    assert page.evaluate("document.scripts.length") == 0
 
 
-def test_the_page_says_what_was_run(page: tuple[Page, Seen]) -> None:
-    body = page[0].inner_text("body")
-    assert "16 runs: 4 done, 4 failed, 8 pending" in body
-    assert "4 finished runs took 0.0" in body
-    assert "torch 2." in body
-    assert "select_on" in body
-    assert "Some runs of triplet-max and triplet-weighted" in body
+def test_the_page_says_what_was_run(page: Page) -> None:
+    body = page.inner_text("body")
+    for words in ("16 runs: 4 done, 4 failed, 8 pending", "4 finished runs took 0.0", "torch 2.", "select_on",
+                  "Some runs of triplet-max and triplet-weighted"):  # fmt: skip
+        assert words in body
 
 
 def test_nothing_finished_makes_a_page_too(results: tuple[Grid, Path], browser: Browser, tmp_path: Path) -> None:
     grid = results[0]
     grid.write(tmp_path)
     write_tables(grid, tmp_path)
-    shown = browser.new_page()
-    seen = Seen(shown)
-    shown.goto(write_report(grid, tmp_path).as_uri())
-    assert "No run has finished" in shown.inner_text("body")
-    assert seen.complaints == []
-    shown.close()
+    shown = Shown(browser, write_report(grid, tmp_path))
+    assert "No run has finished" in shown.page.inner_text("body")
+    assert shown.complaints == []

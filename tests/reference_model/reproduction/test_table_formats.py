@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,10 @@ from reference_model.paper import select_rows
 from reference_model.reproduction.table_formats import latex, markdown
 from reference_model.reproduction.tables import make_table
 
-HEAD = (
-    "Text-to-Audio R@1 | Text-to-Audio R@5 | Text-to-Audio R@10 | "
-    "Audio-to-Text R@1 | Audio-to-Text R@5 | Audio-to-Text R@10 |"
-)
+HEAD = " | ".join(f"{way} R@{k}" for way in ("Text-to-Audio", "Audio-to-Text") for k in (1, 5, 10)) + " |"
 NUMBERS = "---:|---:|---:|---:|---:|---:|"
+COMPARED = "Bold: the best of each column among the rows that are compared."
+PDFLATEX = shutil.which("pdflatex")
 
 
 def test_beside_the_published_rows(tmp_path: Path) -> None:
@@ -24,10 +22,8 @@ def test_beside_the_published_rows(tmp_path: Path) -> None:
     # are -.2 / .9, -.5 / 1.2, -1 / .4, 1.2 / .4, 1.6 / 1.6, -.6 / 2. NT-Xent: .6 / .4, .4 / .2, .1 / .2, .8 / .7, ...
     assert markdown(clotho_table(tmp_path)) == (
         "Table 1. Recalls in %, mean ± standard deviation over seeds 0, 1, 2. "
-        "Clotho: 1000 test clips (1045 in the paper), 5000 captions.\n"
-        "\n"
-        f"| Dataset | Fine-tune | Objective |  | {HEAD}\n"
-        f"|---|---|---|---|{NUMBERS}\n"
+        "Clotho: 1000 test clips (1045 in the paper), 5000 captions.\n\n"
+        f"| Dataset | Fine-tune | Objective |  | {HEAD}\n|---|---|---|---|{NUMBERS}\n"
         "| Clotho | Yes | Triplet-max\\* | ours "
         "| 14.0 ± 1.0 | 36.0 ± 3.0 | 48.0 ± 3.0 | **17.0 ± 2.0** | **38.0 ± 2.0** | 49.0 ± 0.0 |\n"
         "|  |  |  | paper | 14.2 ± 0.9 | 36.5 ± 1.2 | 49.0 ± 0.4 | 15.8 ± 0.4 | 36.4 ± 1.6 | 49.6 ± 2.0 |\n"
@@ -37,27 +33,23 @@ def test_beside_the_published_rows(tmp_path: Path) -> None:
         "|  |  |  | paper | **14.4 ± 0.4** | **36.6 ± 0.2** | **49.9 ± 0.2** "
         "| **16.2 ± 0.7** | **37.5 ± 0.9** | **50.2 ± 0.7** |\n"
         "|  |  |  | difference | +1.5 σ | +2.0 σ | +0.5 σ | +1.1 σ | +0.6 σ | +1.1 σ |\n"
-        "|  |  | Chance, Clotho |  | 0.1 | 0.5 | 1.0 | 0.1 | 0.5 | 1.0 |\n"
-        "\n"
+        "|  |  | Chance, Clotho |  | 0.1 | 0.5 | 1.0 | 0.1 | 0.5 | 1.0 |\n\n"
         "\\* Learning rate 5e-05, otherwise 0.0001. "
         "Difference: ours less the paper's, in units of the paper's standard deviation σ. "
-        "Bold: the best of each column among the rows that are compared.\n"
+        f"{COMPARED}\n"
     )
 
 
 def test_another_data_set_has_nothing_beside(tmp_path: Path) -> None:
     assert markdown(synthetic_table(tmp_path)) == (
-        "Table 2. Recalls in %, seed 7. Synthetic: 20 test clips, 100 captions.\n"
-        "\n"
-        f"| Batch size | Objective | {HEAD}\n"
-        f"|---|---|{NUMBERS}\n"
+        "Table 2. Recalls in %, seed 7. Synthetic: 20 test clips, 100 captions.\n\n"
+        f"| Batch size | Objective | {HEAD}\n|---|---|{NUMBERS}\n"
         "| 32 | Triplet-sum | 10.0 | **20.0** | **30.0** | **11.0** | **21.0** | **31.0** |\n"
         "|  | NT-Xent | **12.0** | **20.0** | 29.0 | **11.0** | **21.0** | **31.0** |\n"
         "| 128 | Triplet-sum | 5.0 | **25.0** | 35.0 | **5.0** | 25.0 | **35.0** |\n"
         "|  | NT-Xent | **6.0** | 24.0 | **36.0** | 4.0 | **26.0** | 34.0 |\n"
-        "|  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n"
-        "\n"
-        "Bold: the best of each column among the rows that are compared.\n"
+        "|  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n\n"
+        f"{COMPARED}\n"
     )
 
 
@@ -81,22 +73,19 @@ def test_seeds_that_are_missing_diverged_failed_or_collapsed(tmp_path: Path) -> 
     # The root of 2 = 1.4, of 8 = 2.8: sample standard deviations of 2 and 4, of 2 and 6.
     assert markdown(table) == (
         "Table 1. Recalls in %, mean ± standard deviation over seeds 0, 1. "
-        "Synthetic: 20 test clips, 100 captions; **4 of 8 runs so far**.\n"
-        "\n"
-        f"| Dataset | Fine-tune | Objective | {HEAD}\n"
-        f"|---|---|---|{NUMBERS}\n"
+        "Synthetic: 20 test clips, 100 captions; **4 of 8 runs so far**.\n\n"
+        f"| Dataset | Fine-tune | Objective | {HEAD}\n|---|---|---|{NUMBERS}\n"
         "| Synthetic | No | Triplet-sum (1 of 2 diverged, 1 of 2 failed) | - | - | - | - | - | - |\n"
         "|  |  | Triplet-max (1 of 2 collapsed, 1 of 2 diverged) "
         "| 1.0 | 2.0 | **3.0** | **4.0** | **5.0** | **6.0** |\n"
         "|  |  | Triplet-weighted (1 of 2 to come) | **7.0** | 2.0 | **3.0** | **4.0** | **5.0** | **6.0** |\n"
         "|  |  | NT-Xent (1 of 2 collapsed) "
         "| 3.0 ± 1.4 | **3.0 ± 1.4** | **3.0 ± 1.4** | 3.0 ± 1.4 | 3.0 ± 1.4 | 4.0 ± 2.8 |\n"
-        "|  |  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n"
-        "\n"
+        "|  |  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n\n"
         "Collapsed: at the end all similarities of the validation pairs were alike. Such seeds are counted in. "
         "Diverged: the loss was no longer finite. Such seeds have no recalls and are left out. "
         "Failed: an error, which `reproduce --plan` shows. "
-        "Bold: the best of each column among the rows that are compared.\n"
+        f"{COMPARED}\n"
     )
 
 
@@ -107,19 +96,13 @@ def test_of_one_seed_a_mark_needs_no_number(tmp_path: Path) -> None:
     diverge(runs["synthetic-frozen-triplet_max-seed-0"])
     runs["synthetic-frozen-triplet_weighted-seed-0"].record_failure("no memory")
     text = markdown(make_table(grid, "1", tmp_path))
-    for label in (
-        "Triplet-sum (collapsed)",
-        "Triplet-max (diverged)",
-        "Triplet-weighted (failed)",
-        "NT-Xent (to come)",
-    ):
-        assert f" | {label} | " in text
+    labels = "Triplet-sum (collapsed)", "Triplet-max (diverged)", "Triplet-weighted (failed)", "NT-Xent (to come)"
+    assert all(f" | {label} | " in text for label in labels)
     assert "**3.0**" not in text  # no other row has numbers
 
 
 def test_before_anything_is_done(tmp_path: Path) -> None:
-    grid = small_grid(select_rows(["2"]), (0, 1, 2))
-    table = make_table(grid, "2", tmp_path)
+    table = make_table(small_grid(select_rows(["2"]), (0, 1, 2)), "2", tmp_path)
     assert table["pools"] == table["chance"] == {}
     text = markdown(table)
     assert text.startswith(
@@ -156,20 +139,13 @@ def test_another_learning_rate_is_said_and_the_papers_row_stays(tmp_path: Path) 
 def test_table_2_of_two_data_sets_says_which_is_which(tmp_path: Path) -> None:
     table = make_table(small_grid(select_rows(["2"], datasets=["One", "Two"], losses=["nt_xent"]), (0,)), "2", tmp_path)
     assert [line.split(" | ")[:3] for line in markdown(table).splitlines() if "NT-Xent" in line] == [
-        ["| One", "32", "NT-Xent (to come)"],
-        ["| One", "128", "NT-Xent (to come)"],
-        ["| Two", "32", "NT-Xent (to come)"],
-        ["| Two", "128", "NT-Xent (to come)"],
+        [f"| {dataset}", size, "NT-Xent (to come)"] for dataset in ("One", "Two") for size in ("32", "128")
     ]
 
 
-COMPARED = "Bold: the best of each column among the rows that are compared."
-
-
 def test_latex_of_a_name_with_special_characters(tmp_path: Path) -> None:
-    grid = small_grid(
-        select_rows(["1"], datasets=["A&B_50%"], encoders=["frozen"], losses=["triplet_sum", "nt_xent"]), (0, 1)
-    )
+    rows = select_rows(["1"], datasets=["A&B_50%"], encoders=["frozen"], losses=["triplet_sum", "nt_xent"])
+    grid = small_grid(rows, (0, 1))
     runs = runs_by_name(grid, tmp_path)
     finish(runs["a&b_50%-frozen-triplet_sum-seed-0"], 1, 2, 3, 4, 5, 6)
     finish(runs["a&b_50%-frozen-triplet_sum-seed-1"], 3, 2, 3, 4, 5, 6)
@@ -212,31 +188,18 @@ def test_latex_beside_the_published_rows(tmp_path: Path) -> None:
     assert lines.count(r"\midrule") == 2  # before the block, and before chance
 
 
-@pytest.fixture
-def compile_latex(tmp_path: Path) -> Callable[[str], Path]:
-    """LaTeX to PDF."""
-    program = shutil.which("pdflatex")
-    if program is None:
-        pytest.skip("needs pdflatex, which is not installed; CI installs it, and checks that it is there")
-
-    def run_latex(body: str) -> Path:
-        document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + body + "\\end{document}\n"
-        (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
-        command = [program, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
-        assert done.returncode == 0, done.stdout
-        return tmp_path / "paper.pdf"
-
-    return run_latex
-
-
-def test_latex_compiles(tmp_path: Path, compile_latex: Callable[[str], Path]) -> None:
-    hostile = r"A&B_50% #1 {x} $2 ~y ^z \w"
+@pytest.mark.skipif(PDFLATEX is None, reason="needs pdflatex; CI installs it, and checks that it is there")
+def test_latex_compiles(tmp_path: Path) -> None:
     tables = [
         clotho_table(tmp_path / "clotho"),
         synthetic_table(tmp_path / "synthetic"),
-        synthetic_table(tmp_path / "hostile", hostile),
+        synthetic_table(tmp_path / "hostile", r"A&B_50% #1 {x} $2 ~y ^z \w"),
         make_table(small_grid(select_rows(["2"]), (0,)), "2", tmp_path / "nothing"),
     ]
-    pdf = compile_latex("".join(map(latex, tables)))
-    assert pdf.read_bytes().startswith(b"%PDF")
+    body = "".join(map(latex, tables))
+    document = f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{body}\\end{{document}}\n"
+    (tmp_path / "paper.tex").write_text(document, encoding="utf-8")
+    command = [str(PDFLATEX), "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")

@@ -35,9 +35,8 @@ def test_mean_and_standard_deviation_over_seeds_worked_by_hand() -> None:
     # Of 10, 11, 15: the mean is 12, the squares 4 + 1 + 9 = 14 are divided by 3 - 1.
     three = aggregate([in_cells([value] * 6) for value in (10, 11, 15)])
     assert three == in_cells_of({"mean": 12, "std": pytest.approx(7**0.5)})
-    assert aggregate([in_cells([10] * 6), in_cells([13] * 6)]) == in_cells_of(
-        {"mean": 11.5, "std": pytest.approx(1.5 * 2**0.5)}
-    )
+    two = aggregate([in_cells([value] * 6) for value in (10, 13)])
+    assert two == in_cells_of({"mean": 11.5, "std": pytest.approx(1.5 * 2**0.5)})
     assert aggregate([in_cells([10] * 6)]) == in_cells_of({"mean": 10, "std": None})
     assert aggregate([]) == in_cells_of({"mean": None, "std": None})
 
