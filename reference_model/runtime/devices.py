@@ -9,11 +9,7 @@ from reference_model import InputError
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Return the accelerator of this process.
-
-    Raises:
-        InputError: fp16 without a GPU; nothing would scale the loss there, and gradients would vanish.
-    """
+    """Return the accelerator of this process; without a GPU no fp16: gradients would vanish, as nothing scales them."""
     # Accelerate overlooks torchrun's processes where there is no GPU, unless cpu is set; each would be the first.
     cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu)

@@ -15,36 +15,43 @@ from reference_model import InputError
 Settings = Mapping[str, Any]
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in a new folder beside its place, then move it there.
-
-    The file is on the disk before it is moved, so a computer that loses power keeps the old file or the new one. What
-    a killed process leaves is removed when the same file is written again.
-    """
+@contextmanager
+def _empty_folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside a place and remove it at the end; what a killed process left there goes first."""
     folder = path.with_name(f".{path.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file in a new folder beside its place, then move it there.
+
+    It is on the disk before it is moved, so a computer that loses power keeps the old file or the new one.
+    """
+    with _empty_folder_beside(path) as folder:
         beside = folder / path.name
         write(beside)
         beside.chmod(folder.stat().st_mode & 0o666)  # the permissions of any new file; some writers give fewer
         _flush(beside)
         os.replace(beside, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder, and move it to the place of ``folder``, which must be free, at the end of the block."""
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _empty_folder_beside(folder) as beside:
         yield beside
         os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,11 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def require_same_settings(
     folder: Path, stored: Settings, given: Settings, *, expected: str = "of these settings", got: str = "others in {}"
 ) -> None:
-    """Refuse a folder whose content was made with other settings; the message puts those that differ for ``{}``.
-
-    Raises:
-        InputError: a setting differs.
-    """
+    """Refuse a folder whose content was made with other settings; the message puts those that differ for ``{}``."""
     names = [name for name in dict.fromkeys([*stored, *given]) if stored.get(name) != given.get(name)]
     if names:
         different = "; ".join(f"{name} {stored.get(name)} there, {given.get(name)} here" for name in names)
@@ -108,8 +111,3 @@ def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Coll
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -16,11 +16,7 @@ from reference_model.runtime.files import atomic_write
 
 
 def load_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Read a file into arrays of the same names and shapes.
-
-    Raises:
-        InputError: the file is missing or damaged, or a name or a shape differs.
-    """
+    """Read a file into arrays of the same names and shapes."""
     copy_weights(path, load_tensors(path)[0], weights)
 
 
@@ -61,11 +57,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """Read the record of a file of :func:`save_tensors` without its arrays.
-
-    Raises:
-        InputError: the file is missing, damaged, or of another kind.
-    """
+    """Read the record of a file of :func:`save_tensors` without its arrays."""
     with _opened(path) as file:
         return _record(file)
 

@@ -40,11 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer, record: dict[str, Any]) -> None:
-    """Write weights, optimiser and a record in one file.
-
-    Raises:
-        InputError: the file cannot be written; the last one is as it was.
-    """
+    """Write weights, optimiser and a record in one file, whole or not at all."""
     tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}

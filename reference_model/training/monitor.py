@@ -60,14 +60,9 @@ class Monitor:
         self.fetched_at = time.monotonic()
         done = (progress.epoch - 1) * steps + progress.step
         self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=done + 1) if is_main else None
-        self.bar = tqdm(
-            desc=f"{config.loss}, seed {config.seed}",
-            total=config.epochs * steps,
-            initial=done,
-            unit="step",
-            position=position,
-            disable=not is_main,  # None would hide the bar where nobody watches, and a log keeps it
-        )
+        name, total = f"{config.loss}, seed {config.seed}", config.epochs * steps
+        # disable=None would hide the bar where nobody watches, and a log keeps it.
+        self.bar = tqdm(None, name, total, initial=done, unit="step", position=position, disable=not is_main)
 
     def close(self) -> None:
         """Remove the progress bar and close TensorBoard's file."""
@@ -111,11 +106,10 @@ class Monitor:
             return
         config, history, name = self.config, self.progress.history, self.folder.name
         record = history[-1]
-        scalars = {"learning_rate": record["learning_rate"]}
+        self.board.add_scalar("learning_rate", record["learning_rate"], self.bar.n)
         for group, values in {**record["val"], "diagnosis": record["diagnosis"]}.items():
-            scalars |= {f"{group}/{key}": value for key, value in values.items()}
-        for key, value in scalars.items():
-            self.board.add_scalar(key, value, self.bar.n)
+            for key, value in values.items():
+                self.board.add_scalar(f"{group}/{key}", value, self.bar.n)
         plot_curves(self.folder / CURVES, history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
         log.info("%s, epoch %d: loss %.4f; val %s", name, record["epoch"], record["loss"], summary(record["val"]))
         if record["diagnosis"]["collapsed"]:

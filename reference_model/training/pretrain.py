@@ -6,6 +6,7 @@ saved in the layouts of the published files, so that runs load them like those.
 """
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,7 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
 
 
 def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]]:
-    """Read the events in every clip of a split, by file name, from ``DATA/NAME/tags/SPLIT.csv``.
-
-    Raises:
-        InputError: there is no such file.
-    """
+    """Read the events in every clip of a split, by file name, from ``DATA/NAME/tags/SPLIT.csv``."""
     table = Path(data) / dataset / "tags" / f"{split}.csv"
     if not table.is_file():
         raise InputError(f"expected the events of each clip in {table}, got no file; synthesize makes it")
@@ -116,16 +113,14 @@ class CaptionPairs(Dataset[dict[str, Any]]):
     def __init__(self, clips: list[Clip], tokenizer: PreTrainedTokenizerFast) -> None:
         self.sentences = text_encoder.tokenize(tokenizer, captions_of(clips))
         self.clips = clip_of_caption(clips).tolist()
-        self.captions_of_clip: dict[int, list[int]] = {}
-        for caption, clip in enumerate(self.clips):
-            self.captions_of_clip.setdefault(clip, []).append(caption)
 
     def __len__(self) -> int:
         return len(self.sentences)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         label = int(torch.randint(2, ()))
-        captions = range(len(self.sentences)) if label else self.captions_of_clip[self.clips[index]]
+        of_clip = range(bisect_left(self.clips, self.clips[index]), bisect_right(self.clips, self.clips[index]))
+        captions = range(len(self.sentences)) if label else of_clip
         first, second = self.sentences[index], self.sentences[captions[int(torch.randint(len(captions), ()))]][1:]
         return {
             "input_ids": (first + second)[: text_encoder.LONGEST],

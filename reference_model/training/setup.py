@@ -105,7 +105,6 @@ class EpochBatches:
             self.batches = FeatureBatches(features, self.sampler)
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
         return len(self.sampler)
 
     def of_epoch(self, epoch: int, *, first: int) -> Iterator[dict[str, Any]]:

@@ -60,12 +60,10 @@ def train(
     """
     accelerator = make_accelerator(config.precision)
     with accelerator.main_process_first():  # the main process makes the folder, or refuses it
-        metrics = open_run(config, folder)
-    if metrics is not None:
-        return metrics
+        if (metrics := open_run(config, folder)) is not None:
+            return metrics
     with lock_run_folder(folder) if accelerator.is_main_process else nullcontext():
-        metrics = open_run(config, folder)  # by now another process may have finished the run
-        if metrics is not None:
+        if (metrics := open_run(config, folder)) is not None:  # by now another process may have finished the run
             return metrics
         with log_to_folder(folder, is_main=accelerator.is_main_process), handle_signals():
             features = features or Path(config.data) / config.dataset / "features"
@@ -91,12 +89,7 @@ class Trainer:
         features = self.features.get("train")
         self.batches = EpochBatches(config, clips["train"], token_ids["train"], features, accelerator)
         self.step = Step(model.heads if model.constant else model, config, accelerator)
-        self.origin = {
-            "data": fingerprint(clips),
-            "frozen": checksum(model.frozen_parameters()),
-            "config": config.as_dict(),
-            "versions": versions(),
-        }
+        self.origin = {"data": fingerprint(clips), "frozen": checksum(model.frozen_parameters())}
         if (folder / run_folder.CHECKPOINT).exists():
             self._load_checkpoint()
 
@@ -161,6 +154,7 @@ class Trainer:
             raise Busy(f"expected {self.folder} for this run alone, got it taken over while this process was suspended")
         scaler, seconds = self.accelerator.scaler, time.monotonic() - self.started
         record = {**vars(self.progress), "seconds": seconds, "scaler": scaler and scaler.state_dict(), **self.origin}
+        record |= {"config": self.config.as_dict(), "versions": versions()}
         path, weights = self.folder / run_folder.CHECKPOINT, self.model.trainable_state_dict()
         save_checkpoint(path, weights, self.step.optimizer, record)
 
