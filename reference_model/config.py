@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError
@@ -17,14 +17,6 @@ Precision = Literal["no", "bf16", "fp16"]
 FrozenMode = Literal["eval", "train"]
 WeightedRule = Literal["equation-6", "mined"]
 SelectOn = Literal["both-directions", "text-to-audio"]
-CHOICES: dict[str, Any] = {
-    "encoders": Encoders,
-    "model": Size,
-    "precision": Precision,
-    "frozen_mode": FrozenMode,
-    "weighted_rule": WeightedRule,
-    "select_on": SelectOn,
-}
 WITHOUT_EFFECT = ("data", "workers")  # on the result of a run: where the data is, and how many processes read it
 
 
@@ -61,9 +53,10 @@ class Config:
         """Refuse settings with which no run is possible."""
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
-        for name, kind in CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"expected {name} to be one of {', '.join(get_args(kind))}, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
+                listed = ", ".join(get_args(field.type))
+                raise InputError(f"expected {field.name} to be one of {listed}, got {getattr(self, field.name)}")
         for name in ("audio_checkpoint", "bert"):
             if getattr(self, name) is None and self.model == "full":
                 raise InputError(f"expected {name} for the full model, got none; only the tiny one can begin anew")
@@ -80,10 +73,8 @@ class Config:
             if getattr(self, name) < 0:
                 raise InputError(f"expected {name} >= 0, got {getattr(self, name)}")
         if round(self.clip_seconds * SAMPLE_RATE) < SHORTEST:
-            raise InputError(
-                f"expected clip_seconds >= {SHORTEST / SAMPLE_RATE}, the least that ResNet-38 can pool, "
-                f"got {self.clip_seconds}"
-            )
+            least = f"{SHORTEST / SAMPLE_RATE}, the least that ResNet-38 can pool"
+            raise InputError(f"expected clip_seconds >= {least}, got {self.clip_seconds}")
         if self.batch_size < 2:
             raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
 
@@ -103,17 +94,14 @@ class Config:
             InputError: the file is no JSON, a setting is missing or unknown, or one has a bad value.
         """
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = in_current_form(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
-        stored = in_current_form(stored)
         fields = {field.name for field in dataclasses.fields(cls)}
         found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
         if found != fields:
-            raise InputError(
-                f"expected the settings of this version in {path}, got these that differ: "
-                f"{', '.join(sorted(found ^ fields))}"
-            )
+            differ = ", ".join(sorted(found ^ fields))
+            raise InputError(f"expected the settings of this version in {path}, got these that differ: {differ}")
         try:
             return cls(**stored)
         except TypeError as error:  # a text where a number should be

@@ -84,9 +84,8 @@ def _rows(table: str) -> list[dict[str, Any]]:
 @functools.cache
 def experiments() -> dict[str, Experiment]:
     """Return the settings of every row by its name, in the order of the tables."""
-    return {
-        experiment_name(row): {name: row[name] for name in ROW_SETTINGS} for table in TABLES for row in _rows(table)
-    }
+    rows = (row for table in TABLES for row in _rows(table))
+    return {experiment_name(row): {name: row[name] for name in ROW_SETTINGS} for row in rows}
 
 
 @functools.cache
@@ -106,26 +105,17 @@ def select_rows(
 ) -> dict[str, list[Experiment]]:
     """Return the rows of these tables by the table's number, in the order of the table.
 
-    A data set that the paper does not have takes the rows of AudioCaps.
-
-    Args:
-        tables: their numbers, of TABLES.
-        datasets: those of the rows; none given: the paper's two.
-        encoders: those of the rows; none given: all.
-        losses: those of the rows; none given: all.
-        learning_rate: replaces that of every row.
+    Without data sets, encoders or losses, those of all rows are taken. A data set that the paper does not have takes
+    the rows of AudioCaps. The learning rate replaces that of every row.
 
     Raises:
         InputError: a table is left without rows.
     """
+    replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
     kept: dict[str, list[Experiment]] = {}
     for table in tables:
         kept[table] = [
-            {
-                **{name: row[name] for name in ROW_SETTINGS},
-                "dataset": dataset,
-                "learning_rate": row["learning_rate"] if learning_rate is None else learning_rate,
-            }
+            {**{name: row[name] for name in ROW_SETTINGS}, "dataset": dataset, **replaced}
             for dataset in datasets or DATASET_SIZES
             for row in _rows(table)
             if row["dataset"] == (dataset if dataset in DATASET_SIZES else DEFAULT_DATASET)

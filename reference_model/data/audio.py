@@ -86,11 +86,7 @@ def audio_files_in(folder: Path) -> Iterator[str]:
 
 
 def check_audio(files: Iterable[Path]) -> None:
-    """Check all files before any of them is used.
-
-    Raises:
-        InputError: files are missing, empty, truncated or no audio; names every one of them.
-    """
+    """Check all files before any of them is used; the InputError names every one that is not readable as audio."""
     paths = list(files)
     with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
         faults = list(tqdm(pool.map(find_fault, paths), "checking audio files", len(paths), leave=False, unit="file"))
@@ -115,12 +111,8 @@ def _resampler(rate: int) -> Resample:
 def decode(path: Path, seconds: float | None = None) -> Tensor:
     """Decode an audio file of any rate and channel count to 32 kHz mono, ``[samples]``: the resampled channel mean.
 
-    Args:
-        path: the file.
-        seconds: decode only this much of its beginning, and a little more for the resampling filter; None: all of it.
-
-    Raises:
-        InputError: the file cannot be decoded, or contains samples that are not finite.
+    With ``seconds``, only this much of its beginning is decoded, and a little more for the resampling filter. Files
+    that cannot be decoded, and samples that are not finite, are an InputError.
     """
     try:
         with soundfile.SoundFile(path) as audio:
@@ -136,11 +128,7 @@ def decode(path: Path, seconds: float | None = None) -> Tensor:
 
 
 def load_waveform(path: Path, seconds: float) -> Tensor:
-    """Decode an audio file to 32 kHz mono of a fixed length, ``[samples]``, cut or zero-padded at its end.
-
-    Raises:
-        InputError: the file cannot be decoded, or contains samples that are not finite.
-    """
+    """Decode an audio file to 32 kHz mono of a fixed length, ``[samples]``, cut or zero-padded at its end."""
     samples = round(seconds * SAMPLE_RATE)
     waveform = decode(path, seconds)[:samples]
     return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
@@ -22,8 +23,7 @@ class Waveforms(Dataset[Tensor]):
     """Each clip once: ``[samples]`` at 32 kHz, cut or zero-padded to a fixed length in seconds."""
 
     def __init__(self, clips: list[Clip], seconds: float) -> None:
-        self.clips = clips
-        self.seconds = seconds
+        self.clips, self.seconds = clips, seconds
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -33,13 +33,7 @@ class Waveforms(Dataset[Tensor]):
 
 
 class Pairs(Dataset[dict[str, Any]]):
-    """Every caption with its clip, for training: a clip with five captions makes five pairs.
-
-    Args:
-        clips: the clips of a split.
-        token_ids: those of all captions, in the order of ``captions_of(clips)``.
-        seconds: the fixed length of a waveform.
-    """
+    """Every caption with its clip, for training; ``token_ids`` are those of ``captions_of(clips)``."""
 
     def __init__(self, clips: list[Clip], token_ids: list[list[int]], seconds: float) -> None:
         self.waveforms = Waveforms(clips, seconds)
@@ -73,13 +67,7 @@ def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class DistributedBatchSampler(Sampler[list[int]]):
-    """Split every batch over several processes; the sizes of the parts differ by one pair at most.
-
-    Args:
-        batches: the batches of the whole epoch, the same in every process.
-        process: the index of this process.
-        processes: the number of processes.
-    """
+    """Split every batch, the same in every process, over them; sizes of the parts differ by one pair at most."""
 
     def __init__(self, batches: BatchSampler, process: int, processes: int) -> None:
         self.batches, self.process, self.processes = batches, process, processes
@@ -95,15 +83,9 @@ class DistributedBatchSampler(Sampler[list[int]]):
 
 
 def data_loader(dataset: Dataset[Any], workers: int, device: torch.device, **settings: Any) -> DataLoader[Any]:
-    """Build a loader whose worker processes ignore SIGINT and SIGTERM.
+    """Build a loader whose worker processes ignore SIGINT and SIGTERM; batches for CUDA are pinned.
 
     Ctrl-C and cluster schedulers signal all processes; the main process alone decides when to stop.
-
-    Args:
-        dataset: the items.
-        workers: number of worker processes; 0: the main process reads.
-        device: where the batches are used; for CUDA they are pinned.
-        **settings: further arguments of :class:`torch.utils.data.DataLoader`.
     """
     return DataLoader(
         dataset, num_workers=workers, worker_init_fn=_ignore_signals, pin_memory=device.type == "cuda", **settings
@@ -151,8 +133,4 @@ class WaveformBatches:
         """Yield the batches of an epoch without the first ``step``."""
         self.sampler.first = step
         for batch in read_batches(self.loader):
-            yield {
-                "audio": {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch["audio"].items()},
-                "text": {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch["text"].items()},
-                "ids": batch["ids"].to(self.device, non_blocking=True),
-            }
+            yield send_to_device(batch, self.device, non_blocking=True)

@@ -43,10 +43,9 @@ def csv_rows(table: Path) -> Iterator[tuple[int, list[str]]]:
         try:
             for row in reader:
                 header = header or row
-                if len(row) != len(header) or not all(field.strip() for field in row):
-                    raise InputError(
-                        f"expected {len(header)} fields with text in line {reader.line_num} of {table}, got {row}"
-                    )
+                if len(row) != len(header) or not all(map(str.strip, row)):
+                    where = f"line {reader.line_num} of {table}"
+                    raise InputError(f"expected {len(header)} fields with text in {where}, got {row}")
                 yield reader.line_num, row
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"expected a CSV file in UTF-8 at {table}, got {error}") from error
@@ -63,11 +62,7 @@ def write_csv(table: Path, rows: Iterable[Sequence[object]]) -> None:
 
 
 def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
-    """Return the clips of a split, in the order of its CSV file.
-
-    Raises:
-        InputError: the CSV file is missing, or a line of it does not follow the layout; names file and line.
-    """
+    """Return the clips of a split, in the order of its CSV file; an InputError names file and line."""
     table = Path(root) / dataset / "csv_files" / f"{split}.csv"
     if not table.is_file():
         raise InputError(
@@ -92,16 +87,11 @@ def _clip_rows(table: Path) -> Iterator[list[str]]:
             f"expected the header file_name,caption or file_name,caption_1,... in {table}, "
             f"got {','.join(header) or 'nothing'}"
         )
-    for _, row in numbered:
-        yield row
+    yield from (row for _, row in numbered)
 
 
 def read_captions(file: Path) -> list[str]:
-    """Return the captions in a text file, one a line without empty lines; or those of a table of clips (``.csv``).
-
-    Raises:
-        InputError: the file is missing, contains no caption, or is no text in UTF-8.
-    """
+    """Return the captions in a text file, one a line without empty lines; or those of a table of clips (``.csv``)."""
     if not file.is_file():
         raise InputError(f"expected a file of captions at {file}, got {'a folder' if file.is_dir() else 'no file'}")
     if file.suffix.lower() == ".csv":

@@ -38,11 +38,7 @@ MANIFEST_COLUMNS = [field.name for field in fields(ManifestRow)]
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
-    """Return the rows of a manifest.
-
-    Raises:
-        InputError: the file is something else.
-    """
+    """Return the rows of a manifest; anything else is an InputError."""
     with path.open(encoding="utf-8", newline="") as lines:
         try:
             header, *rows = csv.reader(lines)
@@ -59,18 +55,10 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
 
 
 def _parse(cells: list[str]) -> ManifestRow:
-    split, file_name, status, seconds, rate, channels, peak, sha256, reason = cells
-    return ManifestRow(
-        split,
-        file_name,
-        status,
-        float(seconds) if seconds else None,
-        int(rate) if rate else None,
-        int(channels) if channels else None,
-        float(peak) if peak else None,
-        sha256,
-        reason,
-    )
+    split, file_name, status, *numbers, sha256, reason = cells
+    length, peak = (float(numbers[k]) if numbers[k] else None for k in (0, 3))
+    rate, channels = (int(numbers[k]) if numbers[k] else None for k in (1, 2))
+    return ManifestRow(split, file_name, status, length, rate, channels, peak, sha256, reason)
 
 
 def summary(dataset: str, rows: Sequence[ManifestRow]) -> str:

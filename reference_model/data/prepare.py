@@ -45,7 +45,7 @@ QUIETEST = 2**-15  # peak of a silent clip at most; one step of 16 bits
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: its folder, and its manifest."""
+    """A prepared data set with its manifest."""
 
     folder: Path
     rows: list[ManifestRow]
@@ -64,13 +64,11 @@ def prepare(
     allow_missing: bool = False,
     workers: int | None = None,
 ) -> Prepared:
-    """Bring ``root/dataset`` up to date with a download in one of the layouts of ``layouts.py``.
+    """Bring ``root/dataset`` up to date with a download in one of the layouts of ``layouts.py``, which is only read.
 
     Args:
-        raw: the folder of the download, which is only read.
-        dataset: the name of the data set.
+        raw, dataset, audio: as in :func:`reference_model.data.layouts.read_download`.
         root: the folder that contains a folder for each data set.
-        audio: the folder of the clips, if it is not beside the tables.
         allow_missing: leave clips that cannot be used out of the tables, instead of writing no tables.
         workers: number of processes; 0 or 1: this process alone; None: one for each core.
 
@@ -180,14 +178,14 @@ def _init_worker() -> None:
     """Let a worker use one thread, leave Ctrl-C to the main process, and end when that process ends."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _prepare_clip(task: _Task) -> ManifestRow:
@@ -209,7 +207,7 @@ def _prepare_clip(task: _Task) -> ManifestRow:
         try:
             waveform = decode(source)
         except InputError as error:
-            return replace(row, status="unreadable", reason=_reason(error))
+            return _unreadable(row, error)
         if (fault := _fault_of_waveform(waveform, expected)) is not None:
             return replace(row, seconds=len(waveform) / SAMPLE_RATE, **fault._asdict())
         atomic_write(target, lambda path: write_wav(path, waveform, modified))
@@ -237,9 +235,9 @@ def _fault_of_waveform(waveform: Tensor, expected: int) -> Fault | None:
     return None
 
 
-def _reason(error: InputError) -> str:
-    """Return the part of a message *expected ... got ...* that says what was found."""
-    return str(error).partition("got ")[2]
+def _unreadable(row: ManifestRow, error: InputError) -> ManifestRow:
+    """Return the row of an unreadable clip, with the part of a message *expected ... got ...* that says why."""
+    return replace(row, status="unreadable", reason=str(error).partition("got ")[2])
 
 
 def _measure(row: ManifestRow, target: Path) -> ManifestRow:
@@ -247,13 +245,9 @@ def _measure(row: ManifestRow, target: Path) -> ManifestRow:
     try:
         waveform = decode(target)
     except InputError as error:
-        return replace(row, status="unreadable", reason=_reason(error))
-    return replace(
-        row,
-        seconds=len(waveform) / SAMPLE_RATE,
-        peak=float(waveform.abs().max()),
-        sha256=hashlib.sha256(target.read_bytes()).hexdigest(),
-    )
+        return _unreadable(row, error)
+    checksum = hashlib.sha256(target.read_bytes()).hexdigest()
+    return replace(row, seconds=len(waveform) / SAMPLE_RATE, peak=float(waveform.abs().max()), sha256=checksum)
 
 
 def _keep_source_format(row: ManifestRow, earlier: dict[tuple[str, str], ManifestRow]) -> ManifestRow:
@@ -289,10 +283,6 @@ def _write_tables(prepared: Prepared, tasks: list[_Task]) -> None:
     (prepared.folder / "csv_files").mkdir(exist_ok=True)
     usable = {(row.split, row.file_name) for row in prepared.rows if row.status == "ok"}
     for split in SPLITS:
-        captions = [
-            (task.target.name, caption)
-            for task in tasks
-            if task.split == split and (split, task.target.name) in usable
-            for caption in task.clip.captions
-        ]
+        clips = [task for task in tasks if task.split == split and (split, task.target.name) in usable]
+        captions = [(task.target.name, caption) for task in clips for caption in task.clip.captions]
         write_csv(prepared.folder / "csv_files" / f"{split}.csv", [("file_name", "caption"), *captions])

@@ -7,10 +7,11 @@ an interrupted rendering continues where it stopped.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -25,6 +26,7 @@ from reference_model.runtime.files import atomic_write, read_json, require_same_
 
 Signal = NDArray[np.float64]
 Random = np.random.Generator
+T = TypeVar("T")
 
 CAPTIONS = 5  # a clip
 REGISTERS = {"low": ("low", "deep"), "mid": ("mid", "medium-pitched"), "high": ("high", "shrill")}
@@ -150,8 +152,8 @@ def render(random: Random, scene: Scene, seconds: float) -> Signal:
     return waveform.clip(-1, 1)
 
 
-def _choose(random: Random, words: tuple[str, ...]) -> str:
-    return words[random.integers(len(words))]
+def _choose(random: Random, values: Sequence[T]) -> T:
+    return values[int(random.integers(len(values)))]
 
 
 def _name(random: Random, event: Event) -> str:
@@ -163,8 +165,7 @@ def _name(random: Random, event: Event) -> str:
 
 def describe(random: Random, scene: Scene) -> str:
     """Return a caption of a scene, in random words."""
-    first, *rest = (_name(random, event) for event in scene.events)
-    second = rest[0] if rest else ""
+    first, second = [*(_name(random, event) for event in scene.events), ""][:2]
     sentences = {
         "alone": (f"a {first}", f"a {first} can be heard", f"there is a {first}", f"the sound of a {first} alone"),
         "then": (
@@ -198,12 +199,11 @@ EVENTS = [Event(*words) for words in itertools.product(SOUNDS, REGISTERS, LEVELS
 
 def draw_scene(random: Random) -> Scene:
     """Draw a scene: one event in a fifth of the cases, otherwise two events of different kinds."""
-    joint = ("alone", "then", "then", "while", "while")[random.integers(5)]
-    first = EVENTS[random.integers(len(EVENTS))]
+    joint = _choose(random, ("alone", "then", "then", "while", "while"))
+    first = _choose(random, EVENTS)
     if joint == "alone":
         return Scene((first,), joint)
-    others = [event for event in EVENTS if event.kind != first.kind]
-    second = others[random.integers(len(others))]
+    second = _choose(random, [event for event in EVENTS if event.kind != first.kind])
     if joint == "while":  # the order of simultaneous events has no meaning
         first, second = sorted((first, second), key=EVENTS.index)
     return Scene((first, second), joint)
@@ -213,12 +213,10 @@ def draw_scenes(random: Random, number: int) -> list[Scene]:
     """Draw different scenes; a caption that does not mention the loudness may still fit two of them."""
     scenes: dict[Scene, None] = {}
     for _ in range(100 * number):
-        if len(scenes) == number:
-            break
         scenes[draw_scene(random)] = None
-    if len(scenes) < number:
-        raise InputError(f"expected a split of fewer clips than there are different scenes, got {number}")
-    return list(scenes)
+        if len(scenes) == number:
+            return list(scenes)
+    raise InputError(f"expected a split of fewer clips than there are different scenes, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +235,7 @@ class Corpus:
 
 
 def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
-    """Render the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`.
-
-    Clips that exist already are not rendered again.
+    """Render what is missing of the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`.
 
     Raises:
         InputError: the folder contains another corpus, or something else.
@@ -247,11 +243,9 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
     folder = out / name
     settings = folder / "corpus.json"
     if settings.exists():
-        got = f"a corpus of others; see {settings}"
-        require_same_settings(
-            folder, read_json(settings), asdict(corpus), expected="new or of the same settings", got=got
-        )
-    if folder.exists() and not settings.exists():
+        expected, got = "new or of the same settings", f"a corpus of others; see {settings}"
+        require_same_settings(folder, read_json(settings), asdict(corpus), expected=expected, got=got)
+    elif folder.exists():
         raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(settings, asdict(corpus))
@@ -264,14 +258,13 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
             random = np.random.default_rng([corpus.seed, index, clip])
             path = waveforms / f"{clip:05d}.wav"
             captions.append([path.name, *describe_differently(random, scene)])
-            tags.append(
-                [path.name, "; ".join(f"{event.register} {event.level} {event.kind}" for event in scene.events)]
-            )
+            events = (f"{event.register} {event.level} {event.kind}" for event in scene.events)
+            tags.append([path.name, "; ".join(events)])
             if not path.exists():
                 waveform = render(random, scene, corpus.seconds)
                 atomic_write(path, partial(soundfile.write, data=waveform, samplerate=SAMPLE_RATE))
-        columns = {"tags": ["tags"], "csv_files": [f"caption_{k}" for k in range(1, CAPTIONS + 1)]}
-        for name, rows in (("tags", tags), ("csv_files", captions)):
-            (folder / name).mkdir(exist_ok=True)
-            write_csv(folder / name / f"{split}.csv", [["file_name", *columns[name]], *rows])
+        columns = [f"caption_{k}" for k in range(1, CAPTIONS + 1)]
+        for table, header, rows in (("tags", ["tags"], tags), ("csv_files", columns, captions)):
+            (folder / table).mkdir(exist_ok=True)
+            write_csv(folder / table / f"{split}.csv", [["file_name", *header], *rows])
     return folder

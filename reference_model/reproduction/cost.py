@@ -91,10 +91,8 @@ def _cost(config: Config, clips: dict[str, list[Clip]]) -> Cost:
     captions = {name: len(captions_of(split)) for name, split in clips.items()}
     steps = config.epochs * (captions["train"] // config.batch_size)
     evaluated_clips = 0 if model.constant else config.epochs * len(clips["val"]) + len(clips["test"])
-    all_clips = sum(map(len, clips.values()))
-    feature_numbers = (
-        all_clips * model.audio_encoder.output_size + sum(captions.values()) * model.text_encoder.output_size
-    )
+    all_clips, all_captions = sum(map(len, clips.values())), sum(captions.values())
+    feature_numbers = all_clips * model.audio_encoder.output_size + all_captions * model.text_encoder.output_size
     return Cost(
         seconds=steps * step_seconds + evaluated_clips * clip_seconds,
         gigabytes=model_gigabytes,

@@ -53,11 +53,7 @@ class EmbeddedTestSet:
 
 
 def similarities(test: EmbeddedTestSet) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the similarities of positives and of hardest negatives.
-
-    Returns:
-        Of every caption with its clip, ``[M]``; of every caption and every clip with its hardest negative, ``[M + N]``.
-    """
+    """Return similarities: of positives, ``[M]``; of all captions and clips to their hardest negatives, ``[M + N]``."""
     positives, hardest_of_captions = [], []
     hardest_of_clips = torch.full((len(test.audio),), -torch.inf)
     clips = torch.arange(len(test.audio))

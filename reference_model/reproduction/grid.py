@@ -5,6 +5,7 @@ A row that is in two tables is run once. The folder of the results holds ``grid.
 """
 
 import dataclasses
+import itertools
 import json
 import socket
 import time
@@ -96,16 +97,11 @@ class Grid:
 
     def runs(self, out: Path) -> list[Run]:
         """Return every run once: all rows with the first seed come first, so that tables are soon complete."""
-        return [
-            Run(
-                experiment=name,
-                config=self._config(row, seed),
-                folder=out / "runs" / f"{name}-seed-{seed}",
-                failure_file=out / "failed" / f"{name}-seed-{seed}.json",
-            )
-            for seed in self.seeds
-            for name, row in self.experiments.items()
-        ]
+        runs = []
+        for seed, (name, row) in itertools.product(self.seeds, self.experiments.items()):
+            run = f"{name}-seed-{seed}"
+            runs.append(Run(name, self._config(row, seed), out / "runs" / run, out / "failed" / f"{run}.json"))
+        return runs
 
     def _config(self, row: Experiment, seed: int) -> Config:
         fixed = {"clip_seconds": clip_seconds(row["dataset"], self.settings["clip_seconds"])}
@@ -128,26 +124,20 @@ class Grid:
         """
         if not (out / GRID).exists():
             if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-                raise InputError(
-                    f"expected {out} to be new or a grid's folder, got no {GRID} there; choose another --out"
-                )
+                expected = "new or a grid's folder"
+                raise InputError(f"expected {out} to be {expected}, got no {GRID} there; choose another --out")
             return self
         stored = Grid.read(out)
         common = stored.experiments.keys() & self.experiments.keys()
-        there, here = stored._deciding(common), self._deciding(common)
+        there, here = (grid._deciding(common) for grid in (stored, self))
         require_same_settings(out, there, here, got="a grid of other settings: {}")
         return stored.merge(self)
 
     def _deciding(self, experiments: Collection[str]) -> dict[str, Any]:
         """Return the settings that decide the results: those of all runs, and those of these experiments."""
         of_all = {name: value for name, value in self.settings.items() if name not in WITHOUT_EFFECT}
-        of_rows = {
-            f"{setting} of {name}": row[setting]
-            for name, row in self.experiments.items()
-            if name in experiments
-            for setting in ROW_SETTINGS
-        }
-        return of_all | of_rows
+        rows = {name: row for name, row in self.experiments.items() if name in experiments}
+        return of_all | {f"{key} of {name}": row[key] for name, row in rows.items() for key in ROW_SETTINGS}
 
     def write(self, out: Path) -> None:
         """Write the grid into its folder, merged with what another process may have stored there."""

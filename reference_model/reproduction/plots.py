@@ -27,24 +27,20 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> Figure:
-    """Plot training loss and mean validation recall over the epochs: a column for each loss, a line for each seed.
-
-    Args:
-        histories: the history of every run, by loss and seed; the runs differ in nothing else.
-    """
+    """Plot training loss and mean validation recall over the epochs: a column for each loss, a line for each seed."""
     figure = Figure(figsize=(3.2 * len(histories), 4.6), layout="constrained")
     axes_grid = figure.subplots(2, len(histories), squeeze=False, sharex="col", sharey="row")
     for column, (loss, history_of_seed) in enumerate(histories.items()):
         above, below = axes_grid[:, column]
         for number, (seed, history) in enumerate(history_of_seed.items()):
             style = LINE_STYLES[number % len(LINE_STYLES)]
-            relative_losses = [record["loss"] / history[0]["loss"] for record in history]
+            epochs = [record["epoch"] for record in history]
+            losses = [record["loss"] / history[0]["loss"] for record in history]
             recalls = [
-                np.mean([record["val"][direction][f"R@{k}"] for direction in DIRECTIONS for k in RANKS])
-                for record in history
+                np.mean([record["val"][way][f"R@{k}"] for way in DIRECTIONS for k in RANKS]) for record in history
             ]
-            above.plot(_epochs(history), relative_losses, style, color=COLOURS.get(loss), label=f"seed {seed}")
-            below.plot(_epochs(history), recalls, style, color=COLOURS.get(loss), label=f"seed {seed}")
+            for axes, values in ((above, losses), (below, recalls)):
+                axes.plot(epochs, values, style, color=COLOURS.get(loss), label=f"seed {seed}")
         above.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
         below.set_xlabel("epoch")
         below.legend(fontsize=7)
@@ -96,12 +92,8 @@ def _draw_bars(axes: Axes, block: Sequence[TableRow], direction: str) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
-def plot_similarities(pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> Figure:
-    """Plot a histogram of the positives and one of the hardest negatives, a panel for each loss.
-
-    Args:
-        pairs: similarities of the positives and of the hardest negatives, by loss.
-    """
+def plot_similarities(pairs: Mapping[str, Sequence[NDArray[Any]]]) -> Figure:
+    """Plot a histogram of the positives and one of the hardest negatives, a panel for each loss."""
     figure = Figure(figsize=(3.2 * len(pairs), 2.8), layout="constrained")
     edges = np.linspace(-1, 1, 81)
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
@@ -114,10 +106,6 @@ def plot_similarities(pairs: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) ->
         axes.set_xlim(max(-1.0, lowest - 0.05), 1.02)
         axes.legend(fontsize=7)
     return figure
-
-
-def _epochs(history: Sequence[dict[str, Any]]) -> list[int]:
-    return [record["epoch"] for record in history]
 
 
 def data_url(figure: Figure) -> str:

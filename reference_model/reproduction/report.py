@@ -1,6 +1,6 @@
 """The files that show the results of a grid: the tables, the claims, and one HTML page with everything."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from reference_model.runtime.files import read_json, write_json, write_text
 from reference_model.training.curves import write_figure
 
 PAGE = "report.html"
+LOCK = ".tables.lock"  # of the files that several machines may write
 
 
 def write_tables(grid: Grid, out: Path) -> list[Table]:
     """Write ``table_N.{md,tex,json,png}`` and ``claims.{md,json}`` for the runs that are done so far."""
-    with _output_lock(out):
+    with FileLock(out / LOCK):
         tables = [make_table(grid, number, out) for number in grid.tables]
         for table in tables:
             name = f"table_{table['table']}"
@@ -54,8 +55,8 @@ def write_report(grid: Grid, out: Path) -> Path:
         made=f"Made on {describe_environment()}",
         tables=[_table(table) for table in tables],
         claims=claims.check(tables),
-        curves=[_curves(title, block) for title, block in blocks.items()],
-        similarities=[_similarities(title, block) for title, block in blocks.items()],
+        curves=[{"title": title, "image": _curves(block)} for title, block in blocks.items()],
+        similarities=[{"title": title, "image": _similarities(block)} for title, block in blocks.items()],
         examples=[_examples(title, block) for title, block in blocks.items()],
         hours=_hours(done),
         titles=list(TITLES.values()),
@@ -64,14 +65,9 @@ def write_report(grid: Grid, out: Path) -> Path:
         settings=grid.settings,
         versions=_versions(done),
     )
-    with _output_lock(out):
+    with FileLock(out / LOCK):
         write_text(out / PAGE, page)
     return out / PAGE
-
-
-def _output_lock(out: Path) -> FileLock:
-    """Return the lock of the files that several machines may write."""
-    return FileLock(out / ".tables.lock")
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -89,46 +85,31 @@ def _blocks(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs that differ only in loss and seed; the key is their title."""
     blocks: dict[str, list[Run]] = {}
     for run in runs:
-        config = run.config
-        title = f"{config.dataset}, {config.encoders} encoders, batch size {config.batch_size}"
+        title = f"{run.config.dataset}, {run.config.encoders} encoders, batch size {run.config.batch_size}"
         blocks.setdefault(title, []).append(run)
     return blocks
 
 
-def _by_loss(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
+def _curves(runs: Sequence[Run]) -> str:
+    histories: dict[str, dict[int, Any]] = {}
     for run in runs:
-        groups.setdefault(run.config.loss, []).append(run)
-    return groups
+        histories.setdefault(run.config.loss, {})[run.config.seed] = stored_metrics(run.folder)["history"]
+    return plots.data_url(plots.plot_learning_curves(histories))
 
 
-def _curves(title: str, runs: Sequence[Run]) -> dict[str, str]:
-    histories = {
-        loss: {run.config.seed: stored_metrics(run.folder)["history"] for run in runs_of_loss}
-        for loss, runs_of_loss in _by_loss(runs).items()
-    }
-    return {"title": title, "image": plots.data_url(plots.plot_learning_curves(histories))}
-
-
-def _similarities(title: str, runs: Sequence[Run]) -> dict[str, str]:
-    pairs = {}
-    for loss, runs_of_loss in _by_loss(runs).items():
-        positives, hardest_negatives = zip(
-            *(similarities(EmbeddedTestSet.read(run.folder)) for run in runs_of_loss), strict=True
-        )
-        pairs[loss] = (np.concatenate(positives), np.concatenate(hardest_negatives))
-    return {"title": title, "image": plots.data_url(plots.plot_similarities(pairs))}
+def _similarities(runs: Sequence[Run]) -> str:
+    pairs: dict[str, list[Any]] = {}
+    for run in runs:
+        pairs.setdefault(run.config.loss, []).append(similarities(EmbeddedTestSet.read(run.folder)))
+    joined = {loss: [np.concatenate(arrays) for arrays in zip(*found, strict=True)] for loss, found in pairs.items()}
+    return plots.data_url(plots.plot_similarities(joined))
 
 
 def _examples(title: str, runs: Sequence[Run]) -> dict[str, Any]:
     best = max(runs, key=lambda run: sum_of_recalls(stored_metrics(run.folder)["val"]))
     test = EmbeddedTestSet.read(best.folder)
-    return {
-        "title": title,
-        "run": best.name,
-        "captions": captions_as_queries(test, best.config),
-        "clips": clips_as_queries(test, best.config),
-    }
+    captions, clips = captions_as_queries(test, best.config), clips_as_queries(test, best.config)
+    return {"title": title, "run": best.name, "captions": captions, "clips": clips}
 
 
 def _hours(done: Sequence[Run]) -> str:

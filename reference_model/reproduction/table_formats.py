@@ -13,12 +13,11 @@ from reference_model.reproduction.tables import RECALL_COLUMNS, Table, TableRow,
 
 def caption(table: Table) -> str:
     """Return the caption: test sets, seeds, and the number of runs so far if some are missing."""
-    pools = [
-        f"{dataset}: {pool['clips']} test clips"
-        + (f" ({paper} in the paper)" if (paper := pool["clips in the paper"]) not in (pool["clips"], None) else "")
-        + f", {pool['captions']} captions"
-        for dataset, pool in table["pools"].items()
-    ]
+    pools = []
+    for dataset, pool in table["pools"].items():
+        paper = pool["clips in the paper"]
+        other = "" if paper in (pool["clips"], None) else f" ({paper} in the paper)"
+        pools.append(f"{dataset}: {pool['clips']} test clips{other}, {pool['captions']} captions")
     seeds = ", ".join(map(str, table["seeds"]))
     over = f"seed {seeds}" if len(table["seeds"]) == 1 else f"mean ± standard deviation over seeds {seeds}"
     planned, done, finished = (
@@ -26,11 +25,7 @@ def caption(table: Table) -> str:
         for states in (("planned",), ("done",), FINISHED)
     )
     so_far = "" if finished == planned else f"; **{done} of {planned} runs so far**"
-    return f"{_number(table)}Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{so_far}."
-
-
-def _number(table: Table) -> str:
-    return f"Table {table['table']}. "
+    return f"Table {table['table']}. Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{so_far}."
 
 
 def notes(table: Table) -> list[str]:
@@ -46,9 +41,8 @@ def notes(table: Table) -> list[str]:
             else f"\\* Learning rate {listed}, otherwise {LEARNING_RATE:g}."
         )
     if any(row["collapsed"] for row in rows):
-        found.append(
-            "Collapsed: at the end all similarities of the validation pairs were alike. Such seeds are counted in."
-        )
+        alike = "at the end all similarities of the validation pairs were alike"
+        found.append(f"Collapsed: {alike}. Such seeds are counted in.")
     if any(row["runs"]["diverged"] for row in rows):
         found.append("Diverged: the loss was no longer finite. Such seeds have no recalls and are left out.")
     if any(row["runs"]["failed"] for row in rows):
@@ -129,18 +123,13 @@ def lines(table: Table) -> list[Line]:
     """Return the lines: for every row ours, the paper's and the difference where it has one; at the end chance."""
     found = []
     for block in row_blocks(table):
-        bold = {source: best_cells(block, source) for source in ("ours", "paper")}
-        for place, row in enumerate(block):
+        best = {source: best_cells(block, source) for source in ("ours", "paper")}
+        for row in block:
             for source in ("ours", "paper"):
                 if row[source] is not None:
-                    cells = [
-                        Cell(
-                            **row[source][direction][metric],
-                            bold=(row["experiment"], direction, metric) in bold[source],
-                        )
-                        for direction, metric in RECALL_COLUMNS
-                    ]
-                    starts_block = place == 0 and source == "ours"
+                    name = row["experiment"]
+                    cells = [Cell(**row[source][d][m], bold=(name, d, m) in best[source]) for d, m in RECALL_COLUMNS]
+                    starts_block = row is block[0] and source == "ours"
                     objective = _objective(table, row) if source == "ours" else ""
                     texts = _texts(table, row if starts_block else None, objective, source)
                     found.append(Line(source, texts, cells, starts_block))
@@ -182,12 +171,13 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """Return the table as a ``table*`` of LaTeX; it needs the package booktabs."""
     texts = header(table)
+    text = caption(table).partition(". ")[2]  # LaTeX numbers its tables
     first = len(texts) + 1  # column of the first number
     found = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{_escape(plain(' '.join([caption(table).removeprefix(_number(table)), *notes(table)])))}}}",
+        rf"\caption{{{_escape(plain(' '.join([text, *notes(table)])))}}}",
         rf"\begin{{tabular}}{{{'l' * len(texts)}{'c' * len(RECALL_COLUMNS)}}}",
         r"\toprule",
         " & " * len(texts) + " & ".join(rf"\multicolumn{{3}}{{c}}{{{TITLES[d]}}}" for d in DIRECTIONS) + r" \\",

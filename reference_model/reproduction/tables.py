@@ -36,9 +36,7 @@ def make_table(grid: Grid, number: str, out: Path) -> Table:
                 "clips in the paper": DATASET_SIZES.get(dataset, {}).get("test"),
             }
             chance[dataset] = {
-                direction: {
-                    metric: metrics["chance"][direction][metric] for d, metric in RECALL_COLUMNS if d == direction
-                }
+                direction: {metric: metrics["chance"][direction][metric] for metric in ("R@1", "R@5", "R@10")}
                 for direction in DIRECTIONS
             }
     return {"table": number, "seeds": grid.seeds, "pools": pools, "rows": rows, "chance": chance}
@@ -66,10 +64,11 @@ def aggregate(results: Sequence[dict[str, dict[str, float]]]) -> Cells:
     cells: Cells = {}
     for direction, metric in RECALL_COLUMNS:
         values = [result[direction][metric] for result in results]
-        cells.setdefault(direction, {})[metric] = {
-            "mean": statistics.mean(values) if values else None,
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-        }
+        mean, std = (
+            (statistics.mean(values) if values else None),
+            (statistics.stdev(values) if len(values) > 1 else None),
+        )
+        cells.setdefault(direction, {})[metric] = {"mean": mean, "std": std}
     return cells
 
 
@@ -77,10 +76,8 @@ def difference(ours: Cells, paper: Cells) -> Cells:
     """Return our means minus the paper's, in units of the paper's standard deviation."""
     cells: Cells = {}
     for direction, metric in RECALL_COLUMNS:
-        mean, published_cell = ours[direction][metric]["mean"], paper[direction][metric]
-        cells.setdefault(direction, {})[metric] = (
-            None if mean is None else (mean - published_cell["mean"]) / published_cell["std"]
-        )
+        mean, their = ours[direction][metric]["mean"], paper[direction][metric]
+        cells.setdefault(direction, {})[metric] = None if mean is None else (mean - their["mean"]) / their["std"]
     return cells
 
 
@@ -96,17 +93,12 @@ def row_blocks(table: Table) -> list[list[TableRow]]:
 def best_cells(block: Sequence[TableRow], source: str) -> set[tuple[str, str, str]]:
     """Return (experiment, direction, metric) of the highest mean of each column, compared as printed.
 
-    Args:
-        block: rows to compare; a column with a mean in one row alone has no best.
-        source: "ours" or "paper".
+    A column with a mean in one row alone has no best. The source is "ours" or "paper".
     """
     best = set()
     for direction, metric in RECALL_COLUMNS:
-        means = {
-            row["experiment"]: round(row[source][direction][metric]["mean"], 1)
-            for row in block
-            if row[source] is not None and row[source][direction][metric]["mean"] is not None
-        }
+        found = {row["experiment"]: row[source][direction][metric]["mean"] for row in block if row[source] is not None}
+        means = {name: round(mean, 1) for name, mean in found.items() if mean is not None}
         if len(means) > 1:
             best |= {(name, direction, metric) for name, mean in means.items() if mean == max(means.values())}
     return best

@@ -51,11 +51,7 @@ class UnexpectedError(Exception):
 
 
 def check_before_training(runs: Sequence[Run]) -> None:
-    """Check that the data exists, and that no folder of these runs holds a run of other settings.
-
-    Raises:
-        InputError: one of them is not so.
-    """
+    """Refuse data that is missing, and folders of these runs that hold a run of other settings, with an InputError."""
     for run in runs:
         if (run.folder / CONFIG).exists():
             require_same_settings(run.folder, Config.read(run.folder / CONFIG).deciding(), run.config.deciding())
@@ -77,12 +73,8 @@ def train_all(
     The run of a process that dies, because memory ran out or by a signal, is recorded as failed, and a new process
     takes its place.
 
-    Args:
-        runs: in the order of preference; those that are finished are left alone.
-        jobs: number of processes.
-        features: the folder of the features of frozen encoders, or None for the default.
-        checkpoint_minutes: time between checkpoints.
-        on_finished: called whenever a run, of any process or machine, is finished.
+    Runs are in the order of preference; those that are finished are left alone. ``on_finished`` is called whenever a
+    run, of any process or machine, is finished.
 
     Raises:
         Stopped: a stop was requested; the same call continues.
@@ -92,11 +84,12 @@ def train_all(
     workers = _Workers(runs, min(jobs, len(runs) - finished), options)
     try:
         with handle_signals(), tqdm(desc="runs", total=len(runs), initial=finished, unit="run", position=0) as bar:
-            workers.start_all()
+            for number in range(workers.jobs):
+                workers.start(number)
             while workers.processes:
                 wait([process.sentinel for process in workers.processes.values()], timeout=POLL_SECONDS)
                 if stop_requested():
-                    workers.request_stop()
+                    workers.stop.value = 1  # each saves its run and ends
                 workers.replace_ended()
                 now = sum(run.finished() for run in runs)
                 if now != finished:
@@ -120,12 +113,8 @@ class _Workers:
         self.stop = self.context.Value("b", 0, lock=False)
         self.current_runs = [self.context.Value("i", NO_RUN, lock=False) for _ in range(jobs)]
 
-    def start_all(self) -> None:
-        """Start a process for each job."""
-        for number in range(self.jobs):
-            self._start(number)
-
-    def _start(self, number: int) -> None:
+    def start(self, number: int) -> None:
+        """Start the process of a job."""
         arguments = (self.runs, number, self.jobs, self.stop, self.current_runs[number], self.options)
         # The bar of a run is shown, those of its parts are not.
         with _environment({"TQDM_DISABLE": "1", **gpu_variables(number)}):
@@ -143,30 +132,20 @@ class _Workers:
                 self.idle_deaths += current == NO_RUN
                 record_death(status, None if current == NO_RUN else self.runs[current], self.idle_deaths)
                 self.current_runs[number].value = NO_RUN
-            self._start(number)
-
-    def request_stop(self) -> None:
-        """Have every process save its run and end."""
-        self.stop.value = 1
+            self.start(number)
 
     def stop_all(self) -> None:
         """Request the processes to stop, wait for them, and kill those that do not end in time."""
-        self.request_stop()
+        self.stop.value = 1
         for process in self.processes.values():
             process.join(SECONDS_TO_STOP)
             process.kill()
 
 
 def record_death(status: int | None, run: Run | None, idle_deaths: int) -> None:
-    """Record the run of a process that died as failed.
+    """Record the run of a process that died as failed; or refuse to go on if too many died without a run.
 
-    Args:
-        status: exit status of the process; negative: the signal that ended it.
-        run: the run that it trained; None if it trained none.
-        idle_deaths: number of processes that died without a run.
-
-    Raises:
-        InputError: too many processes died without a run.
+    A negative exit status is the signal that ended the process.
     """
     reason = f"its process ended with status {status}"
     if status is not None and status < 0:
@@ -210,10 +189,8 @@ def train_available(
 ) -> None:
     """Train the runs that no other process trains, until all are finished or other processes train the rest.
 
-    Args:
-        runs: in the order of preference.
-        train_one: trains a run, or raises Busy.
-        set_current: called with the number of the run before it is trained, and with NO_RUN after it.
+    ``train_one`` trains a run, or raises Busy. ``set_current`` is called with the number of the run before it is
+    trained, and with NO_RUN after it.
 
     Raises:
         Stopped: a stop was requested.
