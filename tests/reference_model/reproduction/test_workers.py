@@ -23,14 +23,7 @@ from reference_model.paper import select_rows
 from reference_model.reproduction import workers
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import RECALL_COLUMNS
-from reference_model.reproduction.workers import (
-    NO_RUN,
-    UnexpectedError,
-    check_before_training,
-    gpu_variables,
-    record_death,
-    train_available,
-)
+from reference_model.reproduction.workers import NO_RUN, UnexpectedError, gpu_variables, record_death, train_available
 from reference_model.run_folder import Diverged
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
@@ -57,13 +50,28 @@ def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seed
     return [str(argument) for argument in found]
 
 
-def started(*command: str) -> "subprocess.Popen[str]":
-    """Start the command in a process group of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "reference_model", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+def started(corpus: Path, out: Path, *more: object, until: str = "") -> "subprocess.Popen[str]":
+    """Start the command in a process group of its own, and wait until there is such a file."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reference_model", *arguments(corpus, out, *more)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
     )  # fmt: skip
+    while until and process.poll() is None and not list(out.glob(until)):
+        time.sleep(0.01)
+    return process
+
+
+def ended(process: "subprocess.Popen[str]", code: int = 1) -> tuple[str, str]:
+    """Return what the command wrote to its two streams; 1 is its exit code when runs fail."""
+    output, errors = process.communicate(timeout=280)
+    assert process.returncode == code, errors
+    return output, errors
+
+
+def modified(out: Path) -> dict[Path, int]:
+    """Return when each result was written."""
+    return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}
 
 
 def begun(out: Path) -> dict[str, int]:
@@ -94,9 +102,7 @@ def runs(config: Config, tmp_path: Path) -> list[Run]:
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the results of one process that was not disturbed."""
     out = tmp_path_factory.mktemp("whole") / "results"
-    process = started(*arguments(corpus, out))
-    output, errors = process.communicate(timeout=250)
-    assert process.returncode == 1, errors
+    output, errors = ended(started(corpus, out))
     assert "next: reproduce --plan" not in output
     assert errors.splitlines()[-1].startswith("Error: expected every run to end well, got 4 that failed: ")
     return out
@@ -136,22 +142,19 @@ def test_the_tables_are_those_of_the_runs(whole: Path) -> None:
 
 
 def test_finished_and_failed_runs_are_not_repeated(whole: Path, corpus: Path, command_line: CommandLine) -> None:
-    before = {path: path.stat().st_mtime_ns for path in whole.glob("runs/*/metrics.json")}
+    before = modified(whole)
     again = command_line(*arguments(corpus, whole))
     assert again.exit_code == 1
     assert "| Synthetic | No | Triplet-max" in again.output
     assert "got 4 that failed: --plan says why, --retry-failed tries again" in again.output
-    assert {path: path.stat().st_mtime_ns for path in whole.glob("runs/*/metrics.json")} == before
+    assert modified(whole) == before
     assert set(begun(whole).values()) == {0, 1}
 
 
 def test_two_processes_share_a_grid(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """Each begins when the other is at work already; between them, every run is begun once."""
-    processes = [started(*arguments(corpus, tmp_path / "out", "--jobs", jobs)) for jobs in (1, 2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=280)
-        assert process.returncode == 1, errors
-        assert "4 that failed" in errors
+    for process in [started(corpus, tmp_path / "out", "--jobs", jobs) for jobs in (1, 2)]:
+        assert "4 that failed" in ended(process)[1]
     assert begun(tmp_path / "out") == dict.fromkeys(GOOD, 1) | dict.fromkeys(BAD, 0)
     assert recalls(tmp_path / "out") == recalls(whole)
     assert not list((tmp_path / "out").glob("runs/*/.lock"))
@@ -160,18 +163,14 @@ def test_two_processes_share_a_grid(whole: Path, corpus: Path, tmp_path: Path) -
 def test_killed_in_the_middle_and_continued(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """SIGKILL to the command and its processes, when some runs are done and others under way."""
     out = tmp_path / "out"
-    killed = started(*arguments(corpus, out, "--jobs", 2))
-    while killed.poll() is None and not list(out.glob("runs/*/metrics.json")):
-        time.sleep(0.01)
+    killed = started(corpus, out, "--jobs", 2, until="runs/*/metrics.json")
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}
+    done = modified(out)
     assert 0 < len(done) < len(GOOD)
-    continued = started(*arguments(corpus, out, "--jobs", 2))
-    _, errors = continued.communicate(timeout=280)
-    assert continued.returncode == 1, errors
+    ended(started(corpus, out, "--jobs", 2))
     assert recalls(out) == recalls(whole)
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert modified(out).items() >= done.items()
     times = begun(out)
     assert times.keys() == {*GOOD, *BAD}
     assert all(times[path.parent.name] == 1 for path in done)
@@ -180,34 +179,23 @@ def test_killed_in_the_middle_and_continued(whole: Path, corpus: Path, tmp_path:
 def test_stopped_and_continued(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """SIGTERM to the command alone: it has its processes save what they are at."""
     out = tmp_path / "out"
-    stopped = started(*arguments(corpus, out, "--jobs", 2))
-    while stopped.poll() is None and not list(out.glob("runs/*/config.json")):
-        time.sleep(0.01)
+    stopped = started(corpus, out, "--jobs", 2, until="runs/*/config.json")
     stopped.terminate()
-    _, errors = stopped.communicate(timeout=100)
-    assert stopped.returncode == EXIT_STOPPED, errors
+    _, errors = ended(stopped, EXIT_STOPPED)
     assert errors.strip().endswith("stopped when asked to; the same command continues")
-    assert not list(out.glob("failed/*")) or {path.stem for path in out.glob("failed/*")} <= set(BAD)
-    continued = started(*arguments(corpus, out))
-    _, errors = continued.communicate(timeout=280)
-    assert continued.returncode == 1, errors
+    assert {path.stem for path in out.glob("failed/*")} <= set(BAD)
+    ended(started(corpus, out))
     assert recalls(out) == recalls(whole)
 
 
 def test_ctrl_c_and_the_end_of_the_command_stop_everything(corpus: Path, tmp_path: Path) -> None:
     """SIGINT to the whole group, even while processes only start; then SIGKILL to the command alone."""
     out = tmp_path / "out"
-    stopped = started(*arguments(corpus, out, "--jobs", 2))
-    while stopped.poll() is None and not (out / "grid.json").exists():
-        time.sleep(0.01)
+    stopped = started(corpus, out, "--jobs", 2, until="grid.json")
     time.sleep(1)
     os.killpg(stopped.pid, signal.SIGINT)
-    _, errors = stopped.communicate(timeout=100)
-    assert stopped.returncode == EXIT_STOPPED, errors
-    assert "Traceback" not in errors
-    killed = started(*arguments(corpus, out))
-    while killed.poll() is None and not list(out.glob("runs/*/.lock")):
-        time.sleep(0.01)
+    assert "Traceback" not in ended(stopped, EXIT_STOPPED)[1]
+    killed = started(corpus, out, until="runs/*/.lock")
     killed.kill()
     killed.communicate()  # returns when the last process that writes to these pipes has ended
     assert not list(out.glob("runs/*/.lock"))
@@ -217,19 +205,12 @@ def test_ctrl_c_and_the_end_of_the_command_stop_everything(corpus: Path, tmp_pat
 def test_a_process_that_dies_is_replaced(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """As when memory runs out; its run is recorded as failed, and done when asked for again."""
     out = tmp_path / "out"
-    command = started(*arguments(corpus, out))
-    while not (configs := list(out.glob("runs/*/config.json"))):
-        assert command.poll() is None
-        time.sleep(0.01)
-    lock = configs[0].with_name(".lock")
-    worker = int(re.findall(r"pid=(\d+)", lock.read_text())[0])
-    os.kill(worker, signal.SIGKILL)
-    _, errors = command.communicate(timeout=280)
-    assert "got 5 that failed" in errors
-    name = configs[0].parent.name
-    assert "ended by SIGKILL" in json.loads((out / "failed" / f"{name}.json").read_text())["reason"]
-    retried = started(*arguments(corpus, out, "--retry-failed"))
-    output, errors = retried.communicate(timeout=280)
+    command = started(corpus, out, until="runs/*/config.json")
+    run = next(out.glob("runs/*/config.json")).parent
+    os.kill(int(re.findall(r"pid=(\d+)", (run / ".lock").read_text())[0]), signal.SIGKILL)
+    assert "got 5 that failed" in ended(command)[1]
+    assert "ended by SIGKILL" in json.loads((out / "failed" / f"{run.name}.json").read_text())["reason"]
+    output, errors = ended(started(corpus, out, "--retry-failed"))
     assert "5 to train: " in output
     assert "got 4 that failed" in errors
     assert recalls(out) == recalls(whole)
@@ -264,7 +245,7 @@ def test_runs_of_other_settings_are_refused(runs: list[Run]) -> None:
     run.folder.mkdir(parents=True)
     write_json(run.folder / "config.json", replace(run.config, epochs=9).as_dict())
     with pytest.raises(InputError, match=r"expected .*nt_xent-seed-0 to be of these settings, got others in epochs"):
-        check_before_training(runs)
+        workers.check_before_training(runs)
 
 
 class Script:
@@ -282,13 +263,16 @@ class Script:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.folder / "metrics.json", {})
 
+    def train(self, runs: list[Run]) -> None:
+        train_available(runs, train_one=self, set_current=self.current.append)
+
 
 def test_pending_runs_are_trained_in_order(runs: list[Run]) -> None:
     runs[1].folder.mkdir(parents=True)
     write_json(runs[1].folder / "metrics.json", {})
     runs[2].record_failure("before")
     script = Script({})
-    train_available(runs, train_one=script, set_current=script.current.append)
+    script.train(runs)
     assert script.order == [run.name for k, run in enumerate(runs) if k not in (1, 2)]
     assert script.current == [k for number in (0, 3, 4, 5, 6, 7) for k in (number, NO_RUN)]
 
@@ -299,19 +283,19 @@ def test_other_runs_are_trained_after_a_failure(runs: list[Run], capsys: pytest.
     runs[1].folder.mkdir(parents=True)
     write_json(runs[1].folder / "diverged.json", {})
     with pytest.raises(UnexpectedError):  # to go on in another process
-        train_available(runs, train_one=script, set_current=script.current.append)
+        script.train(runs)
     assert [run.state() for run in runs[:4]] == ["failed", "diverged", "failed", "pending"]
     assert (runs[0].reason(), runs[2].reason()) == ("bad input", "MemoryError")
     assert "failed: synthetic-frozen-triplet_sum-seed-0: bad input" in capsys.readouterr().out
     assert script.current[-1] == NO_RUN
-    train_available(runs, train_one=script, set_current=script.current.append)
+    script.train(runs)
     assert [run.state() for run in runs] == ["failed", "diverged", "failed", *["done"] * 5]
 
 
 def test_a_requested_stop_ends_the_training_of_runs(runs: list[Run]) -> None:
     script = Script({runs[2].name: [Stopped()]})
     with pytest.raises(Stopped):
-        train_available(runs, train_one=script, set_current=script.current.append)
+        script.train(runs)
     assert [run.state() for run in runs[:3]] == ["done", "done", "pending"]
 
 
@@ -320,7 +304,7 @@ def test_a_run_of_another_process_is_left_to_it(runs: list[Run], monkeypatch: py
     monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(workers, "POLL_SECONDS", 0.05)
     script = Script({runs[0].name: [Busy("just now")]})
-    train_available(runs, train_one=script, set_current=script.current.append)
+    script.train(runs)
     assert [run.state() for run in runs] == ["done"] * 8
     assert script.order.count(runs[0].name) == 2
 
@@ -328,7 +312,7 @@ def test_a_run_of_another_process_is_left_to_it(runs: list[Run], monkeypatch: py
     script.order.clear()
     with held(runs[5].folder, os.uname().nodename, "1.0"):
         began = time.monotonic()
-        train_available(runs, train_one=script, set_current=script.current.append)
+        script.train(runs)
         assert time.monotonic() - began >= 1.2
     assert script.order == []
     assert not runs[5].finished()
