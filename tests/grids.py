@@ -58,14 +58,14 @@ def diverge(run: Run) -> None:
 
 def clotho_table(out: Path) -> Table:
     """Return table 1 with two fine-tuned rows and three seeds; the test set lacks some clips of the paper's."""
-    grid = small_grid(
-        select_rows(["1"], datasets=["Clotho"], encoders=["fine-tuned"], losses=["triplet_max", "nt_xent"]), (0, 1, 2)
-    )
-    runs = runs_by_name(grid, out)
-    for seed, recalls in enumerate([(13, 33, 45, 15, 36, 49), (14, 36, 48, 17, 38, 49), (15, 39, 51, 19, 40, 49)]):
-        finish(runs[f"clotho-fine-tuned-triplet_max-seed-{seed}"], *recalls, clips=1000)
-    for seed, recalls in enumerate([(14, 36, 49, 16, 37, 50), (15, 37, 50, 17, 38, 51), (16, 38, 51, 18, 39, 52)]):
-        finish(runs[f"clotho-fine-tuned-nt_xent-seed-{seed}"], *recalls, clips=1000)
+    recalls = {
+        "triplet_max": [(13, 33, 45, 15, 36, 49), (14, 36, 48, 17, 38, 49), (15, 39, 51, 19, 40, 49)],
+        "nt_xent": [(14, 36, 49, 16, 37, 50), (15, 37, 50, 17, 38, 51), (16, 38, 51, 18, 39, 52)],
+    }
+    rows = select_rows(["1"], datasets=["Clotho"], encoders=["fine-tuned"], losses=list(recalls))
+    grid = small_grid(rows, (0, 1, 2))
+    for run in grid.runs(out):
+        finish(run, *recalls[run.config.loss][run.config.seed], clips=1000)
     return make_table(grid, "1", out)
 
 

@@ -5,7 +5,6 @@ numbers of clips determine everything.
 """
 
 import csv
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,9 @@ CLIPS = (12, 4, 4)  # of each split
 
 # Kinds of file names that Clotho has. "same name.wav" is a different sound in every split.
 TRAPS = (
-    "same name.wav",
-    " leading space.wav",
-    "it's '#1' (take 2), a comma.wav",
-    "Q&amp;A.wav",
-    "x" * 129 + ".wav",
+    "same name.wav", " leading space.wav", "it's '#1' (take 2), a comma.wav", "Q&amp;A.wav", "x" * 129 + ".wav",
     "-starts with a hyphen..WAV.wav",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,35 +46,24 @@ def _samples(split: int, clip: int) -> NDArray[np.int16]:
 
 def _captions(split: int, clip: int, number: int) -> tuple[str, ...]:
     height = f"{round(200 * 1.19 ** (clip % 16))} hertz"
-    sentences = (
-        f"A tone of {height}, hissing",
-        f'Somebody plays "{height}", steadily',
-        f"A café’s “hum” of {height}",
-        f" {height} and a space before",
-        f"Noise &amp; a tone: {height} (number {split}.{clip})",
-    )
-    return sentences[:number]
+    return (
+        f"A tone of {height}, hissing", f'Somebody plays "{height}", steadily', f"A café’s “hum” of {height}",
+        f" {height} and a space before", f"Noise &amp; a tone: {height} (number {split}.{clip})",
+    )[:number]  # fmt: skip
 
 
 def clotho_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
     """Return the clips of Clotho by split: five captions each."""
+    names = [*TRAPS, *(f"sound {k:02d}.wav" for k in range(max(clips)))]
     return {
-        name: [
-            Clip(file_name, _captions(split, clip, 5), _samples(split, clip))
-            for clip, file_name in zip(range(clips[split]), _clotho_names(), strict=False)
-        ]
+        name: [Clip(names[clip], _captions(split, clip, 5), _samples(split, clip)) for clip in range(clips[split])]
         for split, name in enumerate(SPLITS)
     }
 
 
-def _clotho_names() -> itertools.chain[str]:
-    return itertools.chain(TRAPS, (f"sound {k:02d}.wav" for k in itertools.count()))
-
-
 def video(split: int, clip: int) -> str:
     """Return an id of eleven characters, like YouTube's; some begin with a hyphen, one with Y, one ends like a time."""
-    last = "_12" if clip == 2 else f"{clip:03d}"
-    return f"{'-Y_ab'[clip % 5]}cd-_eF{'GHI'[split]}{last}"
+    return f"{'-Y_ab'[clip % 5]}cd-_eF{'GHI'[split]}{'_12' if clip == 2 else f'{clip:03d}'}"
 
 
 def start(clip: int) -> int:
@@ -106,21 +90,18 @@ def standard(folder: Path, clips: dict[str, list[Clip]]) -> Path:
     return folder
 
 
-def clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
+def clotho(folder: Path, clips: Sequence[int] = CLIPS, *, tables: str = ".", audio: str = ".") -> Path:
     """Write Zenodo record 4783391, with its archives unpacked beside the tables."""
     for name, of_split in zip(CLOTHO_SPLITS, clotho_clips(clips).values(), strict=True):
-        _one_row_a_clip(folder / f"clotho_captions_{name}.csv", of_split)
-        _write(folder / name, {clip.file_name: clip for clip in of_split})
-        (folder / f"clotho_metadata_{name}.csv").write_text("file_name,keywords\n", encoding="latin-1")
+        _one_row_a_clip(folder / tables / f"clotho_captions_{name}.csv", of_split)
+        _write(folder / audio / name, {clip.file_name: clip for clip in of_split})
+        (folder / tables / f"clotho_metadata_{name}.csv").write_text("file_name,keywords\n", encoding="latin-1")
     return folder
 
 
 def aac_datasets_clotho(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
     """Write the output of ``aac-datasets-download --root FOLDER clotho``."""
-    inside = folder / "CLOTHO_v2.1"
-    for name, of_split in zip(CLOTHO_SPLITS, clotho_clips(clips).values(), strict=True):
-        _one_row_a_clip(inside / "clotho_csv_files" / f"clotho_captions_{name}.csv", of_split)
-        _write(inside / "clotho_audio_files" / name, {clip.file_name: clip for clip in of_split})
+    inside = clotho(folder / "CLOTHO_v2.1", clips, tables="clotho_csv_files", audio="clotho_audio_files")
     (inside / "archives").mkdir()
     return folder
 

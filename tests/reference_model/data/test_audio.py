@@ -18,23 +18,22 @@ def sine(rate: int, seconds: float, frequency: float = 440) -> np.ndarray[Any, A
 
 
 def test_all_bad_files_are_named_at_once(tmp_path: Path) -> None:
-    good, folder = tmp_path / "good.wav", tmp_path / "folder.wav"
+    good = tmp_path / "good.wav"
     soundfile.write(good, sine(32_000, 1), 32_000)
     whole = good.read_bytes()
+    soundfile.write(tmp_path / "whole.flac", sine(44_100, 2), 44_100)
     contents = {
         "empty.wav": b"",
         "header only.wav": whole[:44],
         "truncated.wav": whole[: len(whole) // 2],
         "text.wav": b"this is no audio, although it is called so",
         "no samples.wav": whole[:4] + struct.pack("<I", 36) + whole[8:40] + struct.pack("<I", 0),
+        "truncated.flac": (tmp_path / "whole.flac").read_bytes()[:20_000],
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    folder.mkdir()
-    soundfile.write(tmp_path / "whole.flac", sine(44_100, 2), 44_100)
-    (tmp_path / "truncated.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:20_000])
-    too_long = "x" * 300 + ".wav"
-    bad = [too_long, *contents, "folder.wav", "truncated.flac", "not there.wav"]
+    (tmp_path / "folder.wav").mkdir()
+    bad = ["x" * 300 + ".wav", *contents, "folder.wav", "not there.wav"]
     paths = [tmp_path / name for name in [*bad, "good.wav", "whole.flac"]]
     with pytest.raises(InputError) as refusal:
         check_audio(paths)
@@ -85,8 +84,7 @@ def test_ogg_and_mp3_are_read(tmp_path: Path) -> None:
         path = tmp_path / f"x.{container.lower()}"
         soundfile.write(path, sine(44_100, 1), 44_100, format=container)
         check_audio([path])
-        waveform = load_waveform(path, 1)
-        assert float(waveform.abs().max()) == pytest.approx(0.5, abs=0.05)
+        assert float(load_waveform(path, 1).abs().max()) == pytest.approx(0.5, abs=0.05)
 
 
 def test_clips_are_cut_or_padded_at_the_end(tmp_path: Path) -> None:
@@ -95,8 +93,7 @@ def test_clips_are_cut_or_padded_at_the_end(tmp_path: Path) -> None:
     long = load_waveform(path, 2)
     assert long.shape == (64_000,)
     assert torch.equal(long[32_100:], torch.zeros(64_000 - 32_100))
-    short = load_waveform(path, 0.5)
-    assert torch.equal(short, long[:16_000])  # decoding only the beginning changes nothing in it
+    assert torch.equal(load_waveform(path, 0.5), long[:16_000])  # decoding only the beginning changes nothing in it
 
 
 def test_samples_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -11,17 +11,9 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 
 from reference_model import InputError
+from reference_model.data import batches
 from reference_model.data.audio import load_waveform
-from reference_model.data.batches import (
-    DistributedBatchSampler,
-    Pairs,
-    WaveformBatches,
-    Waveforms,
-    collate,
-    data_loader,
-    pad_tokens,
-    read_batches,
-)
+from reference_model.data.batches import DistributedBatchSampler, Pairs, Waveforms, data_loader, read_batches
 from reference_model.data.dataset import Clip, read_split
 
 
@@ -31,11 +23,11 @@ def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
     assert len(pairs) == 30
     assert pairs[29]["token_ids"] == [29]
     assert torch.equal(pairs[29]["waveform"], load_waveform(clips[5].path, 0.5))
-    batch = collate([pairs[0], pairs[7]])
+    batch = batches.collate([pairs[0], pairs[7]])
     assert batch["audio"]["waveforms"].shape == (2, 16_000)
     assert batch["text"]["input_ids"].tolist() == [[0], [7]]
     assert batch["ids"].tolist() == [0, 1]
-    padded = pad_tokens([[5, 6, 7], [8]])
+    padded = batches.pad_tokens([[5, 6, 7], [8]])
     assert padded["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -48,9 +40,10 @@ def test_the_number_of_workers_changes_nothing(corpus: Path) -> None:
     def sentences_and_clips(workers: int, step: int) -> list[tuple[list[int], list[int], torch.Tensor]]:
         order = RandomSampler(pairs, generator=torch.Generator().manual_seed(1))
         sampler = DistributedBatchSampler(BatchSampler(order, 8, drop_last=True), 0, 1)
-        batches = list(WaveformBatches(pairs, sampler, workers, torch.device("cpu")).from_step(step))
+        loader = batches.WaveformBatches(pairs, sampler, workers, torch.device("cpu"))
         return [
-            (b["text"]["input_ids"].flatten().tolist(), b["ids"].tolist(), b["audio"]["waveforms"]) for b in batches
+            (batch["text"]["input_ids"].flatten().tolist(), batch["ids"].tolist(), batch["audio"]["waveforms"])
+            for batch in loader.from_step(step)
         ]
 
     expected = sentences_and_clips(0, 0)
@@ -67,17 +60,16 @@ def test_the_number_of_workers_changes_nothing(corpus: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_keeps_its_message(tmp_path: Path, workers: int) -> None:
     """DataLoader would add the traceback of the worker process."""
-    waveforms = Waveforms([Clip(tmp_path / "none.wav", ("x",))], 0.5)
-    loader = data_loader(waveforms, workers, torch.device("cpu"))
+    loader = data_loader(Waveforms([Clip(tmp_path / "none.wav", ("x",))], 0.5), workers, torch.device("cpu"))
     with pytest.raises(InputError, match=r"^expected readable audio, got .*none\.wav: .*$"):
         list(read_batches(loader))
 
 
 def test_a_batch_is_divided_without_remainder() -> None:
-    batches = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]]
-    sampler = BatchSampler([*batches[0], *batches[1]], batch_size=7, drop_last=True)
+    first, second = [3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]
+    sampler = BatchSampler([*first, *second], batch_size=7, drop_last=True)
     parts = [list(DistributedBatchSampler(sampler, process, 3)) for process in range(3)]
-    assert [[pair for part in parts for pair in part[k]] for k in range(2)] == batches
+    assert [[pair for part in parts for pair in part[k]] for k in range(2)] == [first, second]
     assert {len(batch) for part in parts for batch in part} == {2, 3}
     assert len(DistributedBatchSampler(sampler, 0, 3)) == 2
 
@@ -113,9 +105,7 @@ list(read_batches(loader))
 
 def test_a_process_whose_worker_raises_ends() -> None:
     """The workers ignore SIGTERM, and wait for work as long as something refers to the loader."""
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=False
-    )
+    command, root = [sys.executable, "-c", PROGRAM], Path(__file__).parents[3]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "reference_model.InputError: expected audio, got noise"

@@ -24,14 +24,13 @@ def check(found: dict[str, list[DownloadedClip]], expected: dict[str, list[minia
 
 def test_every_layout_of_clotho(tmp_path: Path) -> None:
     clips = miniature.clotho_clips()
-    published = miniature.clotho(tmp_path / "published")
+    published, tool = miniature.clotho(tmp_path / "published"), miniature.aac_datasets_clotho(tmp_path / "aac")
     check(read_download(published, "Clotho"), clips)
-    tool = miniature.aac_datasets_clotho(tmp_path / "aac")
     check(read_download(tool, "Clotho"), clips)
     check(read_download(tool / "CLOTHO_v2.1", "Mine"), clips)
     check(read_download(miniature.standard(tmp_path / "ours", clips), "Clotho"), clips)
+    (tmp_path / "elsewhere").mkdir()
     for folder in miniature.CLOTHO_SPLITS:
-        (tmp_path / "elsewhere").mkdir(exist_ok=True)
         (published / folder).rename(tmp_path / "elsewhere" / folder)
     assert {clip.source for clip in read_download(published, "Clotho")["val"]} == {None}
     check(read_download(published, "Clotho", audio=tmp_path / "elsewhere"), clips)
@@ -58,8 +57,7 @@ def test_every_layout_of_audiocaps(tmp_path: Path) -> None:
     check(read_download(miniature.audiocaps_by_file_name(tmp_path / "flat"), "AudioCaps"), clips)
     check(read_download(miniature.audiocaps_by_file_name(tmp_path / "split", flat=False), "AudioCaps"), clips)
     check(read_download(miniature.standard(tmp_path / "ours", clips), "AudioCaps"), clips)
-    beside = miniature.audiocaps(tmp_path / "beside", clips_in=".")
-    check(read_download(beside, "AudioCaps"), clips)
+    check(read_download(miniature.audiocaps(tmp_path / "beside", clips_in="."), "AudioCaps"), clips)
     check(read_download(miniature.audiocaps(tmp_path / "among", clips_in=".", flat=True), "AudioCaps"), clips)
 
 
@@ -82,9 +80,8 @@ def test_videos_are_told_apart(tmp_path: Path) -> None:
     for name in names:
         (folder / "audio" / "test" / name).touch()
     found = {clip.captions[0]: clip.source for clip in read_download(folder, "AudioCaps")["test"]}
-    for name, video in names.items():
-        if video is not None:
-            assert found[f"{video} heard"] == folder / "audio" / "test" / name
+    expected = {f"{video} heard": folder / "audio" / "test" / name for name, video in names.items() if video}
+    assert found == expected
     (folder / "audio" / "test" / "-cdefgh_120_30000_38500.ogg").unlink()
     found = {clip.captions[0]: clip.source for clip in read_download(folder, "AudioCaps")["test"]}
     assert found["-cdefgh_120 heard"] is None
@@ -99,20 +96,16 @@ def test_a_name_in_two_splits_needs_a_folder_for_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x.wav", "a/b.wav", "/tmp/x.wav", ".", ".."])
-def test_names_that_are_paths_are_refused(tmp_path: Path, name: str) -> None:
-    folder = miniature.clotho(tmp_path, (1, 1, 1))
-    with (folder / "clotho_captions_validation.csv").open("a") as file:
-        file.write(f"{name},1,2,3,4,5\n")
-    with pytest.raises(InputError, match=r"not a path, in line 3 of .*clotho_captions_validation.csv, got"):
-        read_download(folder, "Clotho")
-
-
-def test_ids_that_are_paths_are_refused(tmp_path: Path) -> None:
-    folder = miniature.audiocaps(tmp_path, (1, 1, 1))
-    with (folder / "train.csv").open("a") as file:
-        file.write("7,../../x,30,Outside\n")
-    with pytest.raises(InputError, match=r"not a path, in line 3 of .*train.csv"):
-        read_download(folder, "AudioCaps")
+def test_names_and_ids_that_are_paths_are_refused(tmp_path: Path, name: str) -> None:
+    clotho, audiocaps = miniature.clotho(tmp_path / "c", (1, 1, 1)), miniature.audiocaps(tmp_path / "a", (1, 1, 1))
+    for folder, table, row in (
+        (clotho, "clotho_captions_validation.csv", f"{name},1,2,3,4,5\n"),
+        (audiocaps, "train.csv", "7,../../x,30,Outside\n"),
+    ):
+        with (folder / table).open("a") as file:
+            file.write(row)
+        with pytest.raises(InputError, match=f"not a path, in line 3 of .*{table}, got"):
+            read_download(folder, "Clotho" if folder == clotho else "AudioCaps")
 
 
 @pytest.mark.parametrize(
@@ -127,19 +120,13 @@ def test_ids_that_are_paths_are_refused(tmp_path: Path) -> None:
         ("file_name,caption\na.wav,One\nb.wav, \n", "expected 2 fields with text in line 3 of .*val.csv"),
         ("youtube_id,start_time,caption\na,soon,One\n", "expected start_time in seconds in line 2 of .*val.csv"),
         ("youtube_id,start_time,caption\na,1,One\na,2,Two\n", "expected one start_time .* another in line 3 of .*val"),
+        ("file_name,caption\na.wav,café\n", r"expected a CSV file in UTF-8 at .*val\.csv"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:
     folder = miniature.audiocaps(tmp_path, (1, 1, 1))
-    (folder / "val.csv").write_text(text)
+    (folder / "val.csv").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=words):
-        read_download(folder, "AudioCaps")
-
-
-def test_tables_in_another_encoding_are_refused(tmp_path: Path) -> None:
-    folder = miniature.audiocaps(tmp_path, (1, 1, 1))
-    (folder / "val.csv").write_bytes("file_name,caption\na.wav,café\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"expected a CSV file in UTF-8 at .*val\.csv"):
         read_download(folder, "AudioCaps")
 
 
@@ -168,10 +155,9 @@ def test_unknown_layouts_are_refused_with_what_is_there(tmp_path: Path) -> None:
 
 def test_one_data_set_is_not_taken_for_another(tmp_path: Path) -> None:
     clotho, audiocaps = miniature.clotho(tmp_path / "c"), miniature.audiocaps(tmp_path / "a")
-    with pytest.raises(InputError, match=r"expected tables of AudioCaps in .*, got those of Clotho; say --d"):
-        read_download(clotho, "AudioCaps")
-    with pytest.raises(InputError, match=r"expected tables of Clotho in .*, got those of AudioCaps; say --d"):
-        read_download(audiocaps, "Clotho")
+    for folder, name, other in ((clotho, "Clotho", "AudioCaps"), (audiocaps, "AudioCaps", "Clotho")):
+        with pytest.raises(InputError, match=f"expected tables of {other} in .*, got those of {name}; say --d"):
+            read_download(folder, other)
     check(read_download(clotho, "Mine"), miniature.clotho_clips())
     by_file_name = miniature.audiocaps_by_file_name(tmp_path / "f")  # tables that any data set may have
     check(read_download(by_file_name, "Clotho"), miniature.audiocaps_clips())
@@ -192,16 +178,14 @@ def test_folders_of_clips_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected one folder of clips .* given by --audio, got another, one"):
         read_download(folder, "AudioCaps")
     check(read_download(folder, "AudioCaps", audio=folder / "one"), miniature.audiocaps_clips((1, 1, 1)))
-    with pytest.raises(InputError, match=r"expected the folder of the clips at .*nowhere, got nothing"):
-        read_download(folder, "AudioCaps", audio=folder / "nowhere")
-    with pytest.raises(InputError, match=r"expected the folder of the clips at .*train\.csv, got a file"):
-        read_download(folder, "AudioCaps", audio=folder / "train.csv")
+    for name, got in (("nowhere", "nothing"), ("train.csv", "a file")):
+        with pytest.raises(InputError, match=f"expected the folder of the clips at .*{name}, got {got}"):
+            read_download(folder, "AudioCaps", audio=folder / name)
 
 
 def test_lengths_of_clips() -> None:
     """Section 3.1: clips of AudioCaps have 10 seconds, those of Clotho 30 at most."""
     assert {name: clip_seconds(name, None) for name in ("AudioCaps", "Clotho")} == {"AudioCaps": 10, "Clotho": 30}
-    assert clip_seconds("Mine", 4.0) == 4
-    assert clip_seconds("Clotho", 4.0) == 4
+    assert clip_seconds("Mine", 4.0) == clip_seconds("Clotho", 4.0) == 4
     with pytest.raises(InputError, match="expected --clip-seconds for a data set other than AudioCaps, Clotho, Synt"):
         clip_seconds("Mine", None)

@@ -6,17 +6,11 @@ from pathlib import Path
 import pytest
 
 from reference_model import InputError
+from reference_model.data import manifest
 from reference_model.data.dataset import Clip
-from reference_model.data.manifest import (
-    MANIFEST_COLUMNS,
-    ManifestRow,
-    audio_checksums,
-    in_several_splits,
-    read_manifest,
-    summary,
-    write_manifest,
-)
+from reference_model.data.manifest import MANIFEST_COLUMNS, ManifestRow, audio_checksums, read_manifest, write_manifest
 
+HEADER = ",".join(MANIFEST_COLUMNS)
 ROWS = [
     ManifestRow("train", " a, \"b\" 'c'.wav", "ok", 1 / 3, 44_100, 2, 1.0000001, "aa"),
     ManifestRow("train", "d.wav", "silent", 2.5, 22_050, 1, reason='peak, "low"'),
@@ -34,13 +28,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "file_name,caption\n",
-        ",".join(MANIFEST_COLUMNS) + "\ntoo,few\n",
-        ",".join(MANIFEST_COLUMNS) + "\ntrain,a.wav,ok,long,,,,,\n",
-    ],
+    "content", ["", "file_name,caption\n", f"{HEADER}\ntoo,few\n", f"{HEADER}\ntrain,a.wav,ok,long,,,,,\n"]
 )
 def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "manifest.csv"
@@ -50,12 +38,12 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_equal_sounds_are_listed_when_they_are_in_different_splits() -> None:
-    assert in_several_splits(ROWS) == [f"train {ROWS[0].file_name!r} = test 'f.wav'"]
-    assert in_several_splits([ROWS[0], ROWS[0]]) == []
+    assert manifest.in_several_splits(ROWS) == [f"train {ROWS[0].file_name!r} = test 'f.wav'"]
+    assert manifest.in_several_splits([ROWS[0], ROWS[0]]) == []
 
 
 def test_summary_counts_clips_by_split_and_status() -> None:
-    lines = [line.split() for line in summary("Mine", ROWS).splitlines()]
+    lines = [line.split() for line in manifest.summary("Mine", ROWS).splitlines()]
     assert "paper" not in lines[0]
     assert [line[:-2] for line in lines[1:]] == [
         ["train", "2", "1", "0", "0", "0", "0", "1"],

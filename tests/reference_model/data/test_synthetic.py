@@ -2,26 +2,16 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from reference_model import InputError
+from reference_model.data import synthetic
 from reference_model.data.dataset import read_split
-from reference_model.data.synthetic import (
-    EVENTS,
-    LEVELS,
-    REGISTERS,
-    SOUNDS,
-    Corpus,
-    Event,
-    Scene,
-    describe,
-    draw_scenes,
-    render,
-    synthesize,
-)
+from reference_model.data.synthetic import EVENTS, SOUNDS, Corpus, Event, Scene, draw_scenes, render, synthesize
 from reference_model.training.pretrain import read_tags
 
 SMALL = Corpus(train=4, val=2, test=2, seconds=0.5)
@@ -38,8 +28,8 @@ def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
     synthesize(SMALL, second)
     synthesize(Corpus(train=4, val=2, test=2, seconds=0.5, seed=1), other)
     assert contents(first) == contents(second)
-    different = contents(other)
-    assert all(different[name] != digest for name, digest in contents(first).items() if name.endswith(".wav"))
+    assert contents(first).keys() == contents(other).keys()
+    assert not {item for item in contents(first).items() & contents(other).items() if item[0].endswith(".wav")}
 
 
 def test_an_interrupted_rendering_continues(tmp_path: Path) -> None:
@@ -90,9 +80,9 @@ def test_tags_and_captions_are_of_the_same_scene(tmp_path: Path) -> None:
                 words = set(caption.replace(",", "").split())
                 kinds = {kind for kind, (_, names) in SOUNDS.items() if any(name in caption for name in names)}
                 assert kinds == {event.kind for event in events}
-                registers = {register for register, named in REGISTERS.items() if words & set(named)}
+                registers = {register for register, named in synthetic.REGISTERS.items() if words & set(named)}
                 assert registers == {event.register for event in events}
-                levels = {level for level, named in LEVELS.items() if words & set(named)}
+                levels = {level for level, named in synthetic.LEVELS.items() if words & set(named)}
                 assert levels <= {event.level for event in events}
 
 
@@ -106,20 +96,18 @@ def test_scenes_of_a_split_are_different() -> None:
 
 
 def test_loud_is_louder_and_high_is_higher() -> None:
-    def power(level: str) -> float:
-        waves = (
-            render(np.random.default_rng(k), Scene((Event(kind, "mid", level),), "alone"), 1.0)
-            for k, kind in enumerate(SOUNDS)
-        )
-        return min(float((w**2).mean()) for w in waves) if level == "loud" else max(float((w**2).mean()) for w in waves)
+    def wave_of(seed: int, *event: str) -> np.ndarray[Any, Any]:
+        return render(np.random.default_rng(seed), Scene((Event(*event),), "alone"), 1.0)
 
-    assert power("loud") > 4 * power("quiet")
+    def powers(level: str) -> list[float]:
+        return [float((wave_of(k, kind, "mid", level) ** 2).mean()) for k, kind in enumerate(SOUNDS)]
 
     def centre(kind: str, register: str) -> float:
-        wave = render(np.random.default_rng(0), Scene((Event(kind, register, "loud"),), "alone"), 1.0)
+        wave = wave_of(0, kind, register, "loud")
         spectrum = np.abs(np.fft.rfft(wave)) ** 2
         return float((spectrum * np.fft.rfftfreq(len(wave), 1 / 32_000)).sum() / spectrum.sum())
 
+    assert min(powers("loud")) > 4 * max(powers("quiet"))
     for kind in SOUNDS:
         assert centre(kind, "low") < centre(kind, "mid") < centre(kind, "high")
 
@@ -133,7 +121,7 @@ def test_every_event_renders_without_clipping() -> None:
 
 def test_captions_name_what_sounds_in_its_order() -> None:
     first, second = Event("tone", "low", "loud"), Event("hiss", "high", "quiet")
-    captions = {describe(np.random.default_rng(k), Scene((first, second), "then")) for k in range(200)}
+    captions = {synthetic.describe(np.random.default_rng(k), Scene((first, second), "then")) for k in range(200)}
     assert len(captions) > 100
     for caption in captions:
         tone = min(place for name in SOUNDS["tone"][1] if (place := caption.find(name)) >= 0)

@@ -8,9 +8,11 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import soundfile
@@ -18,7 +20,7 @@ import torch
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from reference_model import InputError
@@ -28,16 +30,10 @@ from reference_model.models.encoders import BERT, MODELS
 from reference_model.runtime import tensors as checkpoint
 from reference_model.runtime.signals import EXIT_STOPPED
 from reference_model.search import index, retriever
-from reference_model.search.index import (
-    Index,
-    ItemEmbeddings,
-    SearchResult,
-    index_path,
-    load_or_update,
-    versions_of_audio,
-)
+from reference_model.search.index import Index, ItemEmbeddings, SearchResult, index_path, load_or_update
 from reference_model.search.retriever import Retriever
 
+CommandLine = Callable[..., Result]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["reference_model.training.trainer"])
 
@@ -122,8 +118,7 @@ def test_only_what_is_new_or_changed_is_embedded(model: Retriever, searched: Pat
     samples, rate = soundfile.read(today / "00001.wav")
     soundfile.write(today / "00001.wav", samples[::-1], rate)
     assert changed() == ["00001.wav"]
-    status = (today / "00002.wav").stat()
-    os.utime(today / "00002.wav", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    os.utime(today / "00002.wav", ns=(0, (today / "00002.wav").stat().st_mtime_ns + 1))
     assert changed() == ["00002.wav"]
     (today / "00003.wav").unlink()
     assert changed() == []
@@ -191,9 +186,7 @@ def test_folders_without_readable_audio_are_refused(model: Retriever, tmp_path: 
     for name in ("a.wav", "b.wav"):
         (folder / name).write_text("no audio")
     for _ in range(2):
-        with pytest.raises(
-            InputError, match=r"expected a clip that can be read .* got 2 that cannot, such as a.wav: unr"
-        ):
+        with pytest.raises(InputError, match=r"a clip that can be read .* got 2 that cannot, such as a.wav: unr"):
             model.audio_index(folder)
 
 
@@ -203,17 +196,13 @@ def test_file_names_with_unusual_characters(
     folder = tmp_path / " of 'odd' \"names\"\n"
     clip = corpus / "Synthetic" / "waveforms" / "test" / "00000.wav"
     names = [" space.wav", "-dash.wav", "'\".wav", "näme 犬.WAV", "new\nline.wav", "per%20cent.Wav", "a.b.wav"]
-    folder.mkdir()
-    for name in (*names, ".hidden.wav", "no audio.txt"):
-        shutil.copy(clip, folder / name)
-    (folder / ".hidden").mkdir()
-    shutil.copy(clip, folder / ".hidden" / "clip.wav")
+    (folder / ".hidden").mkdir(parents=True)
     (folder / "round").symlink_to(folder)  # and round
     (tmp_path / "elsewhere").mkdir()
-    shutil.copy(clip, tmp_path / "elsewhere" / "linked.wav")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     names.append("link/linked.wav")
-    shutil.copy(clip, folder / os.fsdecode(b"\xff.wav"))
+    for name in (*names, ".hidden.wav", ".hidden/clip.wav", "no audio.txt", os.fsdecode(b"\xff.wav")):
+        shutil.copy(clip, folder / name)
     found = model.audio_index(folder)
     assert found.items == sorted(names)
     assert dict(found.skipped) == {"\udcff.wav": "unreadable: its name is not UTF-8"}
@@ -249,39 +238,30 @@ def test_an_index_that_cannot_be_written_is_refused_before_anything_is_embedded(
     with pytest.raises(InputError, match=r"expected to write an index in /sys/.*; --index names another folder"):
         model.audio_index(searched, "/sys/index")
     assert not embedded
+    full = Mock(side_effect=OSError("No space left"))
     with monkeypatch.context() as patch:
-        patch.setattr(index, "save_tensors", _full)
+        patch.setattr(index, "save_tensors", full)
         with pytest.raises(InputError, match=r"expected to write an index in .*: No space left; --index names"):
             model.audio_index(searched)
     model.audio_index(searched)
     for name in ("FileLock", "save_tensors"):
-        monkeypatch.setattr(index, name, _full)
+        monkeypatch.setattr(index, name, full)
     embedded.clear()
     assert len(model.audio_index(searched).items) == 6
     assert not embedded
 
 
-def _full(*_: object) -> None:
-    raise OSError("No space left")
-
-
 def test_a_damaged_index_is_refused(model: Retriever, searched: Path) -> None:
     model.audio_index(searched)
     (path,) = searched.with_name("recordings.index").glob("*.safetensors")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(InputError, match=r"expected an index at .*; without that file it is made again"):
-        model.audio_index(searched)
-    for arrays in ({"embeddings": torch.ones(2, 3)}, {"embeddings": torch.ones(2, 3), "entries": _bytes("[]")}):
-        save_file(arrays, path)
+    entries = torch.frombuffer(bytearray(b"[]"), dtype=torch.uint8)
+    others = ({"embeddings": torch.ones(2, 3)}, {"embeddings": torch.ones(2, 3), "entries": entries})
+    for content in (path.read_bytes()[:-1], *map(save, others)):
+        path.write_bytes(content)
         with pytest.raises(InputError, match=r"expected an index at .*; without that file it is made again"):
             model.audio_index(searched)
     path.unlink()
     assert len(model.audio_index(searched).items) == 6
-
-
-def _bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def _killed(run: Path, searched: Path, when: str) -> None:
@@ -291,16 +271,14 @@ def _killed(run: Path, searched: Path, when: str) -> None:
     patch.setattr(index, "SHARE_OF_SAVES", float("inf"))
     patch.setattr(encode, "ENCODING_BATCH", 1)
     module, name = (index, "save_tensors") if when == "it is done" else (os, "replace")
-    original = getattr(module, name)
-    saves = 0
+    original, saves = getattr(module, name), itertools.count(1)
 
     def kill(*arguments: Any) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == 3 and module is os:  # the file is written, and not yet in its place
+        third = next(saves) == 3
+        if third and module is os:  # the file is written, and not yet in its place
             os.kill(os.getpid(), signal.SIGKILL)
         original(*arguments)
-        if saves == 3:
+        if third:
             os.kill(os.getpid(), signal.SIGKILL)
 
     patch.setattr(module, name, kill)
@@ -325,15 +303,11 @@ def test_an_update_that_was_killed_continues(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_update_that_was_stopped_continues(
-    trained: Path,
-    searched: Path,
-    embedded: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    command_line: Callable[..., Result],
-    number: signal.Signals,
+    trained: Path, searched: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, number: signal.Signals
 ) -> None:
     """Everything embedded so far is saved, though the next save is far away."""
     monkeypatch.setattr(encode, "ENCODING_BATCH", 1)
+    embedded: list[str] = []
 
     def load(path: Path, seconds: float) -> Tensor:
         embedded.append(path.name)
@@ -380,10 +354,9 @@ def test_an_index_is_saved_at_intervals(tmp_path: Path, monkeypatch: pytest.Monk
     assert min(between) == max(between) == 60 + 60 / 0.05
 
 
-def test_of_two_updates_at_the_same_time_one_embeds(tmp_path: Path) -> None:
+def test_of_two_updates_at_the_same_time_one_embeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, versions = tmp_path / "index" / "key.safetensors", {"a": [1], "b": [2]}
     begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
-    found: dict[str, Index] = {}
 
     def first(names: list[str]) -> Iterator[ItemEmbeddings]:
         begun.set()
@@ -398,29 +371,21 @@ def test_of_two_updates_at_the_same_time_one_embeds(tmp_path: Path) -> None:
             assert "another process is at work on" in record.getMessage()
             waiting.set()
 
-    def update(who: str, embed: Callable[[list[str]], Iterator[ItemEmbeddings]]) -> None:
-        found[who] = load_or_update(path, versions, embed)
-
-    handler = Waiting()
-    index.log.addHandler(handler)
-    try:
-        threads = [threading.Thread(target=update, args=arguments) for arguments in (("1", first), ("2", second))]
-        threads[0].start()
+    monkeypatch.setattr(index.log, "handlers", [Waiting()])
+    with ThreadPoolExecutor() as threads:
+        of_first = threads.submit(load_or_update, path, versions, first)
         assert begun.wait(60)
-        threads[1].start()
+        of_second = threads.submit(load_or_update, path, versions, second)
         assert waiting.wait(60)
         go_on.set()
-        for thread in threads:
-            thread.join()
-    finally:
-        index.log.removeHandler(handler)
-    assert found["1"].items == found["2"].items == ["a", "b"]
-    assert torch.equal(found["1"].embeddings, found["2"].embeddings)
+    found, again = of_first.result(), of_second.result()
+    assert found.items == again.items == ["a", "b"]
+    assert torch.equal(found.embeddings, again.embeddings)
 
 
 def test_versions_are_taken_before_a_file_is_read(model: Retriever, searched: Path) -> None:
     """A file that changes while it is read is embedded again by the next update."""
-    versions, unopened = versions_of_audio(searched)
+    versions, unopened = index.versions_of_audio(searched)
     assert not unopened
     status = (searched / "of today" / "00000.wav").stat()
     assert versions["of today/00000.wav"] == [status.st_size, status.st_mtime_ns]
@@ -444,13 +409,12 @@ def test_only_new_captions_are_embedded(trained: Path, tmp_path: Path, monkeypat
     found = model.caption_index(file)
     assert found.items == ["a loud hiss", "a low tone"]
     assert tokenized[2:] == ["a loud hiss"]
-    torch.testing.assert_close(found.embeddings, model.embed_text(found.items), rtol=0, atol=1e-6)
     file.write_text("a low tone\na loud hiss\n")
-    before = len(tokenized)
     other_way_round = model.caption_index(file)
     assert other_way_round.items == ["a low tone", "a loud hiss"]
     assert torch.equal(other_way_round.embeddings, found.embeddings.flip(0))
-    assert len(tokenized) == before
+    assert tokenized[2:] == ["a loud hiss"]
+    torch.testing.assert_close(found.embeddings, model.embed_text(found.items), rtol=0, atol=1e-6)
     table = tmp_path / "captions.CSV"
     table.write_text('file_name,caption_1,caption_2\na.wav,"a low tone, and another",a hiss\n')
     assert model.caption_index(table).items == ["a low tone, and another", "a hiss"]
