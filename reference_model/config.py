@@ -88,19 +88,14 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config":
-        """Read the config.json of a run or of a saved model, in its older form too.
-
-        Raises:
-            InputError: the file is no JSON, a setting is missing or unknown, or one has a bad value.
-        """
+        """Read the config.json of a run or of a saved model, in its older form too."""
         try:
             stored = in_current_form(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
-        fields = {field.name for field in dataclasses.fields(cls)}
         found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
-        if found != fields:
-            differ = ", ".join(sorted(found ^ fields))
+        if differing := found ^ {field.name for field in dataclasses.fields(cls)}:
+            differ = ", ".join(sorted(differing))
             raise InputError(f"expected the settings of this version in {path}, got these that differ: {differ}")
         try:
             return cls(**stored)

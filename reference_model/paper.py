@@ -106,10 +106,7 @@ def select_rows(
     """Return the rows of these tables by the table's number, in the order of the table.
 
     Without data sets, encoders or losses, those of all rows are taken. A data set that the paper does not have takes
-    the rows of AudioCaps. The learning rate replaces that of every row.
-
-    Raises:
-        InputError: a table is left without rows.
+    the rows of AudioCaps. The learning rate replaces that of every row. A table without rows is an InputError.
     """
     replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
     kept: dict[str, list[Experiment]] = {}

@@ -13,12 +13,12 @@ from reference_model.runtime.signals import handle_signals
 
 @click.command()
 @click.option("--out", type=FOLDER, required=True, help="Where to make the folder Synthetic.")
-@click.option("--train", "train_clips", type=int, default=600, help="Clips to train on, each with five captions.")
-@click.option("--val", "val_clips", type=int, default=200, help="Clips to select the best epoch on.")
-@click.option("--test", "test_clips", type=int, default=200, help="Clips to report.")
+@click.option("--train", type=int, default=600, help="Clips to train on, each with five captions.")
+@click.option("--val", type=int, default=200, help="Clips to select the best epoch on.")
+@click.option("--test", type=int, default=200, help="Clips to report.")
 @click.option("--seconds", type=float, default=1.5, help="Length of a clip.")
 @click.option("--seed", type=int, default=0, help="Same seed, same files.")
-def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, seconds: float, seed: int) -> None:
+def synthesize(out: Path, seconds: float, **settings: int) -> None:
     """Render a small corpus of sound scenes with captions.
 
     Scenes are one event, or one after another, or two at once; events are tones, buzzes, whistles, hiss, rumble,
@@ -27,9 +27,8 @@ def synthesize(out: Path, train_clips: int, val_clips: int, test_clips: int, sec
     from reference_model.data.synthetic import Corpus
     from reference_model.data.synthetic import synthesize as render_corpus
 
-    corpus = Corpus(train=train_clips, val=val_clips, test=test_clips, seconds=seconds, seed=seed)
-    folder = render_corpus(corpus, out)
-    click.echo(f"{folder} holds {train_clips} + {val_clips} + {test_clips} clips")
+    corpus = Corpus(seconds=seconds, **settings)
+    click.echo(f"{render_corpus(corpus, out)} holds {corpus.train} + {corpus.val} + {corpus.test} clips")
     length = "" if seconds == DATA_SETS["Synthetic"].clip_seconds else f" --clip-seconds {seconds}"
     click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
 

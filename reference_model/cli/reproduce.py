@@ -32,19 +32,7 @@ if TYPE_CHECKING:
 @click.option("--retry-failed", is_flag=True, help="Train those again that ended in an error.")
 @click.option("--out", type=FOLDER, default="results", help="Where to put the runs, the tables and the report.")
 def reproduce(
-    tables: tuple[str, ...],
-    seeds: tuple[int, ...],
-    datasets: tuple[str, ...],
-    encoders: tuple[str, ...],
-    losses: tuple[str, ...],
-    learning_rate: float | None,
-    features: Path | None,
-    checkpoint_minutes: float,
-    jobs: int,
-    plan_only: bool,
-    retry_failed: bool,
-    out: Path,
-    **options: Any,
+    tables: tuple[str, ...], seeds: tuple[int, ...], plan_only: bool, retry_failed: bool, out: Path, **options: Any
 ) -> None:
     """Train what the paper's tables need, and make the tables, ours beside the published numbers.
 
@@ -66,8 +54,9 @@ def reproduce(
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
-    rows = select_rows(tables, datasets=datasets, encoders=encoders, losses=losses, learning_rate=learning_rate)
-    requested = Grid.from_rows(rows, seeds, run_settings(options))
+    chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "learning_rate")}
+    training = {name: options.pop(name) for name in ("jobs", "features", "checkpoint_minutes")}
+    requested = Grid.from_rows(select_rows(tables, **chosen), seeds, run_settings(options))
     whole = requested.merge_with_stored(out)  # with the runs of earlier commands, which the tables show too
     runs = requested.runs(out)
     check_before_training(runs)
@@ -75,18 +64,14 @@ def reproduce(
         for run in runs:
             run.failure_file.unlink(missing_ok=True)
     click.echo(plan(whole, out))
-    click.echo(estimate(runs, jobs=jobs, out=out))
+    click.echo(estimate(runs, jobs=training["jobs"], out=out))
     if not plan_only:
         whole.write(out)
-        _train_and_write(runs, out, jobs=jobs, features=features, checkpoint_minutes=checkpoint_minutes)
+        _train_and_write(runs, out, **training)
 
 
 def _train_and_write(runs: "list[Run]", out: Path, **options: Any) -> None:
-    """Train the runs, write the tables and the report, and print the tables.
-
-    Raises:
-        InputError: a run has failed.
-    """
+    """Train the runs, write the tables and the report, and print the tables."""
     from reference_model.reproduction.grid import Grid, count_states
     from reference_model.reproduction.report import write_report, write_tables
     from reference_model.reproduction.table_formats import markdown
@@ -104,10 +89,8 @@ def _train_and_write(runs: "list[Run]", out: Path, **options: Any) -> None:
     if "running" in states:
         click.echo(f"next: python -m reference_model report --results {out}, when those that others are at are done")
     if "failed" in states:
-        raise InputError(
-            f"expected every run to end well, got {states.count('failed')} that failed: "
-            "--plan says why, --retry-failed tries again"
-        )
+        failed = f"{states.count('failed')} that failed: --plan says why, --retry-failed tries again"
+        raise InputError(f"expected every run to end well, got {failed}")
 
 
 @click.command()

@@ -67,15 +67,10 @@ def embed(run: Path, audio: Path | None, captions: Path | None, index: Path | No
         save_tensors(out / "embeddings.safetensors", {"embeddings": embeddings})
         write_json(out / "index.json", items)
     _report_left_out(found.skipped)
-    what = "clips" if audio else "captions"
-    click.echo(
-        f"{out}/embeddings.safetensors holds {len(items)} {what} x {embeddings.shape[1]}, {out}/index.json which"
-    )
-    click.echo(
-        f'next: python -m reference_model search --run {run} --audio {audio} "a dog barks twice"'
-        if audio
-        else f"next: python -m reference_model search --run {run} --captions {captions} CLIP.wav"
-    )
+    size = f"{len(items)} {'clips' if audio else 'captions'} x {embeddings.shape[1]}"
+    click.echo(f"{out}/embeddings.safetensors holds {size}, {out}/index.json which")
+    example = f'--audio {audio} "a dog barks twice"' if audio else f"--captions {captions} CLIP.wav"
+    click.echo(f"next: python -m reference_model search --run {run} {example}")
 
 
 @click.command()
@@ -101,12 +96,8 @@ def search(run: Path, audio: Path | None, captions: Path | None, index: Path | N
         from reference_model.search.retriever import Retriever
 
         retriever = Retriever.from_pretrained(run)
-        if audio:
-            embedded = retriever.embed_text([query])[0]
-            found = retriever.audio_index(audio, index)
-        else:
-            embedded = retriever.embed_audio([query])[0]
-            found = retriever.caption_index(captions or Path(), index)
+        embedded = retriever.embed_text([query])[0] if audio else retriever.embed_audio([query])[0]
+        found = retriever.audio_index(audio, index) if audio else retriever.caption_index(captions or Path(), index)
         results = found.nearest(embedded, top)
     _report_left_out(found.skipped)
     for rank, score, item in results:

@@ -98,14 +98,8 @@ def check_audio(files: Iterable[Path]) -> None:
 @functools.cache
 def _resampler(rate: int) -> Resample:
     """Resample to 32 kHz with a windowed sinc; the constants are those of librosa's "kaiser_best"."""
-    return Resample(
-        rate,
-        SAMPLE_RATE,
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
-        resampling_method="sinc_interp_kaiser",
-        beta=14.769656459379492,
-    )
+    width, rolloff, beta = 64, 0.9475937167399596, 14.769656459379492
+    return Resample(rate, SAMPLE_RATE, "sinc_interp_kaiser", width, rolloff, beta)
 
 
 def decode(path: Path, seconds: float | None = None) -> Tensor:

@@ -32,11 +32,7 @@ class Clip:
 
 
 def csv_rows(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file with their line numbers, the header first; every field contains text.
-
-    Raises:
-        InputError: a row has more or fewer fields than the header, or an empty one; or the file is no CSV in UTF-8.
-    """
+    """Yield the rows of a CSV file with their line numbers, the header first; as many fields in each, all with text."""
     with table.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
         header: list[str] = []
@@ -65,10 +61,8 @@ def read_split(root: str | Path, dataset: str, split: str) -> list[Clip]:
     """Return the clips of a split, in the order of its CSV file; an InputError names file and line."""
     table = Path(root) / dataset / "csv_files" / f"{split}.csv"
     if not table.is_file():
-        raise InputError(
-            f"expected the captions of the {split} split at {table}, got no file; "
-            f"prepare --dataset {dataset} makes it, and --data names the folder that holds {dataset}/"
-        )
+        remedy = f"prepare --dataset {dataset} makes it, and --data names the folder that holds {dataset}/"
+        raise InputError(f"expected the captions of the {split} split at {table}, got no file; {remedy}")
     captions: dict[str, list[str]] = {}
     for name, *texts in _clip_rows(table):
         captions.setdefault(name, []).extend(texts)
@@ -83,10 +77,8 @@ def _clip_rows(table: Path) -> Iterator[list[str]]:
     numbered = csv_rows(table)
     _, header = next(numbered, (1, []))
     if len(header) < 2 or header[0] != "file_name" or not all(c.startswith("caption") for c in header[1:]):
-        raise InputError(
-            f"expected the header file_name,caption or file_name,caption_1,... in {table}, "
-            f"got {','.join(header) or 'nothing'}"
-        )
+        got = ",".join(header) or "nothing"
+        raise InputError(f"expected the header file_name,caption or file_name,caption_1,... in {table}, got {got}")
     yield from (row for _, row in numbered)
 
 

@@ -71,18 +71,11 @@ LAYOUTS = (STANDARD, *(layout for known in DATA_SETS.values() for layout in know
 
 
 def clip_seconds(dataset: str, given: float | None) -> float:
-    """Return the fixed length of a data set's clips in seconds: the given one, or that of a known data set.
-
-    Raises:
-        InputError: no length is given for a data set that is not known by name.
-    """
-    if given is not None:
-        return given
-    if dataset not in DATA_SETS:
-        raise InputError(
-            f"expected --clip-seconds for a data set other than {', '.join(sorted(DATA_SETS))}, got none for {dataset}"
-        )
-    return DATA_SETS[dataset].clip_seconds
+    """Return the fixed length of a data set's clips in seconds: the given one, or that of a known data set."""
+    if given is None and dataset not in DATA_SETS:
+        known = ", ".join(sorted(DATA_SETS))
+        raise InputError(f"expected --clip-seconds for a data set other than {known}, got none for {dataset}")
+    return DATA_SETS[dataset].clip_seconds if given is None else given
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,9 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
 
     Args:
         raw: the folder of the tables; or one that contains it as ``AUDIOCAPS`` or ``CLOTHO_v2.1``, as aac-datasets
-            makes it.
-        dataset: the name of the data set, which decides between several of these.
+            makes it, where the name of the data set decides between several.
+        dataset: the name of the data set.
         audio: the folder of the clips, if it is not beside the tables.
-
-    Raises:
-        InputError: the layout is unknown, a table does not follow it, or two clips would have the same audio file.
     """
     folder, layout = _recognise(raw, dataset)
     if audio is None:
@@ -161,10 +151,8 @@ def _folder_of_clips(folder: Path) -> Path:
         return folder
     folders = sorted(path for path in beside if path.is_dir() and not path.name.startswith("csv_files"))
     if len(folders) != 1:
-        raise InputError(
-            f"expected one folder of clips beside the tables in {folder}, or a folder given by --audio, "
-            f"got {', '.join(path.name for path in folders) or 'no folder'}"
-        )
+        expected = f"one folder of clips beside the tables in {folder}, or a folder given by --audio"
+        raise InputError(f"expected {expected}, got {', '.join(path.name for path in folders) or 'no folder'}")
     return folders[0]
 
 
@@ -187,10 +175,8 @@ def _read_table(table: Path) -> dict[str, tuple[tuple[str, ...], list[str]]]:
     _, header = next(numbered, (1, []))
     by_name = header[:1] == ["file_name"] and len(header) > 1 and all(c.startswith("caption") for c in header[1:])
     if not by_name and not {"youtube_id", "start_time", "caption"} <= set(header):
-        raise InputError(
-            "expected the header file_name,caption or file_name,caption_1,... "
-            f"or audiocap_id,youtube_id,start_time,caption in {table}, got {','.join(header) or 'nothing'}"
-        )
+        headers = "file_name,caption or file_name,caption_1,... or audiocap_id,youtube_id,start_time,caption"
+        raise InputError(f"expected the header {headers} in {table}, got {','.join(header) or 'nothing'}")
     clips: dict[str, tuple[tuple[str, ...], list[str]]] = {}
     candidates: tuple[str, ...]
     for line, row in numbered:
@@ -204,9 +190,8 @@ def _read_table(table: Path) -> dict[str, tuple[tuple[str, ...], list[str]]]:
             raise InputError(f"expected the name of a file, not a path, in line {line} of {table}, got {name}")
         earlier, all_captions = clips.setdefault(name, (candidates, []))
         if earlier != candidates:
-            raise InputError(
-                f"expected one start_time for all captions of a video, got another in line {line} of {table}: {row}"
-            )
+            got = f"another in line {line} of {table}: {row}"
+            raise InputError(f"expected one start_time for all captions of a video, got {got}")
         all_captions += captions
     if not clips:
         raise InputError(f"expected at least one clip in {table}, got the header alone")
@@ -252,7 +237,5 @@ def _refuse_one_file_for_two_clips(download: dict[str, list[DownloadedClip]]) ->
         for clip in clips:
             label = f"{clip.file_name} of {split}"
             if clip.source is not None and clip_of.setdefault(clip.source, label) != label:
-                raise InputError(
-                    f"expected a file for every clip, got {clip.source} for {clip_of[clip.source]} and for {label}; "
-                    f"a folder for each split tells them apart"
-                )
+                got = f"{clip.source} for {clip_of[clip.source]} and for {label}"
+                raise InputError(f"expected a file for every clip, got {got}; a folder for each split tells them apart")

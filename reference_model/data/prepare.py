@@ -74,9 +74,7 @@ def prepare(
 
     Raises:
         InputError: the download is not as expected, the folder belongs to something else, or clips cannot be used; in
-            the last case the usable clips and the manifest are written all the same, and every other clip is named
-            with the reason.
-        OSError: the disk is full, or a folder cannot be read or written.
+            the last case the usable clips and the manifest are written all the same.
     """
     known = next((n for n, of in DATA_SETS.items() if of.layouts and n.lower() == dataset.lower()), dataset)
     if known != dataset:
@@ -86,7 +84,7 @@ def prepare(
         if original is not None and folder.resolve() in (original.resolve(), *original.resolve().parents):
             raise InputError(f"expected to write elsewhere than where the originals are, got {folder} for both")
     download = read_download(raw, dataset, audio=audio)
-    tasks = [_Task(folder, split, clip) for split in SPLITS for clip in download[split]]
+    tasks = [_Task(folder, split, clip) for split, clips in download.items() for clip in clips]
     _refuse_one_name_for_two_clips(tasks)
     earlier = _claim_folder(folder)
     _remove_outdated(folder, tasks)
@@ -121,9 +119,8 @@ def _refuse_one_name_for_two_clips(tasks: list[_Task]) -> None:
     for task in tasks:
         name = task.clip.file_name
         if named.setdefault(task.target, name) != name:
-            raise InputError(
-                f"expected names that differ once .wav is appended, got {named[task.target]} and {name} in {task.split}"
-            )
+            got = f"{named[task.target]} and {name} in {task.split}"
+            raise InputError(f"expected names that differ once .wav is appended, got {got}")
 
 
 def _claim_folder(folder: Path) -> dict[tuple[str, str], ManifestRow]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.data.audio import HOP, SAMPLE_RATE
-from reference_model.data.dataset import write_csv
+from reference_model.data.dataset import SPLITS, write_csv
 from reference_model.data.layouts import DATA_SETS
 from reference_model.runtime.files import atomic_write, read_json, require_same_settings, write_json
 
@@ -71,10 +71,6 @@ def _band(random: Random, samples: int, low: float, high: float) -> Signal:
     return noise
 
 
-def _tone(_random: Random, samples: int, pitch: float) -> Signal:
-    return _oscillate(np.full(samples, pitch))
-
-
 def _buzz(_random: Random, samples: int, pitch: float) -> Signal:
     return sum((_oscillate(np.full(samples, pitch * k)) / k for k in (1, 3, 5, 7, 9)), np.zeros(samples))
 
@@ -83,17 +79,9 @@ def _rising(_random: Random, samples: int, pitch: float) -> Signal:
     return _oscillate(np.geomspace(0.6 * pitch, 1.6 * pitch, samples))
 
 
-def _falling(random: Random, samples: int, pitch: float) -> Signal:
-    return _rising(random, samples, pitch)[::-1]
-
-
 def _warble(random: Random, samples: int, pitch: float) -> Signal:
     rate = random.uniform(5, 9)
     return _oscillate(pitch * (1 + 0.2 * np.sin(2 * np.pi * rate * _time(samples))))
-
-
-def _hiss(random: Random, samples: int, pitch: float) -> Signal:
-    return _band(random, samples, 1.5 * pitch, 4 * pitch)
 
 
 def _rumble(random: Random, samples: int, pitch: float) -> Signal:
@@ -112,12 +100,15 @@ def _clicks(random: Random, samples: int, pitch: float) -> Signal:
 
 # Kind of sound: a function that renders it at a pitch in Hz, and its names in captions.
 SOUNDS: dict[str, tuple[Callable[[Random, int, float], Signal], tuple[str, ...]]] = {
-    "tone": (_tone, ("tone", "steady beep", "constant note")),
+    "tone": (lambda _, samples, pitch: _oscillate(np.full(samples, pitch)), ("tone", "steady beep", "constant note")),
     "buzz": (_buzz, ("buzz", "buzzing noise", "droning buzzer")),
     "rising": (_rising, ("rising whistle", "whistle going up", "upward sweep")),
-    "falling": (_falling, ("falling whistle", "whistle going down", "downward sweep")),
+    "falling": (lambda *sound: _rising(*sound)[::-1], ("falling whistle", "whistle going down", "downward sweep")),
     "warble": (_warble, ("warble", "trilling sound", "wavering note")),
-    "hiss": (_hiss, ("hiss", "hissing noise", "rush of air")),
+    "hiss": (
+        lambda random, samples, pitch: _band(random, samples, 1.5 * pitch, 4 * pitch),
+        ("hiss", "hissing noise", "rush of air"),
+    ),
     "rumble": (_rumble, ("rumble", "rumbling noise", "throbbing engine")),
     "clicks": (_clicks, ("clicking noise", "series of clicks", "ticking noise")),
 }
@@ -235,11 +226,7 @@ class Corpus:
 
 
 def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
-    """Render what is missing of the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`.
-
-    Raises:
-        InputError: the folder contains another corpus, or something else.
-    """
+    """Render what is missing of the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`."""
     folder = out / name
     settings = folder / "corpus.json"
     if settings.exists():
@@ -249,8 +236,8 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
         raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(settings, asdict(corpus))
-    for index, (split, number) in enumerate((("train", corpus.train), ("val", corpus.val), ("test", corpus.test))):
-        scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), number)
+    for index, split in enumerate(SPLITS):
+        scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), getattr(corpus, split))
         waveforms = folder / "waveforms" / split
         waveforms.mkdir(parents=True, exist_ok=True)
         captions, tags = [], []

@@ -1,5 +1,6 @@
 """Estimates of the time and the disk space that runs need: a few steps are measured, the rest is multiplication."""
 
+import functools
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE
-from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
+from reference_model.data.dataset import SPLITS, captions_of, read_split
 from reference_model.models.dual_encoder import DualEncoder, new_model
 from reference_model.reproduction.grid import Run
 from reference_model.runtime.devices import make_accelerator
@@ -60,20 +61,12 @@ def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
 
 def measure_costs(configs: Iterable[Config]) -> dict[Config, Cost]:
     """Return the cost of each run; runs that differ only in loss, learning rate and seed are measured once."""
-    measured: dict[Config, Cost] = {}
-    costs: dict[Config, Cost] = {}
-    splits: dict[str, dict[str, list[Clip]]] = {}
-    for config in tqdm(list(configs), "rehearsing", leave=False, unit="run"):
-        representative = replace(config, loss="nt_xent", learning_rate=1e-4, seed=0)
-        if representative not in measured:
-            if config.dataset not in splits:
-                splits[config.dataset] = {name: read_split(config.data, config.dataset, name) for name in SPLITS}
-            measured[representative] = _cost(representative, splits[config.dataset])
-        costs[config] = measured[representative]
-    return costs
+    cost, bar = functools.cache(_cost), tqdm(list(configs), "rehearsing", leave=False, unit="run")
+    return {config: cost(replace(config, loss="nt_xent", learning_rate=1e-4, seed=0)) for config in bar}
 
 
-def _cost(config: Config, clips: dict[str, list[Clip]]) -> Cost:
+def _cost(config: Config) -> Cost:
+    clips = {name: read_split(config.data, config.dataset, name) for name in SPLITS}
     accelerator = make_accelerator(config.precision)
     device = accelerator.device
     model, _ = new_model(config, captions_of(clips["train"]))

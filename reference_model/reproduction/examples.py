@@ -95,16 +95,11 @@ def captions_as_queries(test: EmbeddedTestSet, config: Config) -> list[Example]:
     for caption in _evenly_spaced(len(test.captions)):
         S = test.text[caption] @ test.audio.T
         is_target = torch.arange(len(test.audio)) == test.clip_of_caption[caption]
-        candidates = [
-            Candidate(
-                text=test.captions[int((test.clip_of_caption == clip).nonzero()[0])],
-                score=float(S[clip]),
-                right=bool(is_target[clip]),
-                file_name=test.file_names[clip],
-                sound=sound(config, test.file_names[clip]),
-            )
-            for clip in _most_similar(S)
-        ]
+        candidates = []
+        for clip in _most_similar(S):
+            first, name = int((test.clip_of_caption == clip).nonzero()[0]), test.file_names[clip]
+            shown = Candidate(test.captions[first], float(S[clip]), bool(is_target[clip]), name, sound(config, name))
+            candidates.append(shown)
         examples.append(Example(test.captions[caption], _rank(S, is_target), len(S), candidates))
     return examples
 

@@ -117,11 +117,7 @@ class Grid:
         return Grid(tables, experiments, sorted({*self.seeds, *other.seeds}), other.settings)
 
     def merge_with_stored(self, out: Path) -> "Grid":
-        """Return this grid merged with the one that is stored in the folder, if there is one.
-
-        Raises:
-            InputError: the folder holds a grid of other settings, or something else.
-        """
+        """Return this grid merged with the one in the folder, if there is one; refuse a folder of something else."""
         if not (out / GRID).exists():
             if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
                 expected = "new or a grid's folder"
@@ -150,11 +146,7 @@ class Grid:
 
     @classmethod
     def read(cls, out: Path) -> "Grid":
-        """Return the grid that is stored in a folder of results.
-
-        Raises:
-            InputError: there is none, or it is of another version.
-        """
+        """Return the grid that is stored in a folder of results."""
         try:
             grid = cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
             grid = dataclasses.replace(grid, settings=in_current_form(grid.settings))

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,17 +25,10 @@ from reference_model.config import Config
 from reference_model.data.dataset import SPLITS, read_split
 from reference_model.reproduction.grid import Run
 from reference_model.run_folder import CONFIG, Diverged
-from reference_model.runtime import lease
+from reference_model.runtime import lease, signals
 from reference_model.runtime.files import require_same_settings
 from reference_model.runtime.lease import Busy, lock_holder
-from reference_model.runtime.signals import (
-    EXIT_STOPPED,
-    Stopped,
-    follow_parent,
-    handle_signals,
-    raise_if_stop_requested,
-    stop_requested,
-)
+from reference_model.runtime.signals import EXIT_STOPPED, Stopped, raise_if_stop_requested, stop_requested
 from reference_model.training.trainer import train
 
 POLL_SECONDS = 1.0  # between two looks at the runs, and at the processes
@@ -60,30 +52,25 @@ def check_before_training(runs: Sequence[Run]) -> None:
             read_split(data, dataset, split)
 
 
-def train_all(
-    runs: Sequence[Run],
-    *,
-    jobs: int,
-    features: Path | None,
-    checkpoint_minutes: float,
-    on_finished: Callable[[], object],
-) -> None:
+def train_all(runs: Sequence[Run], *, jobs: int, on_finished: Callable[[], object], **options: Any) -> None:
     """Train the runs in ``jobs`` processes of this machine; with several GPUs each process has one.
 
     The run of a process that dies, because memory ran out or by a signal, is recorded as failed, and a new process
     takes its place.
 
     Runs are in the order of preference; those that are finished are left alone. ``on_finished`` is called whenever a
-    run, of any process or machine, is finished.
+    run, of any process or machine, is finished. The options are those of ``trainer.train``.
 
     Raises:
         Stopped: a stop was requested; the same call continues.
     """
     finished = sum(run.finished() for run in runs)
-    options = {"features": features, "checkpoint_minutes": checkpoint_minutes}
     workers = _Workers(runs, min(jobs, len(runs) - finished), options)
     try:
-        with handle_signals(), tqdm(desc="runs", total=len(runs), initial=finished, unit="run", position=0) as bar:
+        with (
+            signals.handle_signals(),
+            tqdm(desc="runs", total=len(runs), initial=finished, unit="run", position=0) as bar,
+        ):
             for number in range(workers.jobs):
                 workers.start(number)
             while workers.processes:
@@ -154,9 +141,8 @@ def record_death(status: int | None, run: Run | None, idle_deaths: int) -> None:
     if run is not None and not run.finished():
         run.record_failure(reason)
     elif run is None and idle_deaths >= MAX_IDLE_DEATHS:
-        raise InputError(
-            f"expected processes that train, got {idle_deaths} that ended before; of the last one, {reason}"
-        )
+        got = f"{idle_deaths} that ended before; of the last one, {reason}"
+        raise InputError(f"expected processes that train, got {got}")
 
 
 def _work(runs: Sequence[Run], number: int, jobs: int, stop: Any, current_run: Any, options: dict[str, Any]) -> None:
@@ -164,7 +150,7 @@ def _work(runs: Sequence[Run], number: int, jobs: int, stop: Any, current_run: A
     if not sys.warnoptions:  # as in the command
         warnings.simplefilter("ignore")
     parent = parent_process()
-    follow_parent(lambda: bool(stop.value) or parent is None or not parent.is_alive())
+    signals.follow_parent(lambda: bool(stop.value) or parent is None or not parent.is_alive())
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
     def train_one(run: Run) -> None:
