@@ -22,14 +22,9 @@ def load_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def copy_weights(path: Path, saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """Copy arrays that were read from a file into arrays of the same names and shapes.
-
-    Raises:
-        InputError: a name or a shape differs.
-    """
-    wrong = sorted(saved.keys() ^ weights.keys()) or [
-        name for name, tensor in weights.items() if saved[name].shape != tensor.shape
-    ]
+    """Copy arrays that were read from a file into arrays of the same names and shapes; refuse others."""
+    wrong = sorted(saved.keys() ^ weights.keys())
+    wrong = wrong or [name for name, tensor in weights.items() if saved[name].shape != tensor.shape]
     if wrong:
         raise InputError(
             f"expected the {len(weights)} arrays of this run's model in {path}, got {len(saved)}; "

@@ -54,11 +54,7 @@ def save_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
 
 
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
-    """Read weights and optimiser in place, and return the record that was saved with them.
-
-    Raises:
-        InputError: the file is missing or damaged, or does not fit the model.
-    """
+    """Read weights and optimiser in place, and return the record that was saved with them; refuse another run's."""
     tensors, record = load_tensors(path)
     saved: dict[str, Tensor] = {}
     states: dict[int, dict[str, Tensor]] = {}

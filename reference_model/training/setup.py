@@ -34,11 +34,7 @@ TokenIds = dict[str, list[list[int]]]  # of the captions of every split
 
 
 def read_clips(config: Config, folder: Path, accelerator: Accelerator) -> Clips:
-    """Read the clips of every split.
-
-    Raises:
-        InputError: the data is not as expected, too small for a batch, or not that of the run's checkpoint.
-    """
+    """Read the clips of every split; refuse too few for a batch, and others than those of the run's checkpoint."""
     clips = {split: read_split(config.data, config.dataset, split) for split in SPLITS}
     for split, number in DATASET_SIZES.get(config.dataset, {}).items():
         if accelerator.is_main_process and (here := len(clips[split])) != number:
@@ -57,10 +53,9 @@ def read_clips(config: Config, folder: Path, accelerator: Accelerator) -> Clips:
 
 
 def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelerator) -> tuple[DualEncoder, TokenIds]:
-    """Make the model as training begins with it, tokenise the captions, and write settings and encoders of the run.
+    """Make the model as training begins with it and tokenise the captions.
 
-    Raises:
-        InputError: an encoder or an audio file is not as expected; nothing was written.
+    Settings and encoders of the run are written once encoders and audio files are known to be as expected.
     """
     captions, text = {split: captions_of(of_split) for split, of_split in clips.items()}, MODELS[config.model].text
     torch.manual_seed(config.seed)

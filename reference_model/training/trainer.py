@@ -89,7 +89,7 @@ class Trainer:
         features = self.features.get("train")
         self.batches = EpochBatches(config, clips["train"], token_ids["train"], features, accelerator)
         self.step = Step(model.heads if model.constant else model, config, accelerator)
-        self.origin = {"data": fingerprint(clips), "frozen": checksum(model.frozen_parameters())}
+        self.origin = {"data": fingerprint(clips), "frozen": checksum(model.frozen_parameters())}  # stay the same
         if (folder / run_folder.CHECKPOINT).exists():
             self._load_checkpoint()
 
@@ -177,9 +177,9 @@ class Trainer:
         log.info("%s: continuing after step %d of epoch %d of %d", *at)
 
     def _measure_epoch(self, monitor: Monitor) -> None:
-        """Measure on the validation set, keep the weights if they are the best so far, and go on to the next epoch."""
+        """Measure the epoch, keep its weights if they are the best so far, and go on to the next one."""
         progress = self.progress
-        recalls, diagnosis = self._measure("val")
+        recalls, diagnosis = self._measure()
         record = {
             "epoch": progress.epoch,
             "loss": progress.total / len(self.batches),
@@ -193,8 +193,8 @@ class Trainer:
         progress.epoch, progress.step, progress.total = progress.epoch + 1, 0, 0.0
         monitor.report_epoch()
 
-    def _measure(self, split: str) -> tuple[Metrics, dict[str, float]]:
-        """Measure in the main process, and return its result in every process.
+    def _measure(self) -> tuple[Metrics, dict[str, float]]:
+        """Measure on the validation set in the main process, and return its result in every process.
 
         Raises:
             NotFinite: an embedding is NaN or inf.
@@ -202,7 +202,7 @@ class Trainer:
         result: list[Any] = [None]
         if self.is_main:
             try:
-                result = [evaluate(self.model.heads, self._features(split), self.accelerator)]
+                result = [evaluate(self.model.heads, self._features("val"), self.accelerator)]
             except NotFinite as error:
                 result = [NotFinite(f"after epoch {self.progress.epoch}: {error}")]
         measured: tuple[Metrics, dict[str, float]] | NotFinite = broadcast_object_list(result)[0]

@@ -238,26 +238,26 @@ def test_training_begins_with_them(
 # What they learn from.
 
 
-class Loader:
-    """The arguments of fit."""
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The arguments of fit, which does nothing."""
+    given: dict[str, Any] = {}
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.given: dict[str, Any] = {}
-        monkeypatch.setattr(pretrain, "fit", self)
+    def fit(model: Any, loader: Any, epochs: int, task: str, loss_of: Any) -> None:
+        given.update(model=model, loader=loader, epochs=epochs, loss_of=loss_of)
 
-    def __call__(self, model: Any, loader: Any, epochs: int, task: str, loss_of: Any) -> None:
-        self.given = {"model": model, "loader": loader, "epochs": epochs, "loss_of": loss_of}
+    monkeypatch.setattr(pretrain, "fit", fit)
+    return given
 
 
-def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captured = Loader(monkeypatch)
+def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, captured: dict[str, Any]) -> None:
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
     assert tags.keys() == {clip.path.name for clip in clips}
     weights = pretrain.train_tagger(clips, tags, 0.5, 3)
-    assert captured.given["epochs"] == 3
-    learned = captured.given["model"].state_dict()
+    assert captured["epochs"] == 3
+    learned = captured["model"].state_dict()
     assert same(weights, {name.removeprefix("encoder."): value for name, value in learned.items()})
-    dataset = captured.given["loader"].dataset
+    dataset = captured["loader"].dataset
     known = sorted({tag for of_clip in tags.values() for tag in of_clip})
     assert len(dataset) == 16
     for index, clip in enumerate(clips):
@@ -267,16 +267,15 @@ def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, monkeypatch: 
         assert set(present.tolist()) <= {0.0, 1.0}
 
 
-def test_the_loss_of_tagging_is_that_of_every_tag_on_its_own(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captured = Loader(monkeypatch)
+def test_the_loss_of_tagging_is_that_of_every_tag_on_its_own(corpus: Path, captured: dict[str, Any]) -> None:
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
     pretrain.train_tagger(clips, tags, 0.5, 1)
-    model = captured.given["model"].eval()
-    (waveforms, present) = next(iter(captured.given["loader"]))
+    model = captured["model"].eval()
+    (waveforms, present) = next(iter(captured["loader"]))
     features = model.encoder(waveforms)
     chances = model.fc_audioset(model.fc1(features).clamp(min=0)).sigmoid()
     expected = -torch.where(present == 1, chances, 1 - chances).log().mean()
-    torch.testing.assert_close(captured.given["loss_of"]((waveforms, present)), expected)
+    torch.testing.assert_close(captured["loss_of"]((waveforms, present)), expected)
 
 
 CLIPS = [
@@ -317,17 +316,16 @@ def test_long_pairs_are_cut() -> None:
     assert pair["token_type_ids"] == [0] * 42 + [1] * 22
 
 
-def test_words_are_masked_as_in_bert(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_masked_as_in_bert(captured: dict[str, Any]) -> None:
     """15 % of the words, never [CLS], [SEP] or padding; of them 80 % read [MASK], 10 % a random word."""
-    captured = Loader(monkeypatch)
     words = [f"{a}{b}" for a in "bcdfghjklm" for b in "aeiou"]
     clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
     tokenizer = text_encoder.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
     bert = pretrain.train_bert(clips, tokenizer, 2)
-    assert bert is captured.given["model"].bert
-    assert captured.given["epochs"] == 2
-    batches = [batch for _ in range(10) for batch in captured.given["loader"]]
+    assert bert is captured["model"].bert
+    assert captured["epochs"] == 2
+    batches = [batch for _ in range(10) for batch in captured["loader"]]
     assert len(batches) == 10 * (300 // 32)
     special = torch.tensor([tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
     of_words = masked = replaced = kept = 0
@@ -348,13 +346,12 @@ def test_words_are_masked_as_in_bert(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept / masked == pytest.approx(0.1, abs=0.02)
 
 
-def test_the_loss_of_text_is_of_the_words_and_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    captured = Loader(monkeypatch)
+def test_the_loss_of_text_is_of_the_words_and_of_the_label(captured: dict[str, Any]) -> None:
     torch.manual_seed(0)
     pretrain.train_bert(CLIPS, text_encoder.train_tokenizer(captions_of(CLIPS)), 1)
-    model = captured.given["model"].eval()
-    batch = next(batch for batch in captured.given["loader"] if (batch["labels"] != -100).any())
+    model = captured["model"].eval()
+    batch = next(batch for batch in captured["loader"] if (batch["labels"] != -100).any())
     out = model(**batch)
     words = F.cross_entropy(out.prediction_logits.flatten(0, 1), batch["labels"].flatten())
     label = F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
-    torch.testing.assert_close(captured.given["loss_of"](batch), words + label)
+    torch.testing.assert_close(captured["loss_of"](batch), words + label)

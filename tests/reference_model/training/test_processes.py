@@ -55,20 +55,18 @@ def test_fine_tuning_on_two_processes(config: Config, tmp_path: Path) -> None:
     assert 0 < metrics["history"][0]["loss"] < 10
 
 
-@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
-def test_a_gradient_cache_of_the_whole_batch_changes_nothing(encoders: Any, config: Config, tmp_path: Path) -> None:
-    config = replace(config, encoders=encoders)
-    plain = train.train(config, tmp_path / "plain")
-    cached = train.train(replace(config, gradient_cache_micro_batch=16), tmp_path / "cached")
+def require_that_a_cache_changes_nothing(config: Config, folder: Path, micro_batch: int) -> None:
+    plain = train.train(config, folder / "plain")
+    cached = train.train(replace(config, gradient_cache_micro_batch=micro_batch), folder / "cached")
     for without, with_cache in zip(plain["history"], cached["history"], strict=True):
         assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
     assert cached["test"] == plain["test"]
+
+
+@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+def test_a_gradient_cache_of_the_whole_batch_changes_nothing(encoders: Any, config: Config, tmp_path: Path) -> None:
+    require_that_a_cache_changes_nothing(replace(config, encoders=encoders), tmp_path, micro_batch=16)
 
 
 def test_a_gradient_cache_in_parts_with_frozen_encoders(config: Config, tmp_path: Path) -> None:
-    config = replace(config, encoders="frozen")
-    plain = train.train(config, tmp_path / "plain")
-    cached = train.train(replace(config, gradient_cache_micro_batch=5), tmp_path / "cached")
-    for without, with_cache in zip(plain["history"], cached["history"], strict=True):
-        assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
-    assert cached["test"] == plain["test"]
+    require_that_a_cache_changes_nothing(replace(config, encoders="frozen"), tmp_path, micro_batch=5)
