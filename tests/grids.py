@@ -1,6 +1,5 @@
 """Grids of runs for tests: of real settings, and of made-up results whose tables can be written by hand."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from reference_model.config import Config
 from reference_model.paper import PROTOCOLS, ROW_SETTINGS, Experiment, select_rows
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, make_table
+from reference_model.runtime.files import write_json
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -46,14 +46,13 @@ def finish(run: Run, *recalls: float, clips: int = 20, collapsed: bool = False) 
     test["text_to_audio"]["pool"], test["audio_to_text"]["pool"] = clips, 5 * clips
     chance = in_cells([100 * k / clips for k in (1, 5, 10, 1, 5, 10)])
     run.folder.mkdir(parents=True)
-    metrics = {"test": test, "chance": chance, "collapsed": collapsed}
-    (run.folder / "metrics.json").write_text(json.dumps(metrics))
+    write_json(run.folder / "metrics.json", {"test": test, "chance": chance, "collapsed": collapsed})
 
 
 def diverge(run: Run) -> None:
     """Write what a diverged run leaves."""
     run.folder.mkdir(parents=True)
-    (run.folder / "diverged.json").write_text(json.dumps({"reason": "the loss is nan"}))
+    write_json(run.folder / "diverged.json", {"reason": "the loss is nan"})
 
 
 def clotho_table(out: Path) -> Table:

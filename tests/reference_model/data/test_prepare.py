@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,8 +57,8 @@ def tables(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("csv_files/*"))
 
 
-def statuses(prepared: Prepared) -> dict[tuple[str, str], str]:
-    return {(row.split, row.file_name): row.status for row in prepared.rows if row.status != "ok"}
+def statuses(rows: list[ManifestRow]) -> dict[tuple[str, str], str]:
+    return {(row.split, row.file_name): row.status for row in rows if row.status != "ok"}
 
 
 @pytest.fixture
@@ -211,13 +212,11 @@ def test_every_clip_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         assert line.split(": ")[-1]
     assert lines[-1].startswith(f"no tables were written to {tmp_path}/Clotho/csv_files, manifest.csv has all of this")
     assert "has all of this: --allow" in lines[-1]
-    manifest = read_manifest(tmp_path / "Clotho" / "manifest.csv")
-    assert {(row.split, row.file_name): row.status for row in manifest if row.status != "ok"} == spoilt
+    assert statuses(read_manifest(tmp_path / "Clotho" / "manifest.csv")) == spoilt
     assert tables(tmp_path / "Clotho") == []
     assert len(list((tmp_path / "Clotho" / "waveforms").rglob("*.wav"))) == 29 - len(spoilt)
 
-    prepared = run(raw, tmp_path, allow_missing=True)
-    assert statuses(prepared) == spoilt
+    assert statuses(run(raw, tmp_path, allow_missing=True).rows) == spoilt
     for split, clips in miniature.clotho_clips((13, 4, 12)).items():
         read = [(clip.path.name, clip.captions) for clip in read_split(tmp_path, "Clotho", split)]
         assert read == [(c.file_name, c.captions) for c in clips if (split, c.file_name) not in spoilt]
@@ -370,16 +369,6 @@ def test_a_folder_with_only_an_unfinished_manifest_is_used(tmp_path: Path, small
     assert sorted(path.name for path in (tmp_path / "Clotho").iterdir()) == ["csv_files", "manifest.csv", "waveforms"]
 
 
-PARALLEL = """
-import sys
-from pathlib import Path
-from reference_model.data.prepare import prepare
-
-if __name__ == "__main__":
-    prepare(Path(sys.argv[1]), "Mine", Path(sys.argv[2]), workers=2)
-"""
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="lists processes by /proc")
 def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
     """Surviving workers would write at the same time as the next run."""
@@ -391,11 +380,18 @@ def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
         (tmp_path / "raw" / f"{split}.csv").write_text("file_name,caption\n" + "".join(f"{n},x\n" for n in names))
         for name in names:
             os.link(long, tmp_path / "raw" / split / name)
-    (tmp_path / "script.py").write_text(PARALLEL)
-    first = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py", tmp_path / "raw", tmp_path],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command: list[str | Path] = [
+        "prepare",
+        "--raw",
+        tmp_path / "raw",
+        "--dataset",
+        "Mine",
+        "--data",
+        tmp_path,
+        "--workers",
+        "2",
+    ]
+    first = subprocess.Popen([sys.executable, "-m", "reference_model", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
     waveforms = tmp_path / "Mine" / "waveforms"
     assert within(60, lambda: len(list(waveforms.glob("*/[0-9]*.wav"))) >= 2)
     others = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
@@ -461,13 +457,13 @@ def test_originals_are_never_overwritten(tmp_path: Path) -> None:
     assert everything_in(raw) == before
 
 
-@pytest.mark.parametrize("content", [None, "file_name,caption\n", ",".join(MANIFEST_COLUMNS) + "\ntoo,few\n"])
-def test_folders_with_other_contents_are_left_alone(tmp_path: Path, small: Path, content: str | None) -> None:
+@pytest.mark.parametrize("content", ["", "file_name,caption\n", ",".join(MANIFEST_COLUMNS) + "\ntoo,few\n"])
+def test_folders_with_other_contents_are_left_alone(tmp_path: Path, small: Path, content: str) -> None:
     other = miniature.standard(tmp_path / "Clotho", miniature.clotho_clips(SMALL))
-    if content is not None:
+    if content:
         (other / "manifest.csv").write_text(content)
     before = everything_in(other)
-    words = "without manifest.csv" if content is None else "expected a manifest of prepared clips"
+    words = "expected a manifest of prepared clips" if content else "without manifest.csv"
     with pytest.raises(InputError, match=words):
         run(small, tmp_path)
     assert everything_in(other) == before
@@ -493,11 +489,10 @@ def test_a_decoder_that_gives_less_than_promised(tmp_path: Path, small: Path, mo
 
 
 def test_a_sound_in_two_splits_is_reported(tmp_path: Path, small: Path) -> None:
-    name = next((small / "development").iterdir()).name
-    other = next((small / "evaluation").iterdir())
-    other.write_bytes((small / "development" / name).read_bytes())
+    one, other = next((small / "development").iterdir()), next((small / "evaluation").iterdir())
+    shutil.copy(one, other)
     rows = run(small, tmp_path / "root").rows
-    assert in_several_splits(rows) == [f"train {name!r} = test {other.name!r}"]
+    assert in_several_splits(rows) == [f"train {one.name!r} = test {other.name!r}"]
     assert not in_several_splits([row for row in rows if row.split == "train"])
 
 

@@ -24,17 +24,14 @@ def grid(config: Config) -> Grid:
     return Grid.from_rows(select_rows(("1", "2")), (2, 0, 1, 0), settings(config) | {"clip_seconds": None})
 
 
-def test_rows_that_stand_in_both_tables_are_run_once(grid: Grid, tmp_path: Path) -> None:
+def test_rows_that_stand_in_both_tables_are_run_once_and_all_before_the_next_seed(grid: Grid, tmp_path: Path) -> None:
     assert {table: len(rows) for table, rows in grid.tables.items()} == {"1": 16, "2": 8}
     runs = grid.runs(tmp_path)
     assert len(runs) == (16 + 8 - 4) * 3
     assert len({run.folder for run in runs}) == len(runs)
+    assert [run.config.seed for run in runs] == [0] * 20 + [1] * 20 + [2] * 20
     assert {run.experiment for run in runs} == set(experiments())
     assert set(grid.tables["1"]) & set(grid.tables["2"]) == set(grid.tables["2"][:4])
-
-
-def test_all_rows_come_before_the_next_seed(grid: Grid, tmp_path: Path) -> None:
-    assert [run.config.seed for run in grid.runs(tmp_path)] == [0] * 20 + [1] * 20 + [2] * 20
 
 
 def test_a_run_is_what_its_row_says(grid: Grid, tmp_path: Path) -> None:
