@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from crossmodal_losses.similarity import hardest_negative
+from crossmodal_losses.similarity import hardest_negative, positives
 
 # Stands in a tile for a pair that is no negative: less than every similarity, and finite also when divided by a
 # temperature, so that a factor of 0 makes it vanish.
@@ -145,7 +145,7 @@ class HingeSum(Aggregation):
     one_pass = True
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
-        positive = S.diagonal()[:, None]
+        positive = positives(S)[:, None]
         return ((self.margin + S - positive).relu() * negative).sum(1)
 
     def _hinges(self, tile: Tensor, dim: int, positive: Tensor, out: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class LogSumExp(Aggregation):
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         # In this form a loss near 0 keeps all its digits, and so does its gradient.
-        difference = (S - S.diagonal()[:, None]) / self.temperature
+        difference = (S - positives(S)[:, None]) / self.temperature
         return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
 
     def prepare(self, S: Tensor) -> Tensor:
