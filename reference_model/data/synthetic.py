@@ -130,11 +130,10 @@ def render(random: Random, scene: Scene, seconds: float) -> Signal:
     """Return the waveform of a scene at 32 kHz mono, ``[samples]``, in [-1, 1]."""
     total = round(seconds * SAMPLE_RATE)
     waveform = 10 ** (random.uniform(-70, -50) / 20) * random.standard_normal(total)
+    windows = [(0, total)] * len(scene.events)
     if scene.joint == "then":
         middle = round(total * random.uniform(0.42, 0.58))
         windows = [(0, middle), (middle, total)]
-    else:
-        windows = [(0, total)] * len(scene.events)
     for event, (start, end) in zip(scene.events, windows, strict=True):
         length = round((end - start) * random.uniform(0.7, 0.95))
         length -= length % HOP  # Fourier transforms are fast for lengths with small prime factors

@@ -43,13 +43,10 @@ class EmbeddedTestSet:
         """Read what a finished run has stored in its folder."""
         tensors, record = load_tensors(folder / TEST_EMBEDDINGS)
         clips = record["clips"]
-        return cls(
-            audio=tensors["audio"].float(),
-            text=tensors["text"].float(),
-            clip_of_caption=torch.repeat_interleave(torch.tensor([len(clip["captions"]) for clip in clips])),
-            file_names=[clip["file_name"] for clip in clips],
-            captions=[caption for clip in clips for caption in clip["captions"]],
-        )
+        clip_of_caption = torch.repeat_interleave(torch.tensor([len(clip["captions"]) for clip in clips]))
+        file_names = [clip["file_name"] for clip in clips]
+        captions = [caption for clip in clips for caption in clip["captions"]]
+        return cls(tensors["audio"].float(), tensors["text"].float(), clip_of_caption, file_names, captions)
 
 
 def similarities(test: EmbeddedTestSet) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -10,7 +10,7 @@ import json
 import socket
 import time
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -87,9 +87,7 @@ class Grid:
     settings: dict[str, Any]  # the fields of Config that are neither of the row nor the seed
 
     @classmethod
-    def from_rows(
-        cls, rows: Mapping[str, Iterable[Experiment]], seeds: Sequence[int], settings: dict[str, Any]
-    ) -> "Grid":
+    def from_rows(cls, rows: dict[str, list[Experiment]], seeds: Sequence[int], settings: dict[str, Any]) -> "Grid":
         """Return the grid of rows in the form of :func:`reference_model.paper.select_rows`."""
         tables = {table: [experiment_name(row) for row in table_rows] for table, table_rows in rows.items()}
         experiments = {experiment_name(row): row for table_rows in rows.values() for row in table_rows}

@@ -122,9 +122,8 @@ def _hours(done: Sequence[Run]) -> str:
 
 
 def _run_line(run: Run) -> dict[str, Any]:
-    state = run.state()
-    empty = {"minutes": "", "epoch": "", "cells": [""] * len(RECALL_COLUMNS), "remark": ""}
-    line: dict[str, Any] = {"name": run.name, "state": state, **empty}
+    state, cells = run.state(), [""] * len(RECALL_COLUMNS)
+    line = {"name": run.name, "state": state, "minutes": "", "epoch": "", "cells": cells, "remark": ""}
     if state == "failed":
         line["remark"] = run.reason()
     elif state == "diverged":

@@ -8,8 +8,6 @@ from reference_model.paper import LEARNING_RATE, LOSS_NAMES
 from reference_model.reproduction.grid import FINISHED
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, TableRow, best_cells, row_blocks
 
-# The texts around the numbers.
-
 
 def caption(table: Table) -> str:
     """Return the caption: test sets, seeds, and the number of runs so far if some are missing."""
@@ -82,9 +80,6 @@ def _has_paper_rows(table: Table) -> bool:
     return any(row["paper"] is not None for row in table["rows"])
 
 
-# The lines, as every format prints them.
-
-
 @dataclass(frozen=True)
 class Cell:
     """A number of the table."""
@@ -151,9 +146,6 @@ def _texts(table: Table, first_row: TableRow | None, objective: str, source: str
         values = {"Dataset": first_row["dataset"], "Fine-tune": fine_tuned, "Batch size": str(first_row["batch_size"])}
         block = [values[column] for column in columns]
     return [*block, objective, *([source] if _has_paper_rows(table) else [])]
-
-
-# The formats.
 
 
 def markdown(table: Table) -> str:
