@@ -33,18 +33,13 @@ class BertEncoder(nn.Module):
 
 
 def pretrained(name: str, *, dropout: float = 0.1) -> tuple[BertEncoder, PreTrainedTokenizerFast]:
-    """Load BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout.
-
-    Raises:
-        InputError: there is no BERT of this name or in this folder, or it is damaged.
-    """
+    """Load BERT and its tokenizer by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
     try:
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise ValueError("a folder without config.json")
         if Path(name).is_absolute() and not Path(name).exists():
             raise ValueError("nothing there")
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind != "bert":
+        if (kind := AutoConfig.from_pretrained(name).model_type) != "bert":
             raise ValueError(f"a model of type {kind}")
         tokenizer = AutoTokenizer.from_pretrained(name)
         bert, loading = BertModel.from_pretrained(
@@ -95,22 +90,15 @@ def train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
     wordpiece = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=""))
     wordpiece.normalizer = normalizers.BertNormalizer(lowercase=True)
     wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    tokens = list(special.values())
     trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, continuing_subword_prefix="", show_progress=False
+        vocab_size=VOCABULARY, special_tokens=tokens, continuing_subword_prefix="", show_progress=False
     )
     wordpiece.train_from_iterator(captions, trainer)
-    wordpiece.post_processor = processors.BertProcessing(
-        ("[SEP]", special.index("[SEP]")), ("[CLS]", special.index("[CLS]"))
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=wordpiece,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    ends = [(token, tokens.index(token)) for token in ("[SEP]", "[CLS]")]
+    wordpiece.post_processor = processors.BertProcessing(*ends)
+    return PreTrainedTokenizerFast(tokenizer_object=wordpiece, **special)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
@@ -127,11 +115,7 @@ def save(folder: Path, encoder: BertEncoder, tokenizer: PreTrainedTokenizerFast)
 
 
 def untrained(folder: Path) -> tuple[BertEncoder, PreTrainedTokenizerFast]:
-    """Build an encoder with new weights, and its tokenizer, from a folder that :func:`save` wrote.
-
-    Raises:
-        InputError: the folder holds something else.
-    """
+    """Build an encoder with new weights, and its tokenizer, from a folder that :func:`save` wrote."""
     try:
         config = BertConfig.from_pretrained(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

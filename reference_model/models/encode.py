@@ -20,32 +20,21 @@ ENCODING_BATCH = 32
 
 @dataclass(frozen=True)
 class BatchEncoder:
-    """Run the encoders of a model, without gradients, on batches of 32 clips or captions.
+    """Run the encoders of a model, without gradients, on batches of 32 clips or captions; yields features in float32.
 
-    Features come in float32, on the device. Embeddings of equal inputs are equal to the bit where batches, device and
-    precision are equal.
-
-    Args:
-        model: the model, on the device; its mode, train or eval, is left as it is.
-        device: where features are computed.
-        autocast: makes the context of mixed precision.
-        workers: number of processes that read audio; clips of a single batch are read in this process.
+    Those of equal inputs are equal to the bit where batches, device and precision are equal.
     """
 
-    model: DualEncoder
+    model: DualEncoder  # on the device, in any mode
     device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]
-    workers: int
+    autocast: Callable[[], AbstractContextManager[Any]]  # makes the context of mixed precision
+    workers: int  # processes that read audio; clips of a single batch are read in this process
 
     def clips(self, waveforms: Dataset[Any]) -> Iterator[tuple[Tensor, list[str | None]]]:
-        """Encode clips, batch by batch.
+        """Encode clips, of which the data set has the waveforms, ``[samples]``, or the reasons why there are none.
 
-        Args:
-            waveforms: for every clip its waveform, ``[samples]``, or the reason why it has none.
-
-        Yields:
-            The features of the clips that have waveforms, ``[b, output_size]``, and a list with the reason, or None,
-            for every clip of the batch.
+        Yields for every batch the features of the clips with waveforms, ``[b, output_size]``, and for every clip the
+        reason or None.
         """
         number: int = len(waveforms)  # type: ignore[arg-type]
         workers = self.workers if number > ENCODING_BATCH else 0
@@ -56,20 +45,19 @@ class BatchEncoder:
             if batch is None:
                 features = torch.empty(0, self.model.audio_encoder.output_size, device=self.device)
             else:
-                features = self._run(self.model.encode_audio, waveforms=batch)
+                features = self._run(self.model.audio_encoder, waveforms=batch)
             yield features, reasons
 
     def captions(self, token_ids: list[list[int]]) -> Iterator[Tensor]:
         """Encode captions, batch by batch; yields their features, ``[b, output_size]``."""
         starts = range(0, len(token_ids), ENCODING_BATCH)
         for start in _with_progress(starts, len(starts), "embedding captions"):
-            yield self._run(self.model.encode_text, **pad_tokens(token_ids[start : start + ENCODING_BATCH]))
+            yield self._run(self.model.text_encoder, **pad_tokens(token_ids[start : start + ENCODING_BATCH]))
 
-    def _run(self, encode: Callable[..., Tensor], **inputs: Tensor) -> Tensor:
-        """Encode one batch."""
+    def _run(self, encoder: Callable[..., Tensor], **inputs: Tensor) -> Tensor:
         with torch.no_grad(), self.autocast():
             on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
-            return encode(**on_device).float()
+            return encoder(**on_device).float()
 
 
 def _with_progress(batches: Iterable[Any], number: int, description: str) -> Iterator[Any]:

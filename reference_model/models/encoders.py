@@ -14,16 +14,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from reference_model.models import bert
-from reference_model.models.bert import BertEncoder
 from reference_model.models.logmel import FRONT_END
 from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
 
 TINY_WIDTH = 1 / 8  # of ResNet-38 in the tiny model
 
-# The types of all audio encoders and of all text encoders.
-AudioEncoder = ResNet38
-TextEncoder = BertEncoder
+AudioEncoder = ResNet38  # the type of all of them
+TextEncoder = bert.BertEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,6 @@ class ModelSpec:
 
 
 def _resnet38(width: float) -> AudioEncoderSpec:
-    """PANNs ResNet-38 with this factor on its number of channels."""
     return AudioEncoderSpec(
         new=partial(ResNet38, width=width), published=partial(from_panns, width=width), front_end=FRONT_END
     )

@@ -41,12 +41,7 @@ class Features:
 
     def to(self, device: torch.device) -> "Features":
         """Return a copy on the device."""
-        return Features(
-            self.audio.to(device),
-            self.text.to(device),
-            self.text_of_caption.to(device),
-            self.clip_of_caption.to(device),
-        )
+        return Features(*(rows.to(device) for rows in vars(self).values()))
 
     def pairs(self, captions: Tensor) -> dict[str, Any]:
         """Return the inputs of the heads for these captions and their clips, and the ids of the clips."""
@@ -60,19 +55,10 @@ class Features:
 def compute_features(
     model: DualEncoder, clips: list[Clip], token_ids: list[list[int]], config: Config, accelerator: Accelerator
 ) -> Features:
-    """Compute the features of a split in eval mode, on the accelerator's device.
-
-    Args:
-        model: the model, on that device.
-        clips: the clips of the split.
-        token_ids: those of all captions of the clips.
-        config: the settings of the run.
-        accelerator: device and precision.
-    """
+    """Compute the features of clips and of all their captions in eval mode, on the accelerator's device."""
     encoder = _encoder(model.eval(), config, accelerator)
     sentences, text_of_caption = unique(token_ids)
-    audio = _encode_clips(encoder, clips, config)
-    text = _encode_captions(encoder, sentences)
+    audio, text = _encode_clips(encoder, clips, config), _encode_captions(encoder, sentences)
     return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
 
@@ -85,37 +71,18 @@ def cached_features(
     config: Config,
     accelerator: Accelerator,
 ) -> Features:
-    """Read the features of constant encoders from the cache; compute what it lacks, and save that there.
+    """Read the features of constant encoders from the cache ``folder``; compute what it lacks, and save that there.
 
-    Args:
-        folder: the cache; features of other data sets and of other encoders may lie there too.
-        model: the model, on the accelerator's device.
-        clips: the clips of a split.
-        checksums: SHA-256 of the audio files of the clips.
-        token_ids: those of all captions of the clips.
-        config: the settings of the run.
-        accelerator: device, precision and processes.
-
-    Raises:
-        InputError: the folder cannot be written, or a file in it is damaged.
+    The checksums are the SHA-256 of the audio files. Features of other data sets and encoders may lie there too.
     """
     encoder = _encoder(model.eval(), config, accelerator)
     sentences, text_of_caption = unique(token_ids)
-    front_end = MODELS[config.model].audio.front_end
-    settings = [front_end, config.clip_seconds, config.precision, accelerator.device.type]
-    audio = _cached_rows(
-        folder / f"audio-{cache_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}",
-        len(clips),
-        lambda part: _encode_clips(encoder, clips[part], config),
-        accelerator,
-    )
-    settings = [config.precision, accelerator.device.type]
-    text = _cached_rows(
-        folder / f"text-{cache_key(checksum(model.text_encoder.state_dict()), settings, sentences)}",
-        len(sentences),
-        lambda part: _encode_captions(encoder, sentences[part]),
-        accelerator,
-    )
+    machine = [config.precision, accelerator.device.type]
+    settings = [MODELS[config.model].audio.front_end, config.clip_seconds, *machine]
+    rows = folder / f"audio-{cache_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}"
+    audio = _cached_rows(rows, len(clips), lambda part: _encode_clips(encoder, clips[part], config), accelerator)
+    rows = folder / f"text-{cache_key(checksum(model.text_encoder.state_dict()), machine, sentences)}"
+    text = _cached_rows(rows, len(sentences), lambda part: _encode_captions(encoder, sentences[part]), accelerator)
     return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
 

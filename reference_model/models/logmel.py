@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torchaudio.functional import melscale_fbanks, spectrogram
+from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from reference_model.data.audio import HOP, SAMPLE_RATE
@@ -27,13 +27,7 @@ class LogMel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         filters = melscale_fbanks(
-            WINDOW // 2 + 1,
-            f_min=LOWEST,
-            f_max=HIGHEST,
-            n_mels=MEL_BINS,
-            sample_rate=SAMPLE_RATE,
-            norm="slaney",
-            mel_scale="slaney",
+            WINDOW // 2 + 1, LOWEST, HIGHEST, MEL_BINS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
         )
         # Not part of the state: published checkpoints hold arrays of their own front-end, which are dropped.
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
@@ -42,19 +36,10 @@ class LogMel(nn.Module):
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return the spectrograms, ``[B, frames, 64]``."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            spectrum = spectrogram(
-                waveforms.float(),
-                pad=0,
-                window=self.window,
-                n_fft=WINDOW,
-                hop_length=HOP,
-                win_length=WINDOW,
-                power=None,
-                normalized=False,
-                center=True,
-                pad_mode="reflect",
-            )
-            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # power=2.0 would take a root first
+            spectrum = torch.stft(
+                waveforms.float(), WINDOW, HOP, window=self.window, return_complex=True
+            )  # [B, F, frames]
+            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # abs() would take a root first
             decibels: Tensor = 10 * (power.transpose(1, 2) @ self.filters).clamp(min=1e-10).log10()
             return decibels
 

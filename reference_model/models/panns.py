@@ -39,9 +39,6 @@ def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, sp
 
     The file is on Zenodo, record 3987831. It is a pickle; only tensors, containers and NumPy arrays are read from it,
     and a file that holds anything else is refused before any of its code runs.
-
-    Raises:
-        InputError: the file is missing, truncated, holds something else, or asks to run code.
     """
     encoder = ResNet38(width=width, dropout=dropout, spec_augment=spec_augment)
     weights = read_panns(path)
@@ -62,11 +59,7 @@ def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, sp
 
 
 def read_panns(path: str | Path) -> dict[str, Tensor]:
-    """Read the encoder's arrays of a PANNs checkpoint, ``{"iteration", "model", "sampler"}``, and run none of its code.
-
-    Raises:
-        InputError: the file is missing, truncated, holds something else, or asks to run code.
-    """
+    """Read the encoder's arrays of a PANNs checkpoint, ``{"iteration", "model", "sampler"}``; none of its code runs."""
     if not Path(path).is_file():
         raise InputError(f"expected a PANNs checkpoint at {path}, got no file; it is on Zenodo, record 3987831")
     try:

@@ -43,8 +43,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()
-        self.stride = stride
-        self.dropout = dropout
+        self.stride, self.dropout = stride, dropout
         self.conv1 = _convolution(inputs, outputs, 3)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = _convolution(outputs, outputs, 3)
@@ -67,13 +66,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNet38(nn.Module):
-    """Encode waveforms at 32 kHz, ``[B, samples]``, as one vector for each clip, ``[B, 2048]`` at width 1.
+    """Encode waveforms at 32 kHz, ``[B, samples]``, as vectors, ``[B, output_size]``; output_size = 2048 x width.
 
-    Args:
-        width: factor on the number of channels; 1 is the published network with its 68.5 million parameters, 1/8 a
-            small one of the same depth. The output has ``output_size`` = 2048 x width numbers.
-        dropout: probability in the residual blocks in train mode; between the other blocks it is always 0.2.
-        spec_augment: mask stripes of the spectrogram in train mode.
+    ``width`` is a factor on the number of channels: 1 is the published network with its 68.5 million parameters, 1/8 a
+    small one of the same depth. ``dropout`` is that of the residual blocks; between the other blocks it is always 0.2.
     """
 
     def __init__(self, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> None:
@@ -95,11 +91,7 @@ class ResNet38(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so, on CPU and GPU
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Return the features of the clips, ``[B, output_size]``.
-
-        Raises:
-            ValueError: the waveforms have another shape, or are too short to be pooled.
-        """
+        """Return the features of the clips, ``[B, output_size]``."""
         if waveforms.dim() != 2 or waveforms.shape[1] < SHORTEST:
             raise ValueError(
                 f"expected waveforms of shape [B, samples] with at least {SHORTEST} samples "

@@ -125,7 +125,7 @@ def seconds_per_clip(model: DualEncoder, clip_seconds: float) -> float:
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        model.encode_audio(waveforms).sum().item()
+        model.audio_encoder(waveforms).sum().item()
         times.append(time.perf_counter() - started)
     model.train()
     return min(times) / len(waveforms)

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,11 +70,7 @@ class Index:
     skipped: Mapping[str, str]  # names of items that cannot be embedded, with the reasons
 
     def nearest(self, query: Tensor, top: int) -> list[SearchResult]:
-        """Return the items most similar to the query, ``[D]``, best first; items of equal scores are sorted by name.
-
-        Raises:
-            InputError: top is less than 1.
-        """
+        """Return the items most similar to the query, ``[D]``, best first; items of equal scores are sorted by name."""
         if top < 1:
             raise InputError(f"expected top >= 1, got {top}")
         number = len(self.items)
@@ -92,16 +88,7 @@ class Index:
 
 
 def index_path(searched: Path, key: str, folder: str | Path | None) -> Path:
-    """Return the file of an index.
-
-    Args:
-        searched: the folder of audio or file of captions.
-        key: stands for what the embeddings depend on.
-        folder: a folder for the indices of many; None: beside ``searched``.
-
-    Raises:
-        InputError: no file can be beside what is searched, or its path is not UTF-8.
-    """
+    """Return the file of an index: in ``folder``, which may hold the indices of many; or beside what is searched."""
     searched = searched.resolve()
     try:
         f"{searched}{folder or ''}".encode()
@@ -116,24 +103,19 @@ def index_path(searched: Path, key: str, folder: str | Path | None) -> Path:
 
 
 def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]:
-    """Find the audio files of a folder: names with versions, and names that cannot be opened with the reasons.
-
-    Raises:
-        InputError: there is no such folder, or no audio in it.
-    """
+    """Find the audio files of a folder: names with versions, and names that cannot be opened with the reasons."""
     if not folder.is_dir():
         raise InputError(f"expected a folder of audio at {folder}, got {'a file' if folder.exists() else 'nothing'}")
     versions, unopened = {}, {}
     for name in sorted(audio_files_in(folder)):
         try:
             status = os.stat(folder / name)
+            if os.access(folder / name, os.R_OK):
+                versions[name] = [status.st_size, status.st_mtime_ns]
+            else:
+                unopened[name] = "no permission to read it"
         except OSError as error:  # a link to nothing
             unopened[name] = str(error.strerror)
-            continue
-        if os.access(folder / name, os.R_OK):
-            versions[name] = [status.st_size, status.st_mtime_ns]
-        else:
-            unopened[name] = "no permission to read it"
     if not versions and not unopened:
         raise InputError(f"expected audio files ({' '.join(sorted(SUFFIXES))}) in {folder}, got none")
     return versions, unopened
@@ -142,18 +124,10 @@ def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]
 def load_or_update(
     path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[ItemEmbeddings]]
 ) -> Index:
-    """Read the index, or make it, or embed the items that are new or changed.
+    """Return the index of these items, in this order; those that it lacks or has in another version are embedded.
 
-    When several processes need the same index at the same time, one of them embeds and the others wait.
-
-    Args:
-        path: the file of the index.
-        versions: names and versions of the items of the index, in this order; an item whose version differs from the
-            one in the index is embedded again.
-        embed: computes embeddings, or reasons why there are none, of items by name, in parts.
-
-    Raises:
-        InputError: the index cannot be written, or the file is something else.
+    ``embed`` yields embeddings, or reasons why there are none, of items by name, in parts. When several processes need
+    the same index at the same time, one of them embeds and the others wait.
     """
     stored = _read(path)
     if {name: version for name, (version, _) in stored.entries.items()} != versions:
@@ -184,10 +158,9 @@ class _StoredIndex:
 
     def extended(self, entries: dict[str, tuple[Version, str | None]], rows: list[Tensor]) -> "_StoredIndex":
         """Append entries, and the embeddings of those that have one."""
-        if rows:
-            before = [self.embeddings] if len(self.embeddings) else []  # an empty one may have another width
-            return _StoredIndex(self.entries | entries, torch.cat([*before, torch.stack(rows)]))
-        return _StoredIndex(self.entries | entries, self.embeddings)
+        before = [self.embeddings] if len(self.embeddings) else []  # an empty one may have another width
+        embeddings = torch.cat([*before, torch.stack(rows)]) if rows else self.embeddings
+        return _StoredIndex(self.entries | entries, embeddings)
 
     def as_index(self) -> Index:
         skipped = {name: reason for name, (_, reason) in self.entries.items() if reason is not None}
@@ -234,15 +207,11 @@ def _update(
     return stored
 
 
-# Names of arrays in the file. The entries are an array of their own because safetensors limits its header to 100 MB.
-_EMBEDDINGS, _ENTRIES = "embeddings", "entries"
-
-
 def _write(path: Path, stored: _StoredIndex) -> None:
     entries = json.dumps([[name, *entry] for name, entry in stored.entries.items()])
-    text = torch.frombuffer(bytearray(entries.encode()), dtype=torch.uint8)
+    text = torch.frombuffer(bytearray(entries.encode()), dtype=torch.uint8)  # safetensors limits its header to 100 MB
     with _write_errors_refused(path):
-        save_tensors(path, {_EMBEDDINGS: stored.embeddings, _ENTRIES: text})
+        save_tensors(path, {"embeddings": stored.embeddings, "entries": text})
 
 
 def _read(path: Path) -> _StoredIndex:
@@ -250,10 +219,10 @@ def _read(path: Path) -> _StoredIndex:
         return _StoredIndex({}, torch.empty(0, 0))
     try:
         arrays, _ = load_tensors(path)
-        entries: list[Any] = json.loads(arrays[_ENTRIES].numpy().tobytes())
-        stored = _StoredIndex({name: (version, reason) for name, version, reason in entries}, arrays[_EMBEDDINGS])
-        if len(stored.as_index().items) != len(stored.embeddings):
-            raise ValueError(f"{len(stored.embeddings)} embeddings of {len(stored.as_index().items)} items")
+        entries: list[Any] = json.loads(arrays["entries"].numpy().tobytes())
+        stored = _StoredIndex({name: (version, reason) for name, version, reason in entries}, arrays["embeddings"])
+        if (items := len(stored.as_index().items)) != len(stored.embeddings):
+            raise ValueError(f"{len(stored.embeddings)} embeddings of {items} items")
     except (KeyError, ValueError) as error:
         raise InputError(f"expected an index at {path}, got: {error}; without that file it is made again") from error
     return stored
@@ -263,18 +232,16 @@ def _read(path: Path) -> _StoredIndex:
 def _locked(path: Path) -> Iterator[None]:
     """Lock an index for this process while it is updated. The system releases the lock when the process ends."""
     lock = FileLock(path.with_suffix(".lock"))
-    try:
-        with _write_errors_refused(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with _write_errors_refused(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("another process is at work on %s: waiting for it", path)
+        except Timeout:
+            log.warning("another process is at work on %s: waiting for it", path)
         while not lock.is_locked:
             raise_if_stop_requested()
-            try:
+            with suppress(Timeout):
                 lock.acquire(timeout=1)
-            except Timeout:
-                continue
     try:
         yield
     finally:
@@ -286,8 +253,6 @@ def _write_errors_refused(path: Path) -> Iterator[None]:
     """Convert errors of writing the index to InputError."""
     try:
         yield
-    except Timeout:  # is an OSError too
-        raise
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"expected to write an index in {path.parent}, got: {error}; --index names another folder"

@@ -17,78 +17,67 @@ tags:
 ---
 """
 MEASURES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP@10": "mAP@10", "median_rank": "Median rank"}
+TONES = "Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
 PAPER = "[On Metric Learning for Audio-Text Cross-Modal Retrieval](https://arxiv.org/abs/2203.15537) (Mei et al. 2022)"
 
 
 # Long because it is one text, from top to bottom.
 def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: int, embedding_size: int) -> str:
-    """Return the card as Markdown with the front matter that Hugging Face reads.
-
-    Args:
-        config: the settings of the run.
-        metrics: those of the finished run; None: the run is not finished.
-        parameters: number of parameters of the model.
-        embedding_size: length of an embedding.
-    """
+    """Return the card as Markdown with the front matter that Hugging Face reads; an unfinished run has no metrics."""
     encoders = "ResNet-38 and BERT" if config.model == "full" else "A small ResNet-38 and a small BERT"
-    synthetic = (
-        " Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
-        if config.dataset == "Synthetic"
-        else ""
-    )
-    return "\n".join(
-        [
-            FRONT_MATTER,
-            f"# {config.loss} on {_cell(config.dataset)}: sounds and their descriptions in one space",
-            "",
-            f"{encoders}, {parameters / 1e6:.1f} million parameters, embed audio clips and captions as "
-            f"{embedding_size} numbers each, so that a clip and its description have a high cosine similarity. "
-            f"Trained on {_cell(config.dataset)} with the loss `{config.loss}`, after {PAPER}.{synthetic}",
-            "",
-            "## Use",
-            "",
-            "In a checkout of `crossmodal_losses`, with this folder as `MODEL`:",
-            "",
-            "```python",
-            "from reference_model.search.retriever import Retriever",
-            'retriever = Retriever.from_pretrained("MODEL")',
-            'print(retriever.find_audio("a dog barks twice", "folder/of/recordings"))',
-            "```",
-            "",
-            "`retriever.embed_audio(paths)` and `retriever.embed_text(captions)` give embeddings, "
-            "`retriever.find_captions(clip, file)` searches the other way. On the command line: "
-            '`python -m reference_model search --run MODEL --audio FOLDER "a dog barks twice"`.',
-            "",
-            "## Metrics",
-            "",
-            *_metrics(metrics),
-            "",
-            "## Training",
-            "",
-            "| Setting | Value |",
-            "|---|---|",
-            *(f"| {name} | {_cell(value)} |" for name, value in _settings(config).items()),
-            "",
-            "## Limits",
-            "",
-            f"* A clip is cut or zero-padded to {config.clip_seconds:g} s: what comes later is not heard.",
-            f"* It knows the sounds, the language and the style of the captions of {_cell(config.dataset)}, with "
-            "their gaps and their bias, and cannot tell what is said, nor who says it.",
-            "* A score is a similarity to be compared with other scores of the same query. It is no probability, and "
-            "the best of a bad lot comes first too.",
-            "* Not for identifying or watching people, nor for anything where a missed or mistaken sound does harm, "
-            "such as alarms, medicine or evidence.",
-            "* Under which conditions it may be passed on depends on the weights it started from and on the clips it "
-            "was trained on; see their licences.",
-            "",
-        ]
-    )
+    synthetic = f" {TONES}" if config.dataset == "Synthetic" else ""
+    millions = parameters / 1e6
+    dataset = _cell(config.dataset)
+    settings = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _settings(config).items())
+    return f"""{FRONT_MATTER}
+# {config.loss} on {dataset}: sounds and their descriptions in one space
+
+{encoders}, {millions:.1f} million parameters, embed audio clips and captions as {embedding_size} numbers each, \
+so that a clip and its description have a high cosine similarity. Trained on {dataset} with the loss `{config.loss}`, \
+after {PAPER}.{synthetic}
+
+## Use
+
+In a checkout of `crossmodal_losses`, with this folder as `MODEL`:
+
+```python
+from reference_model.search.retriever import Retriever
+retriever = Retriever.from_pretrained("MODEL")
+print(retriever.find_audio("a dog barks twice", "folder/of/recordings"))
+```
+
+`retriever.embed_audio(paths)` and `retriever.embed_text(captions)` give embeddings, \
+`retriever.find_captions(clip, file)` searches the other way. On the command line: \
+`python -m reference_model search --run MODEL --audio FOLDER "a dog barks twice"`.
+
+## Metrics
+
+{_metrics(metrics)}
+
+## Training
+
+| Setting | Value |
+|---|---|
+{settings}
+
+## Limits
+
+* A clip is cut or zero-padded to {config.clip_seconds:g} s: what comes later is not heard.
+* It knows the sounds, the language and the style of the captions of {dataset}, with their gaps and their bias, and \
+cannot tell what is said, nor who says it.
+* A score is a similarity to be compared with other scores of the same query. It is no probability, and the best of a \
+bad lot comes first too.
+* Not for identifying or watching people, nor for anything where a missed or mistaken sound does harm, such as alarms, \
+medicine or evidence.
+* Under which conditions it may be passed on depends on the weights it started from and on the clips it was trained \
+on; see their licences.
+"""
 
 
-def _metrics(metrics: dict[str, Any] | None) -> list[str]:
-    """Return the lines of the metrics section."""
+def _metrics(metrics: dict[str, Any] | None) -> str:
+    """Return the metrics section."""
     if metrics is None:
-        return ["The run was not finished when this model was saved: there are none."]
+        return "The run was not finished when this model was saved: there are none."
     lines = []
     if metrics["collapsed"]:
         lines += [
@@ -103,19 +92,16 @@ def _metrics(metrics: dict[str, Any] | None) -> list[str]:
         f"| Split | Direction | {' | '.join(MEASURES.values())} | Candidates |",
         "|---|---|" + "---:|" * (len(MEASURES) + 1),
     ]
-    for split in ("val", "test"):
+    for row, measured, split in (("val", "val", "val"), ("test", "test", "test"), ("test, chance", "chance", "test")):
         for direction in DIRECTIONS:
-            measured = metrics[split][direction]
-            cells = [f"{measured[name]:.1f}" for name in MEASURES]
-            lines.append(f"| {split} | {_words(direction)} | {' | '.join(cells)} | {measured['pool']} |")
-    for direction in DIRECTIONS:
-        by_chance = metrics["chance"][direction]
-        cells = [f"{by_chance[name]:.1f}" if name in by_chance else "" for name in MEASURES]
-        pool = metrics["test"][direction]["pool"]
-        lines.append(f"| test, chance | {_words(direction)} | {' | '.join(cells)} | {pool} |")
+            values = metrics[measured][direction]
+            cells = [f"{values[name]:.1f}" if name in values else "" for name in MEASURES]
+            pool = metrics[split][direction]["pool"]
+            words = direction.replace("_", " ").capitalize()
+            lines.append(f"| {row} | {words} | {' | '.join(cells)} | {pool} |")
     clips = metrics["clips"]
     lines += ["", f"Clips: {clips['train']} to train on, {clips['val']} to select on, {clips['test']} to test."]
-    return lines
+    return "\n".join(lines)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -127,10 +113,6 @@ def _settings(config: Config) -> dict[str, Any]:
         if settings[name] is not None and Path(settings[name]).is_absolute():
             settings[name] = Path(settings[name]).name
     return settings
-
-
-def _words(direction: str) -> str:
-    return direction.replace("_", " ").capitalize()
 
 
 def _cell(value: object) -> str:

@@ -1,7 +1,7 @@
 """A trained model in use: embeddings of clips and captions, search in both directions, export to one folder."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,7 @@ class Retriever:
     was trained in; in float32 for fp16 on a CPU.
 
     Args:
-        model: the model of a run.
-        tokenizer: its tokenizer.
-        config: its settings.
+        model: the model of a run, with its ``tokenizer`` and its settings, ``config``.
         metrics: those of the finished run, for the model card.
         device: where to compute; None: on the GPU if there is one.
     """
@@ -77,7 +75,9 @@ class Retriever:
         self.precision = "no" if config.precision == "fp16" and self.device.type == "cpu" else config.precision
         self.embedding_size: int = model.heads.audio[-1].out_features  # type: ignore[assignment]
         self._spec = MODELS[config.model]
-        self._autocast = partial(_autocast, self.precision, self.device)
+        # As Accelerate does it; Accelerate itself allows one precision per process.
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        self._autocast = partial(torch.autocast, self.device.type, dtype) if dtype else nullcontext
         self._encoder = BatchEncoder(self.model, self.device, self._autocast, config.workers)
 
     @classmethod
@@ -99,8 +99,19 @@ class Retriever:
         Raises:
             InputError: the folder holds something other than a saved model, or cannot be written.
         """
+
+        def write(beside: Path) -> None:
+            save_tensors(beside / MODEL_WEIGHTS, self.model.state_dict())
+            write_json(beside / CONFIG, self.config.as_dict())
+            self._spec.text.save(beside / TEXT_ENCODER, self.model.text_encoder, self.tokenizer)
+            if self.metrics is not None:
+                write_json(beside / METRICS, self.metrics)
+            number = sum(parameter.numel() for parameter in self.model.parameters())
+            card = model_card(self.config, self.metrics, parameters=number, embedding_size=self.embedding_size)
+            write_text(beside / README, card)
+
         names = (MODEL_WEIGHTS, CONFIG, TEXT_ENCODER, METRICS, README)
-        replace_folder(Path(folder), partial(_write_files, self), names=names, kind="a saved model")
+        replace_folder(Path(folder), write, names=names, kind="a saved model")
 
     def embed_audio(self, paths: Sequence[str | Path]) -> Tensor:
         """Embed audio files of any length, rate and channel count: ``[N, D]``, normalised float32 on the CPU.
@@ -139,7 +150,12 @@ class Retriever:
         if isinstance(captions, str):
             raise InputError(f"expected a list of captions, got one: {printable(captions)}")
         for caption in captions:
-            _require_text(caption)
+            try:
+                empty = not caption.encode().strip()
+            except UnicodeEncodeError as error:
+                raise InputError(f"expected a caption in UTF-8, got {printable(caption)}") from error
+            if empty:
+                raise InputError(f"expected a caption with text, got {caption!r}")
         if not captions:
             return torch.empty(0, self.embedding_size)
         sentences, text_of_caption = unique(self._spec.text.tokenize(self.tokenizer, list(captions)))
@@ -161,13 +177,10 @@ class Retriever:
         return self.caption_index(captions, index).nearest(query, top)
 
     def audio_index(self, folder: str | Path, index: str | Path | None = None) -> Index:
-        """Load or update the index of a folder of audio: only new and changed clips are embedded.
+        """Load or update the index of a folder of audio and its subfolders: only new and changed clips are embedded.
 
-        Files that cannot be read are skipped, each with a warning.
-
-        Args:
-            folder: a folder; it and its subfolders are searched for audio files.
-            index: a folder for the embeddings, of this folder and of others; None: FOLDER.index beside it.
+        Files that cannot be read are skipped, each with a warning. ``index`` is a folder for the embeddings, of this
+        folder and of others; None: FOLDER.index beside it.
 
         Raises:
             InputError: no clip can be read, or the index cannot be written.
@@ -182,9 +195,9 @@ class Retriever:
             remaining = iter(names)
             files = [folder / name for name in names]
             for features, reasons in self._encoder.clips(_ReadableWaveforms(files, self.config.clip_seconds)):
-                rows = iter(self._apply_head(audio=features))
-                batch = zip(reasons, remaining, strict=False)
-                yield [(name, reason or _embedding_if_finite(next(rows))) for reason, name in batch]
+                embeddings = self._apply_head(audio=features)
+                rows = (row if row.isfinite().all() else "its embedding is not finite" for row in embeddings)
+                yield [(name, reason or next(rows)) for reason, name in zip(reasons, remaining, strict=False)]
 
         found = load_or_update(index_path(folder, self._audio_key, index), versions, embed)
         skipped = {**unopened, **found.skipped}
@@ -199,9 +212,8 @@ class Retriever:
     def caption_index(self, captions: str | Path, index: str | Path | None = None) -> Index:
         """Load or update the index of the unique captions in a file: only new ones are embedded.
 
-        Args:
-            captions: text in UTF-8, one caption per line; or a table file_name,caption,... whose name ends in .csv.
-            index: a folder for the embeddings, of this file and of others; None: FILE.index beside it.
+        The file is text in UTF-8, one caption per line; or a table file_name,caption,... whose name ends in .csv.
+        ``index`` is a folder for the embeddings, of this file and of others; None: FILE.index beside it.
 
         Raises:
             InputError: the file is something else, or the index cannot be written.
@@ -219,46 +231,23 @@ class Retriever:
 
     @cached_property
     def _audio_key(self) -> str:
-        settings = [self._spec.audio.front_end, self.config.clip_seconds, self.precision, self.device.type]
-        return f"audio-{_index_key(self.model.audio_encoder, self.model.heads.audio, settings)}"
+        settings = self._spec.audio.front_end, self.config.clip_seconds
+        return f"audio-{self._key(self.model.audio_encoder, self.model.heads.audio, *settings)}"
 
     @cached_property
     def _text_key(self) -> str:
-        of_encoder = self._spec.text.settings(self.model.text_encoder, self.tokenizer)
-        settings = [*of_encoder, self.precision, self.device.type]
-        return f"text-{_index_key(self.model.text_encoder, self.model.heads.text, settings)}"
+        settings = self._spec.text.settings(self.model.text_encoder, self.tokenizer)
+        return f"text-{self._key(self.model.text_encoder, self.model.heads.text, *settings)}"
+
+    def _key(self, encoder: nn.Module, head: nn.Module, *settings: object) -> str:
+        weights = [checksum(part.state_dict()) for part in (encoder, head)]
+        return cache_key(weights, *settings, self.precision, self.device.type)
 
     def _apply_head(self, **features: Tensor) -> Tensor:
         """Map features of clips or of captions to embeddings, ``[B, D]``, on the CPU."""
         with torch.no_grad(), self._autocast():
             embeddings: Tensor = next(made for made in self.model.heads(**features) if made is not None)
         return embeddings.cpu()
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of Accelerate's autocast; Accelerate itself allows one precision per process."""
-    if precision == "no":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def _index_key(encoder: nn.Module, head: nn.Module, settings: list[Any]) -> str:
-    """Return a file name for embeddings of these weights and settings."""
-    return cache_key([checksum(part.state_dict()) for part in (encoder, head)], *settings)
-
-
-def _write_files(retriever: Retriever, folder: Path) -> None:
-    """Write the files of a saved model into an empty folder."""
-    save_tensors(folder / MODEL_WEIGHTS, retriever.model.state_dict())
-    write_json(folder / CONFIG, retriever.config.as_dict())
-    MODELS[retriever.config.model].text.save(folder / TEXT_ENCODER, retriever.model.text_encoder, retriever.tokenizer)
-    if retriever.metrics is not None:
-        write_json(folder / METRICS, retriever.metrics)
-    parameters = sum(parameter.numel() for parameter in retriever.model.parameters())
-    card = model_card(
-        retriever.config, retriever.metrics, parameters=parameters, embedding_size=retriever.embedding_size
-    )
-    write_text(folder / README, card)
 
 
 def _read_config(folder: Path) -> Config:
@@ -286,23 +275,9 @@ class _ReadableWaveforms(Dataset[Tensor | str]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor | str:
-        found = find_fault(self.files[index])
-        if found is not None:
+        if found := find_fault(self.files[index]):
             return f"{found.status}: {found.reason}"
         try:
             return load_waveform(self.files[index], self.seconds)
         except InputError as error:
             return str(error)
-
-
-def _embedding_if_finite(embedding: Tensor) -> Tensor | str:
-    return embedding if bool(embedding.isfinite().all()) else "its embedding is not finite"
-
-
-def _require_text(caption: str) -> None:
-    try:
-        empty = not caption.encode().strip()
-    except UnicodeEncodeError as error:
-        raise InputError(f"expected a caption in UTF-8, got {printable(caption)}") from error
-    if empty:
-        raise InputError(f"expected a caption with text, got {caption!r}")

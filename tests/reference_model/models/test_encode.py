@@ -56,7 +56,7 @@ def test_clips_are_encoded_in_batches_of_32(model: DualEncoder, workers: int) ->
     batches = list(encoder(model, workers).clips(Items(list(clips))))
     assert [reasons for _, reasons in batches] == [[None] * 32, [None] * 8]
     with torch.no_grad():
-        expected = [model.encode_audio(part) for part in clips.split(32)]
+        expected = [model.audio_encoder(part) for part in clips.split(32)]
     for (features, _), rows in zip(batches, expected, strict=True):
         assert torch.equal(features, rows)
         assert not features.requires_grad
@@ -68,7 +68,7 @@ def test_a_clip_without_a_waveform_has_a_reason_and_no_row(model: DualEncoder) -
     first, second = encoder(model).clips(Items(items))
     assert first[1] == [None, "missing: no such file", None, *["gone"] * 29]
     with torch.no_grad():
-        assert torch.equal(first[0], model.encode_audio(clips[:2]))
+        assert torch.equal(first[0], model.audio_encoder(clips[:2]))
     assert second[1] == ["silent", "gone", "gone"]
     assert second[0].shape == (0, model.audio_encoder.output_size)
 
@@ -77,7 +77,7 @@ def test_captions_are_encoded_in_batches_of_32_padded_to_their_longest(model: Du
     token_ids = [[2, *[5] * (1 + k % 7), 3] for k in range(33)] + [[2, 6, 3]]
     batches = list(encoder(model).captions(token_ids))
     with torch.no_grad():
-        expected = [model.encode_text(**pad_tokens(part)) for part in (token_ids[:32], token_ids[32:])]
+        expected = [model.text_encoder(**pad_tokens(part)) for part in (token_ids[:32], token_ids[32:])]
     assert [len(features) for features in batches] == [32, 2]
     assert all(torch.equal(features, rows) for features, rows in zip(batches, expected, strict=True))
     assert list(encoder(model).captions([])) == []
@@ -88,7 +88,7 @@ def test_features_of_mixed_precision_are_float32(model: DualEncoder) -> None:
     ((audio, _),) = bf16.clips(Items(list(waveforms(2))))
     (text,) = bf16.captions([[2, 5, 3]])
     with torch.no_grad():
-        plain = (model.encode_audio(waveforms(2)), model.encode_text(**pad_tokens([[2, 5, 3]])))
+        plain = (model.audio_encoder(waveforms(2)), model.text_encoder(**pad_tokens([[2, 5, 3]])))
     for features, rows in zip((audio, text), plain, strict=True):
         assert features.dtype == torch.float32
         assert not torch.equal(features, rows)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, RandomSampler
 
 from reference_model import InputError
@@ -22,8 +22,10 @@ from reference_model.data.dataset import captions_of, read_split
 from reference_model.data.manifest import audio_checksums
 from reference_model.models import bert as text_encoder
 from reference_model.models import features
-from reference_model.models.dual_encoder import DualEncoder, new_model
+from reference_model.models.bert import BertEncoder
+from reference_model.models.dual_encoder import new_model
 from reference_model.models.features import FeatureBatches, Features, cached_features
+from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training import trainer as train
 from reference_model.training.step import Step
@@ -94,16 +96,13 @@ def test_padding_of_captions_changes_features_by_rounding_only(frozen: Config, t
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record which encoders are used from here on."""
     used: list[str] = []
-    for name in ("encode_audio", "encode_text"):
-        original = getattr(DualEncoder, name)
+    for encoder in (ResNet38, BertEncoder):
 
-        def noted(
-            self: DualEncoder, *arguments: Tensor, _name: str = name, _original: Any = original, **more: Tensor
-        ) -> Any:
-            used.append(_name)
-            return _original(self, *arguments, **more)
+        def noted(self: nn.Module, *inputs: Tensor, _original: Any = encoder.forward, **more: Tensor) -> Any:
+            used.append(type(self).__name__)
+            return _original(self, *inputs, **more)
 
-        monkeypatch.setattr(DualEncoder, name, noted)
+        monkeypatch.setattr(encoder, "forward", noted)
     return used
 
 
@@ -121,15 +120,15 @@ def test_runs_share_cached_features(frozen: Config, tmp_path: Path, monkeypatch:
     train.train(replace(frozen, loss="triplet_sum", batch_size=8, learning_rate=1e-4), tmp_path / "other")
     assert not used
     train.train(replace(frozen, seed=1), tmp_path / "seed")  # other weights of the tiny encoders
-    assert set(used) == {"encode_audio", "encode_text"}
+    assert set(used) == {"ResNet38", "BertEncoder"}
     used.clear()
     train.train(replace(frozen, clip_seconds=0.4), tmp_path / "shorter")
-    assert set(used) == {"encode_audio"}
+    assert set(used) == {"ResNet38"}
     used.clear()
     some, other = sorted((data / "Synthetic" / "waveforms" / "val").iterdir())[:2]
     shutil.copyfile(some, other)
     train.train(frozen, tmp_path / "clip")
-    assert used == ["encode_audio"]  # of the val split
+    assert used == ["ResNet38"]  # of the val split
 
 
 def test_an_interrupted_computation_goes_on_with_the_next_part(
