@@ -42,13 +42,9 @@ def pretrained(name: str, *, dropout: float = 0.1) -> tuple[BertEncoder, PreTrai
         if (kind := AutoConfig.from_pretrained(name).model_type) != "bert":
             raise ValueError(f"a model of type {kind}")
         tokenizer = AutoTokenizer.from_pretrained(name)
+        dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         bert, loading = BertModel.from_pretrained(
-            name,
-            add_pooling_layer=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+            name, add_pooling_layer=False, use_safetensors=True, output_loading_info=True, **dropouts
         )
         if loading["missing_keys"]:
             raise ValueError(f"a file without {sorted(loading['missing_keys'])[0]}")

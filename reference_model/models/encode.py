@@ -38,15 +38,10 @@ class BatchEncoder:
         """
         number: int = len(waveforms)  # type: ignore[arg-type]
         workers = self.workers if number > ENCODING_BATCH else 0
-        loader = data_loader(
-            waveforms, workers, self.device, batch_size=ENCODING_BATCH, collate_fn=_separate_waveforms_and_reasons
-        )
+        loader = data_loader(waveforms, workers, self.device, batch_size=ENCODING_BATCH, collate_fn=_separate)
+        nothing = torch.empty(0, self.model.audio_encoder.output_size, device=self.device)
         for batch, reasons in _with_progress(read_batches(loader), len(loader), "embedding clips"):
-            if batch is None:
-                features = torch.empty(0, self.model.audio_encoder.output_size, device=self.device)
-            else:
-                features = self._run(self.model.audio_encoder, waveforms=batch)
-            yield features, reasons
+            yield nothing if batch is None else self._run(self.model.audio_encoder, waveforms=batch), reasons
 
     def captions(self, token_ids: list[list[int]]) -> Iterator[Tensor]:
         """Encode captions, batch by batch; yields their features, ``[b, output_size]``."""
@@ -67,7 +62,7 @@ def _with_progress(batches: Iterable[Any], number: int, description: str) -> Ite
         yield batch
 
 
-def _separate_waveforms_and_reasons(items: list[Tensor | str]) -> tuple[Tensor | None, list[str | None]]:
+def _separate(items: list[Tensor | str]) -> tuple[Tensor | None, list[str | None]]:
     """Stack the waveforms, ``[b, samples]``, if there are any; the list has a reason, or None, for every item."""
     waveforms = [item for item in items if isinstance(item, Tensor)]
     reasons = [item if isinstance(item, str) else None for item in items]

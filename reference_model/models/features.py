@@ -56,9 +56,9 @@ def compute_features(
     model: DualEncoder, clips: list[Clip], token_ids: list[list[int]], config: Config, accelerator: Accelerator
 ) -> Features:
     """Compute the features of clips and of all their captions in eval mode, on the accelerator's device."""
-    encoder = _encoder(model.eval(), config, accelerator)
+    encoder = BatchEncoder(model.eval(), accelerator.device, accelerator.autocast, config.workers)
     sentences, text_of_caption = unique(token_ids)
-    audio, text = _encode_clips(encoder, clips, config), _encode_captions(encoder, sentences)
+    audio, text = torch.cat(_encode_clips(encoder, clips, config)), torch.cat(list(encoder.captions(sentences)))
     return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
 
@@ -75,30 +75,22 @@ def cached_features(
 
     The checksums are the SHA-256 of the audio files. Features of other data sets and encoders may lie there too.
     """
-    encoder = _encoder(model.eval(), config, accelerator)
+    encoder = BatchEncoder(model.eval(), accelerator.device, accelerator.autocast, config.workers)
     sentences, text_of_caption = unique(token_ids)
     machine = [config.precision, accelerator.device.type]
     settings = [MODELS[config.model].audio.front_end, config.clip_seconds, *machine]
     rows = folder / f"audio-{cache_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}"
-    audio = _cached_rows(rows, len(clips), lambda part: _encode_clips(encoder, clips[part], config), accelerator)
+    audio = _cached(rows, len(clips), lambda part: _encode_clips(encoder, clips[part], config), accelerator)
     rows = folder / f"text-{cache_key(checksum(model.text_encoder.state_dict()), machine, sentences)}"
-    text = _cached_rows(rows, len(sentences), lambda part: _encode_captions(encoder, sentences[part]), accelerator)
+    text = _cached(rows, len(sentences), lambda part: list(encoder.captions(sentences[part])), accelerator)
     return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
 
-def _encoder(model: DualEncoder, config: Config, accelerator: Accelerator) -> BatchEncoder:
-    return BatchEncoder(model, accelerator.device, accelerator.autocast, config.workers)
+def _encode_clips(encoder: BatchEncoder, clips: list[Clip], config: Config) -> list[Tensor]:
+    return [features for features, _ in encoder.clips(Waveforms(clips, config.clip_seconds))]
 
 
-def _encode_clips(encoder: BatchEncoder, clips: list[Clip], config: Config) -> Tensor:
-    return torch.cat([features for features, _ in encoder.clips(Waveforms(clips, config.clip_seconds))])
-
-
-def _encode_captions(encoder: BatchEncoder, sentences: list[list[int]]) -> Tensor:
-    return torch.cat(list(encoder.captions(sentences)))
-
-
-def _cached_rows(folder: Path, number: int, encode: Callable[[slice], Tensor], accelerator: Accelerator) -> Tensor:
+def _cached(folder: Path, number: int, encode: Callable[[slice], list[Tensor]], accelerator: Accelerator) -> Tensor:
     """Read rows 0 to number; every process first computes its share of the parts that are missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +105,7 @@ def _cached_rows(folder: Path, number: int, encode: Callable[[slice], Tensor], a
     for part, path in tqdm(missing, description, leave=False, unit="part", disable=not missing):
         with FileLock(path.with_suffix(".lock")):  # another run may compute the same part
             if not path.exists():
-                save_tensors(path, {"features": encode(part)})
+                save_tensors(path, {"features": torch.cat(encode(part))})
     accelerator.wait_for_everyone()
     return torch.cat([load_tensors(path)[0]["features"] for path in paths])
 

@@ -14,19 +14,14 @@ from reference_model import InputError
 from reference_model.models.resnet38 import ResNet38
 
 # Constructors of arrays and of numbers in a pickle that NumPy wrote.
-_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
-_SCALAR: Any = np.float64().__reduce__()[0]
+_CONSTRUCTORS: list[Any] = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
 # Published checkpoints hold the state of a sampler beside the model: NumPy objects, by their names in NumPy 1 and 2.
 _ALLOWED: list[Any] = [
     bytes,
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"},
-    *(
-        (function, f"numpy.{core}.multiarray.{name}")
-        for name, function in (("_reconstruct", _RECONSTRUCT), ("scalar", _SCALAR))
-        for core in ("core", "_core")
-    ),
+    *((make, f"numpy.{core}.multiarray.{make.__name__}") for make in _CONSTRUCTORS for core in ("core", "_core")),
 ]
 # First words of the names of arrays that belong to the front-end and the classifier, which are not loaded.
 _DROPPED = ("fc", "spectrogram_extractor", "logmel_extractor")

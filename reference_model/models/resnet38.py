@@ -81,9 +81,8 @@ class ResNet38(nn.Module):
         self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
         self.conv_block1 = ConvBlock(1, channels[0], pool=2)
         self.resnet = nn.Sequential()
-        for layer, (depth, inputs, outputs) in enumerate(
-            zip((3, 4, 6, 3), channels[:4], channels[1:5], strict=True), start=1
-        ):
+        for layer, depth in enumerate((3, 4, 6, 3), start=1):
+            inputs, outputs = channels[layer - 1 : layer + 1]
             first = BasicBlock(inputs, outputs, stride=1 if layer == 1 else 2, dropout=dropout)
             rest = [BasicBlock(outputs, outputs, stride=1, dropout=dropout) for _ in range(depth - 1)]
             self.resnet.add_module(f"layer{layer}", nn.Sequential(first, *rest))

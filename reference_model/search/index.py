@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +42,7 @@ import faiss
 if sys.platform == "darwin":
     faiss.omp_set_num_threads(1)
 
-# An index of millions takes long to write. So it is saved at most this often, and saving takes at most this share of
-# the time.
+# An index of millions takes long to write: it is saved at most this often, and in at most this share of the time.
 SECONDS_BETWEEN_SAVES = 30.0
 SHARE_OF_SAVES = 0.05
 
@@ -51,6 +50,8 @@ log = logging.getLogger(__name__)
 
 Version = list[int]  # of a file: size, and modification time in ns; of a caption: empty, because its text is its name
 ItemEmbeddings = list[tuple[str, Tensor | str]]  # names with embeddings, [D], or with the reasons why there are none
+Embed = Callable[[list[str]], Iterator[ItemEmbeddings]]  # computes those of items by name, in parts
+Entries = dict[str, tuple[Version, str | None]]  # by name: version, and the reason why there is no embedding
 
 
 class SearchResult(NamedTuple):
@@ -77,9 +78,7 @@ class Index:
         # Names decide between equal scores. So more items are fetched until the score of the last one is lower.
         fetched = min(top + 1, number)
         while True:
-            scores, rows = faiss.knn(
-                query[None].numpy(), self.embeddings.numpy(), fetched, metric=faiss.METRIC_INNER_PRODUCT
-            )
+            scores, rows = faiss.knn(query[None].numpy(), self.embeddings.numpy(), fetched, faiss.METRIC_INNER_PRODUCT)
             if fetched == number or scores[0, -1] < scores[0, top - 1]:
                 break
             fetched = min(2 * fetched, number)
@@ -121,13 +120,10 @@ def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]
     return versions, unopened
 
 
-def load_or_update(
-    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[ItemEmbeddings]]
-) -> Index:
+def load_or_update(path: Path, versions: Mapping[str, Version], embed: Embed) -> Index:
     """Return the index of these items, in this order; those that it lacks or has in another version are embedded.
 
-    ``embed`` yields embeddings, or reasons why there are none, of items by name, in parts. When several processes need
-    the same index at the same time, one of them embeds and the others wait.
+    When several processes need the same index at the same time, one of them embeds and the others wait.
     """
     stored = _read(path)
     if {name: version for name, (version, _) in stored.entries.items()} != versions:
@@ -140,42 +136,35 @@ def load_or_update(
 class _StoredIndex:
     """The content of an index file."""
 
-    entries: dict[str, tuple[Version, str | None]]  # by name: version, and the reason why there is no embedding
+    entries: Entries
     embeddings: Tensor  # [N, D], of the entries that have one, in their order
 
     def selected(self, versions: Mapping[str, Version]) -> "_StoredIndex":
         """Select the entries with these names and versions, in this order."""
-        entries = {
-            name: self.entries[name]
-            for name, version in versions.items()
-            if name in self.entries and self.entries[name][0] == version
-        }
-        if list(entries) == list(self.entries):
+        names = [name for name in versions if name in self.entries and self.entries[name][0] == versions[name]]
+        if names == list(self.entries):
             return self
-        row_of = {name: row for row, name in enumerate(self._embedded_names())}
-        rows = [row_of[name] for name in entries if name in row_of]
+        row_of = {name: row for row, name in enumerate(self.as_index().items)}
+        rows = [row_of[name] for name in names if name in row_of]
+        entries = {name: self.entries[name] for name in names}
         return _StoredIndex(entries, self.embeddings[torch.tensor(rows, dtype=torch.int64)])
 
-    def extended(self, entries: dict[str, tuple[Version, str | None]], rows: list[Tensor]) -> "_StoredIndex":
+    def extended(self, entries: Entries, rows: list[Tensor]) -> "_StoredIndex":
         """Append entries, and the embeddings of those that have one."""
         before = [self.embeddings] if len(self.embeddings) else []  # an empty one may have another width
         embeddings = torch.cat([*before, torch.stack(rows)]) if rows else self.embeddings
         return _StoredIndex(self.entries | entries, embeddings)
 
     def as_index(self) -> Index:
+        embedded = [name for name, (_, reason) in self.entries.items() if reason is None]
         skipped = {name: reason for name, (_, reason) in self.entries.items() if reason is not None}
-        return Index(self._embedded_names(), self.embeddings, skipped)
-
-    def _embedded_names(self) -> list[str]:
-        return [name for name, (_, reason) in self.entries.items() if reason is None]
+        return Index(embedded, self.embeddings, skipped)
 
 
-def _update(
-    path: Path, versions: Mapping[str, Version], embed: Callable[[list[str]], Iterator[ItemEmbeddings]]
-) -> _StoredIndex:
+def _update(path: Path, versions: Mapping[str, Version], embed: Embed) -> _StoredIndex:
     """Embed the items that the index lacks, and save it from time to time and at the end."""
     stored = _read(path).selected(versions)  # read again: another process may have updated it
-    entries: dict[str, tuple[Version, str | None]] = {}
+    entries: Entries = {}
     rows: list[Tensor] = []
 
     def save() -> float:
@@ -185,7 +174,10 @@ def _update(
         stored = stored.extended(entries, rows).selected(versions)
         entries.clear()
         rows.clear()
-        _write(path, stored)
+        listed = json.dumps([[name, *entry] for name, entry in stored.entries.items()]).encode()
+        text = torch.frombuffer(bytearray(listed), dtype=torch.uint8)  # safetensors limits its header to 100 MB
+        with _write_errors_refused(path):
+            save_tensors(path, {"embeddings": stored.embeddings, "entries": text})
         ended = time.monotonic()
         return ended + max(SECONDS_BETWEEN_SAVES, (ended - started) / SHARE_OF_SAVES)
 
@@ -207,13 +199,6 @@ def _update(
     return stored
 
 
-def _write(path: Path, stored: _StoredIndex) -> None:
-    entries = json.dumps([[name, *entry] for name, entry in stored.entries.items()])
-    text = torch.frombuffer(bytearray(entries.encode()), dtype=torch.uint8)  # safetensors limits its header to 100 MB
-    with _write_errors_refused(path):
-        save_tensors(path, {"embeddings": stored.embeddings, "entries": text})
-
-
 def _read(path: Path) -> _StoredIndex:
     if not path.exists():
         return _StoredIndex({}, torch.empty(0, 0))
@@ -228,24 +213,19 @@ def _read(path: Path) -> _StoredIndex:
     return stored
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> AbstractContextManager[Any]:
     """Lock an index for this process while it is updated. The system releases the lock when the process ends."""
     lock = FileLock(path.with_suffix(".lock"))
     with _write_errors_refused(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
             log.warning("another process is at work on %s: waiting for it", path)
-        while not lock.is_locked:
+        while True:
             raise_if_stop_requested()
             with suppress(Timeout):
-                lock.acquire(timeout=1)
-    try:
-        yield
-    finally:
-        lock.release()
+                return lock.acquire(timeout=1)
 
 
 @contextmanager

@@ -6,18 +6,12 @@ from typing import Any
 from reference_model.config import Config
 from reference_model.evaluation.metrics import DIRECTIONS
 
-FRONT_MATTER = """---
-library_name: crossmodal_losses
-pipeline_tag: feature-extraction
-tags:
-- audio
-- audio-text-retrieval
-- cross-modal-retrieval
-- metric-learning
----
-"""
 MEASURES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP@10": "mAP@10", "median_rank": "Median rank"}
 TONES = "Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
+COLLAPSED = """> **Warning: this model has collapsed.** At the end of training all similarities of the validation \
+pairs were alike, so that its rankings are little better than chance.
+
+"""
 PAPER = "[On Metric Learning for Audio-Text Cross-Modal Retrieval](https://arxiv.org/abs/2203.15537) (Mei et al. 2022)"
 
 
@@ -29,7 +23,16 @@ def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: in
     millions = parameters / 1e6
     dataset = _cell(config.dataset)
     settings = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _settings(config).items())
-    return f"""{FRONT_MATTER}
+    return f"""---
+library_name: crossmodal_losses
+pipeline_tag: feature-extraction
+tags:
+- audio
+- audio-text-retrieval
+- cross-modal-retrieval
+- metric-learning
+---
+
 # {config.loss} on {dataset}: sounds and their descriptions in one space
 
 {encoders}, {millions:.1f} million parameters, embed audio clips and captions as {embedding_size} numbers each, \
@@ -78,30 +81,23 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
     """Return the metrics section."""
     if metrics is None:
         return "The run was not finished when this model was saved: there are none."
-    lines = []
-    if metrics["collapsed"]:
-        lines += [
-            "> **Warning: this model has collapsed.** At the end of training all similarities of the validation pairs "
-            "were alike, so that its rankings are little better than chance.",
-            "",
-        ]
-    lines += [
-        f"Epoch {metrics['best_epoch']}, the best on the validation set; R@k and mAP@10 in %. Candidates: the clips or "
-        "captions that are ranked for each query.",
-        "",
-        f"| Split | Direction | {' | '.join(MEASURES.values())} | Candidates |",
-        "|---|---|" + "---:|" * (len(MEASURES) + 1),
-    ]
+    rows = []
     for row, measured, split in (("val", "val", "val"), ("test", "test", "test"), ("test, chance", "chance", "test")):
         for direction in DIRECTIONS:
             values = metrics[measured][direction]
             cells = [f"{values[name]:.1f}" if name in values else "" for name in MEASURES]
-            pool = metrics[split][direction]["pool"]
-            words = direction.replace("_", " ").capitalize()
-            lines.append(f"| {row} | {words} | {' | '.join(cells)} | {pool} |")
-    clips = metrics["clips"]
-    lines += ["", f"Clips: {clips['train']} to train on, {clips['val']} to select on, {clips['test']} to test."]
-    return "\n".join(lines)
+            cells = [row, direction.replace("_", " ").capitalize(), *cells, str(metrics[split][direction]["pool"])]
+            rows.append(f"| {' | '.join(cells)} |")
+    table, clips = "\n".join(rows), metrics["clips"]
+    return f"""{COLLAPSED if metrics["collapsed"] else ""}\
+Epoch {metrics["best_epoch"]}, the best on the validation set; R@k and mAP@10 in %. Candidates: the clips or \
+captions that are ranked for each query.
+
+| Split | Direction | {" | ".join(MEASURES.values())} | Candidates |
+|---|---|{"---:|" * (len(MEASURES) + 1)}
+{table}
+
+Clips: {clips["train"]} to train on, {clips["val"]} to select on, {clips["test"]} to test."""
 
 
 def _settings(config: Config) -> dict[str, Any]:
