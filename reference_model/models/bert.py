@@ -92,8 +92,7 @@ def train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
         vocab_size=VOCABULARY, special_tokens=tokens, continuing_subword_prefix="", show_progress=False
     )
     wordpiece.train_from_iterator(captions, trainer)
-    ends = [(token, tokens.index(token)) for token in ("[SEP]", "[CLS]")]
-    wordpiece.post_processor = processors.BertProcessing(*ends)
+    wordpiece.post_processor = processors.BertProcessing(*((end, tokens.index(end)) for end in ("[SEP]", "[CLS]")))
     return PreTrainedTokenizerFast(tokenizer_object=wordpiece, **special)
 
 

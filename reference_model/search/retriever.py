@@ -75,8 +75,7 @@ class Retriever:
         self.precision = "no" if config.precision == "fp16" and self.device.type == "cpu" else config.precision
         self.embedding_size: int = model.heads.audio[-1].out_features  # type: ignore[assignment]
         self._spec = MODELS[config.model]
-        # As Accelerate does it; Accelerate itself allows one precision per process.
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)  # Accelerate allows one per process
         self._autocast = partial(torch.autocast, self.device.type, dtype) if dtype else nullcontext
         self._encoder = BatchEncoder(self.model, self.device, self._autocast, config.workers)
 
@@ -149,18 +148,11 @@ class Retriever:
         """
         if isinstance(captions, str):
             raise InputError(f"expected a list of captions, got one: {printable(captions)}")
-        for caption in captions:
-            try:
-                empty = not caption.encode().strip()
-            except UnicodeEncodeError as error:
-                raise InputError(f"expected a caption in UTF-8, got {printable(caption)}") from error
-            if empty:
-                raise InputError(f"expected a caption with text, got {caption!r}")
+        _check_captions(captions)
         if not captions:
             return torch.empty(0, self.embedding_size)
         sentences, text_of_caption = unique(self._spec.text.tokenize(self.tokenizer, list(captions)))
-        features = torch.cat(list(self._encoder.captions(sentences)))
-        return self._apply_head(text=features)[text_of_caption]
+        return self._apply_head(text=torch.cat(list(self._encoder.captions(sentences))))[text_of_caption]
 
     def find_audio(
         self, caption: str, folder: str | Path, top: int = 10, *, index: str | Path | None = None
@@ -231,23 +223,34 @@ class Retriever:
 
     @cached_property
     def _audio_key(self) -> str:
-        settings = self._spec.audio.front_end, self.config.clip_seconds
-        return f"audio-{self._key(self.model.audio_encoder, self.model.heads.audio, *settings)}"
+        settings = [self._spec.audio.front_end, self.config.clip_seconds, self.precision, self.device.type]
+        return f"audio-{_index_key(self.model.audio_encoder, self.model.heads.audio, settings)}"
 
     @cached_property
     def _text_key(self) -> str:
-        settings = self._spec.text.settings(self.model.text_encoder, self.tokenizer)
-        return f"text-{self._key(self.model.text_encoder, self.model.heads.text, *settings)}"
-
-    def _key(self, encoder: nn.Module, head: nn.Module, *settings: object) -> str:
-        weights = [checksum(part.state_dict()) for part in (encoder, head)]
-        return cache_key(weights, *settings, self.precision, self.device.type)
+        encoder, head = self.model.text_encoder, self.model.heads.text
+        settings = [*self._spec.text.settings(encoder, self.tokenizer), self.precision, self.device.type]
+        return f"text-{_index_key(encoder, head, settings)}"
 
     def _apply_head(self, **features: Tensor) -> Tensor:
         """Map features of clips or of captions to embeddings, ``[B, D]``, on the CPU."""
         with torch.no_grad(), self._autocast():
             embeddings: Tensor = next(made for made in self.model.heads(**features) if made is not None)
         return embeddings.cpu()
+
+
+def _index_key(encoder: nn.Module, head: nn.Module, settings: list[Any]) -> str:
+    return cache_key([checksum(part.state_dict()) for part in (encoder, head)], *settings)
+
+
+def _check_captions(captions: Sequence[str]) -> None:
+    for caption in captions:
+        try:
+            empty = not caption.encode().strip()
+        except UnicodeEncodeError as error:
+            raise InputError(f"expected a caption in UTF-8, got {printable(caption)}") from error
+        if empty:
+            raise InputError(f"expected a caption with text, got {caption!r}")
 
 
 def _read_config(folder: Path) -> Config:
