@@ -380,18 +380,9 @@ def test_no_process_outlives_a_killed_one(tmp_path: Path) -> None:
         (tmp_path / "raw" / f"{split}.csv").write_text("file_name,caption\n" + "".join(f"{n},x\n" for n in names))
         for name in names:
             os.link(long, tmp_path / "raw" / split / name)
-    command: list[str | Path] = [
-        "prepare",
-        "--raw",
-        tmp_path / "raw",
-        "--dataset",
-        "Mine",
-        "--data",
-        tmp_path,
-        "--workers",
-        "2",
-    ]
-    first = subprocess.Popen([sys.executable, "-m", "reference_model", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    options: list[str | Path] = ["--dataset", "Mine", "--raw", tmp_path / "raw", "--data", tmp_path, "--workers", "2"]
+    command = [sys.executable, "-m", "reference_model", "prepare", *options]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     waveforms = tmp_path / "Mine" / "waveforms"
     assert within(60, lambda: len(list(waveforms.glob("*/[0-9]*.wav"))) >= 2)
     others = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
