@@ -1,6 +1,7 @@
 """The synthetic corpus depends on its seed alone, has the standard layout, and its captions describe its sounds."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,11 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
-    first, second, other = (tmp_path / name for name in "abc")
-    synthesize(SMALL, first)
-    synthesize(SMALL, second)
-    synthesize(Corpus(train=4, val=2, test=2, seconds=0.5, seed=1), other)
-    assert contents(first) == contents(second)
-    assert contents(first).keys() == contents(other).keys()
-    assert not {item for item in contents(first).items() & contents(other).items() if item[0].endswith(".wav")}
+    corpora = SMALL, SMALL, replace(SMALL, seed=1)
+    first, second, other = (contents(synthesize(corpus, tmp_path / str(k))) for k, corpus in enumerate(corpora))
+    assert first == second
+    assert first.keys() == other.keys()
+    assert not {name for name, _ in first.items() & other.items() if name.endswith(".wav")}
 
 
 def test_an_interrupted_rendering_continues(tmp_path: Path) -> None:
@@ -47,7 +46,7 @@ def test_an_interrupted_rendering_continues(tmp_path: Path) -> None:
 def test_what_is_there_already_is_not_overwritten(tmp_path: Path) -> None:
     synthesize(SMALL, tmp_path)
     with pytest.raises(InputError, match="to be new or of the same settings, got a corpus of others"):
-        synthesize(Corpus(train=5, val=2, test=2, seconds=0.5), tmp_path)
+        synthesize(replace(SMALL, train=5), tmp_path)
     (tmp_path / "foreign" / "Synthetic").mkdir(parents=True)
     with pytest.raises(InputError, match=r"got a folder without corpus\.json"):
         synthesize(SMALL, tmp_path / "foreign")

@@ -44,8 +44,7 @@ def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seed
     rows = [x for loss in losses for x in ("--losses", loss)] + [x for seed in seeds for x in ("--seeds", seed)]
     found = [
         "reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5,
-        "--encoders", "frozen", *rows, "--epochs", 2, "--workers", 0, "--out", out,
-        *more,
+        "--encoders", "frozen", *rows, "--epochs", 2, "--workers", 0, "--out", out, *more,
     ]  # fmt: skip
     return [str(argument) for argument in found]
 
