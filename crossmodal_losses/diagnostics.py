@@ -46,12 +46,7 @@ class Diagnosis:
 
 
 def _statistics_of_rows(S: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return statistics of one direction, in which the rows are the anchors.
-
-    Returns:
-        The sum of the hardest negatives, the number of violating negatives, and the mask of the anchors whose positive
-        is more similar than all negatives, ``[B]``.
-    """
+    """The sum of the rows' hardest negatives, the number of violating ones, and the rows that find their positive."""
     positive, hardest, has_negative = S.diagonal(), hardest_negative(S, negative), negative.any(1)
     violating = (margin + S > positive[:, None]) & negative
     return torch.where(has_negative, hardest, 0).sum(), violating.sum(), (positive > hardest) | ~has_negative

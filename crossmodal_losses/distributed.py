@@ -22,18 +22,9 @@ from crossmodal_losses.losses.base import PairLoss
 
 
 def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, Any]]:
-    """Gather a dict from every rank, and require all of them to be equal.
+    """Gather what every rank says of its arguments; raise one error on all ranks if one has an error, or they differ.
 
-    Args:
-        group: the process group.
-        said: facts about this rank's arguments. Those whose names begin with "its" may differ between ranks; "its
-            error" is None, or the name and the message of an error.
-
-    Returns:
-        The dicts of all ranks.
-
-    Raises:
-        TypeError, ValueError: a rank has an error, or the ranks differ; the same error on every rank.
+    Facts whose names begin with "its" may differ; "its error" is None, or the name and the message of an error.
     """
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, said, group=group)

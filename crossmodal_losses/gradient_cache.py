@@ -13,6 +13,7 @@ change when they are called (DistributedDataParallel, normalisation layers) from
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,11 +27,7 @@ Encoder = Callable[[Any], Tensor]
 
 
 def _map_tensors(name: str, inputs: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Replace every tensor of nested inputs by ``function(tensor)``, in a fixed order.
-
-    Raises:
-        TypeError: the inputs, called ``name`` in the message, hold something else than tensors.
-    """
+    """Replace every tensor of nested inputs, called ``name`` in an error, by ``function(tensor)``, in a fixed order."""
     if inputs is None:
         return None
     if isinstance(inputs, Tensor):
@@ -78,11 +75,8 @@ def _record_called_modules(called: list[nn.Module]) -> Iterator[None]:
         module_class.__call__ = original
 
 
-class _ReducerDuringBackward:
-    """Replacement of DistributedDataParallel's reducer, which must not be prepared again in a backward pass."""
-
-    def _rebuild_buckets(self) -> bool:
-        return False
+# In place of DistributedDataParallel's reducer, which must not be prepared again in a backward pass.
+_REDUCER_DURING_BACKWARD = SimpleNamespace(_rebuild_buckets=lambda: False)
 
 
 class _Recomputation(ExitStack):
@@ -90,9 +84,7 @@ class _Recomputation(ExitStack):
 
     Otherwise DistributedDataParallel would prepare for another backward pass in the middle of this one, and copy the
     buffers of rank 0 to all ranks; normalisation layers would count a micro-batch twice in their running statistics.
-
-    Args:
-        called: the modules that were called the first time.
+    The modules are those that were called the first time.
     """
 
     def __init__(self, called: list[nn.Module]) -> None:
@@ -104,7 +96,7 @@ class _Recomputation(ExitStack):
             if isinstance(module, DistributedDataParallel):
                 self.enter_context(module.no_sync())
                 self._set(module, "require_forward_param_sync", False)
-                self._set(module, "reducer", _ReducerDuringBackward())  # no_sync alone still calls the reducer
+                self._set(module, "reducer", _REDUCER_DURING_BACKWARD)  # no_sync alone still calls the reducer
             elif isinstance(module, NormalisationLayer):
                 for statistic in module.buffers(recurse=False):
                     # At the end of the context, restore the statistic; .data hides that from autograd, as torch does
@@ -161,6 +153,7 @@ class GradientCache(nn.Module):
         self.loss = loss
         self.micro_batch_size = micro_batch_size
 
+    @not_compiled  # torch.compile cannot follow what happens in the backward pass; encoders may be compiled
     def forward(
         self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None = None
     ) -> Tensor:
@@ -176,12 +169,6 @@ class GradientCache(nn.Module):
         Raises:
             TypeError, ValueError: the inputs, or the embeddings that an encoder returns, are not as described.
         """
-        return self._loss_of_batch(encode_x, encode_y, inputs_x, inputs_y, ids)
-
-    @not_compiled  # torch.compile cannot follow what happens in the backward pass; encoders may be compiled
-    def _loss_of_batch(
-        self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None
-    ) -> Tensor:
         tensors_x, tensors_y = _tensors_of("inputs_x", inputs_x), _tensors_of("inputs_y", inputs_y)
         size_x, size_y = len(tensors_x[0]), len(tensors_y[0])
         if size_x != size_y:

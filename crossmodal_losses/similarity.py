@@ -21,10 +21,7 @@ def computation_dtype(x: Tensor, y: Tensor) -> torch.dtype:
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Scale rows to unit Euclidean length, ``[B, D] -> [B, D]``.
-
-    A row of zeros stays a row of zeros and receives a zero gradient.
-    """
+    """Scale rows to unit length, ``[B, D] -> [B, D]``; a row of zeros stays one and receives a zero gradient."""
     # Division by the largest entry keeps the squares from over- and underflowing. x / |x| does not depend on this
     # factor, so autograd may treat it as a constant, for derivatives of every order.
     largest = x.detach().abs().amax(1, keepdim=True)
@@ -99,12 +96,8 @@ def positives(S: Tensor) -> Tensor:
 def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
     """Return the mask of the negatives (i, j): bool ``[B, B]``, symmetric, false on the diagonal.
 
-    Without ids every j != i is a negative of i, as in the paper. With ids, items of one id belong together, and only
-    pairs of different ids are negatives.
-
-    Args:
-        ids: integers ``[B]``, or None.
-        S: similarities ``[B, B]``, for their size and device.
+    Without ids every j != i is a negative of i, as in the paper. With ids, ``[B]``, items of one id belong together,
+    and only pairs of different ids are negatives. S, ``[B, B]``, is there for its size and device.
     """
     if ids is None:
         ids = torch.arange(S.shape[0], device=S.device)
@@ -112,14 +105,10 @@ def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
 
 
 def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
-    """Return the largest similarity among each row's negatives, ``[B]``.
+    """Return the largest similarity among each row's negatives, ``[B, B], [B, B] bool -> [B]``.
 
-    Among equal ones, the one with the lowest index is taken and receives the whole gradient. For a row without
-    negatives the result is finite, and has no meaning.
-
-    Args:
-        S: similarities ``[B, B]``.
-        negative: mask of the negatives, bool ``[B, B]``.
+    Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives the result is
+    finite, and has no meaning.
     """
     index = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min).argmax(1, keepdim=True)
     return S.gather(1, index).squeeze(1)

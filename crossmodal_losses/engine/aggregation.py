@@ -36,14 +36,11 @@ class Aggregation(ABC):
     """An associative reduction over the negatives of every anchor.
 
     In a tile either the rows are the anchors and their candidates lie along dim 1, or the columns, and dim 0.
-
-    Attributes:
-        selects: the aggregate is one of the similarities. The state is (similarity, index); all other pairs have
-            gradient 0.
-        one_pass: the gradient of a pair depends on positives and on the gradient of the aggregate, on no other pair.
     """
 
+    # The aggregate is one of the similarities. The state is (similarity, index); all other pairs have gradient 0.
     selects: ClassVar[bool] = False
+    # The gradient of a pair depends on positives and on the gradient of the aggregate, on no other pair.
     one_pass: ClassVar[bool] = False
 
     @abstractmethod
@@ -56,13 +53,7 @@ class Aggregation(ABC):
 
     @abstractmethod
     def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
-        """Reduce a prepared tile along dim to the states of its anchors.
-
-        Args:
-            start: the index in the batch of the first candidate.
-            positive: the similarity of each anchor's positive.
-            scratch: a buffer like the tile.
-        """
+        """Reduce a prepared tile, whose first candidate has index start, along dim to the states of its anchors."""
 
     @abstractmethod
     def merge(self, first: State, second: State) -> State:

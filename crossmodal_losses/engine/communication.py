@@ -31,19 +31,12 @@ Columns = tuple[slice, Tensor, Tensor | None]
 
 @dataclass
 class ColumnPass:
-    """One pass over all columns of S.
+    """One pass over all columns of S."""
 
-    Attributes:
-        y: the local rows of y.
-        grad_dtype: in which the gradients of y are summed; None if they are not needed.
-        kept: rows of y that an earlier pass kept; after this pass, those that it kept for the next.
-        grad_y: after the pass, the summed gradients of the local rows.
-    """
-
-    y: Tensor
-    grad_dtype: torch.dtype | None
-    kept: Tensor | None = None
-    grad_y: Tensor | None = None
+    y: Tensor  # the local rows of y
+    grad_dtype: torch.dtype | None  # in which the gradients of y are summed; None if they are not needed
+    kept: Tensor | None = None  # rows of y that an earlier pass kept; after this pass, those that it kept for the next
+    grad_y: Tensor | None = None  # after the pass, the summed gradients of the local rows
 
     def zeros_for(self, rows: Tensor) -> Tensor | None:
         """A buffer for the gradients of these rows, if they are needed."""
@@ -51,15 +44,10 @@ class ColumnPass:
 
 
 class Communicator:
-    """The collectives of the engine; here those of a single process, where every collective is the identity.
+    """The collectives of the engine; here those of a single process, where every collective is the identity."""
 
-    Attributes:
-        world_size: the number of processes, W.
-        start: the index in the batch of the first local row.
-    """
-
-    world_size = 1
-    start = 0
+    world_size = 1  # W
+    start = 0  # the index in the batch of the first local row
 
     def columns(self, one_pass: ColumnPass) -> Iterator[Columns]:
         """Iterate over all columns of S, block by block."""
@@ -84,11 +72,7 @@ class SingleProcess(Communicator):
 
 
 class GroupCommunicator(Communicator):
-    """The ranks of a process group. A subclass iterates over the columns.
-
-    Args:
-        sizes: how many rows each rank holds.
-    """
+    """The ranks of a process group, which hold ``sizes`` rows each. A subclass iterates over the columns."""
 
     def __init__(self, group: dist.ProcessGroup, sizes: list[int]) -> None:
         self.group, self.sizes = group, sizes
@@ -146,12 +130,11 @@ class AllGather(GroupCommunicator):
             dist.all_gather_into_tensor(gathered, rows.contiguous(), group=self.group)
             return gathered
         gathered[self.slices[self.rank]] = rows
-        works = [
+        broadcasts = [
             dist.broadcast(gathered[columns], self.global_rank(rank), group=self.group, async_op=True)
             for rank, columns in enumerate(self.slices)
         ]
-        for work in works:
-            work.wait()
+        _Transfer(broadcasts).wait()
         return gathered
 
     def _reduce_scatter_rows(self, grad_y: Tensor) -> Tensor:
@@ -161,12 +144,11 @@ class AllGather(GroupCommunicator):
             scattered = grad_y.new_empty(grad_y[local].shape)
             dist.reduce_scatter_tensor(scattered, grad_y, group=self.group)
             return scattered
-        works = [
+        reductions = [
             dist.reduce(grad_y[columns], self.global_rank(rank), group=self.group, async_op=True)
             for rank, columns in enumerate(self.slices)
         ]
-        for work in works:
-            work.wait()
+        _Transfer(reductions).wait()
         return grad_y[local].clone()
 
 

@@ -76,10 +76,9 @@ class _Dense(torch.autograd.Function):
             anchors = Anchors(positive, state, aggregate, has_negative)
             grad_positive, grad_aggregate = anchors.gradients(objective, ctx.reduction, B, upstream)
             if tile is None:
-                grad_x, grad_y = hardest_gradients(
-                    operands, state[1], grad_positive, grad_aggregate, (needs_grad_x, needs_grad_y)
-                )
-                return grad_x, grad_y, None, None, None, None
+                needs_grad = needs_grad_x, needs_grad_y
+                gradients = hardest_gradients(operands, state[1], grad_positive, grad_aggregate, needs_grad)
+                return *gradients, None, None, None, None
             grad_S, scratch = torch.empty_like(tile), torch.empty_like(tile)
             factors = aggregation.anchor_factors(state, grad_aggregate)
             for k, (dim, out) in enumerate(((1, grad_S), (0, scratch))):
@@ -113,8 +112,7 @@ def _differentiable_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None
             objective = type(objective).from_numbers(objective.numbers(), parameter)
         loss = reference_loss(objective, cosine_similarity(x, y), ids=ids, reduction=ctx.reduction)
         needed = {k: value for k, value in enumerate((x, y, ids, parameter)) if ctx.needs_input_grad[k]}
-        found = torch.autograd.grad(
-            loss, list(needed.values()), upstream, create_graph=create_graph, materialize_grads=True
-        )
+        options = {"create_graph": create_graph, "materialize_grads": True}
+        found = torch.autograd.grad(loss, list(needed.values()), upstream, **options)
     gradients = dict(zip(needed, found, strict=True))
     return tuple(gradients.get(k) for k in range(6))

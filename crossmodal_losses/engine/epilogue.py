@@ -1,6 +1,7 @@
 """The work on a tile of S between the matrix products, in plain torch, on every device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +20,8 @@ def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
 class Epilogue(ABC):
     """States and gradients of a tile, given the inner products of rows I of x and J of y.
 
-    Args:
-        inv_norm: inverse norms of all rows of x and of y, ``[2, B]``.
-        ids, positive: of all pairs, ``[B]``.
-        dtype: that of the operands of the matrix products, in which the gradient of a tile is returned.
+    Inverse norms ``[2, B]``, ids and positives ``[B]`` are those of all pairs; dtype is that of the operands of the
+    matrix products, in which the gradient of a tile is returned.
     """
 
     def __init__(
@@ -43,9 +42,7 @@ class Epilogue(ABC):
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
         """Compute dL/ds_ij / (|x_i| |y_j|), the gradient of the tile's inner products; ends the work on the tile.
 
-        Args:
-            state: of all anchors, each part ``[2, B]``; empty for an aggregation of one pass.
-            factors: the aggregation's anchor factors, ``[2, B]``.
+        State (empty for one pass) and factors are those of all anchors, each part ``[2, B]``.
         """
 
     @abstractmethod
@@ -60,17 +57,13 @@ class Epilogue(ABC):
 class Plain(Epilogue):
     """Plain torch epilogue; needs two more t x t buffers."""
 
-    def __init__(
-        self, inv_norm: Tensor, ids: Tensor | None, aggregation: Aggregation, positive: Tensor, dtype: torch.dtype
-    ) -> None:
-        super().__init__(inv_norm, ids, aggregation, positive, dtype)
-        self._buffers: list[Tensor] = []
+    _buffers: Sequence[Tensor] = ()
 
     def take(self, products: Tensor, I: slice, J: slice) -> None:  # noqa: E741
         """Turn the inner products into similarities, exclude pairs that are no negatives, and prepare the tile."""
         super().take(products, I, J)
         if not self._buffers or len(self._buffers[0]) < products.numel():
-            self._buffers = []  # freed before the larger ones are made
+            self._buffers = ()  # freed before the larger ones are made
             self._buffers = [products.new_empty(products.numel()) for _ in range(2)]
         self.grad, self.scratch = (buffer[: products.numel()].view_as(products) for buffer in self._buffers)
         self._divide_by_norms(products)
@@ -93,17 +86,10 @@ class Plain(Epilogue):
 
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
         grad, scratch = self.grad, self.scratch
-        directions = ((1, self.I, self.J, grad), (0, self.J, self.I, scratch))
-        for k, (dim, anchors, candidates, out) in enumerate(directions):
-            self.aggregation.grad_tile(
-                self.tile,
-                dim,
-                candidates.start,
-                tuple(part[k, anchors] for part in state),
-                self.positive[anchors],
-                factors[k, anchors],
-                out,
-            )
+        directions = ((1, self.I, self.J.start, grad), (0, self.J, self.I.start, scratch))
+        for k, (dim, anchors, start, out) in enumerate(directions):
+            of_anchors = tuple(part[k, anchors] for part in state), self.positive[anchors], factors[k, anchors]
+            self.aggregation.grad_tile(self.tile, dim, start, *of_anchors, out)
         grad.add_(scratch)
         if self.aggregation.parameter is not None:
             self._grad_parameter = self.aggregation.grad_parameter(self.tile, grad, scratch)

@@ -70,35 +70,21 @@ def _anchors(inv_norm, group, positive, first, index, count):
 
 
 @triton.jit
-def _similarities(products, inv_norm_x, inv_norm_y, group_x, group_y, i, j, rows, columns):
-    inside = (i < rows)[:, None] & (j < columns)[None, :]
-    p = tl.load(products + i[:, None] * columns + j[None, :], mask=inside, other=0.0)
-    s = p * inv_norm_x[:, None] * inv_norm_y[None, :]
-    return tl.where(inside & (group_x[:, None] != group_y[None, :]), s, _EXCLUDED)
+def _places(AXIS: tl.constexpr, LENGTH: tl.constexpr):
+    """Rows or columns of this program's block in the tile; in 64 bits: a tile may have more than 2^31 entries."""
+    return tl.program_id(AXIS).to(tl.int64) * LENGTH + tl.arange(0, LENGTH)
 
 
 @triton.jit
-def _block(
-    products,
-    inv_norm,
-    group,
-    positive,
-    B,
-    first_row,
-    first_column,
-    rows,
-    columns,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    """Compute s of this program's block, its rows and columns in the tile; load inverse norms and positives."""
-    # In 64 bits: a tile may have more than 2^31 entries.
-    i = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    j = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+def _block(products, inv_norm, group, positive, B, first_row, first_column, rows, columns, i, j):
+    """Compute s of rows i and columns j of the tile; load inverse norms and positives."""
     inv_norm_x, group_x, positive_x = _anchors(inv_norm, group, positive, first_row, i, rows)
     inv_norm_y, group_y, positive_y = _anchors(inv_norm + B, group, positive, first_column, j, columns)
-    s = _similarities(products, inv_norm_x, inv_norm_y, group_x, group_y, i, j, rows, columns)
-    return s, i, j, inv_norm_x, inv_norm_y, positive_x, positive_y
+    inside = (i < rows)[:, None] & (j < columns)[None, :]
+    p = tl.load(products + i[:, None] * columns + j[None, :], mask=inside, other=0.0)
+    s = p * inv_norm_x[:, None] * inv_norm_y[None, :]
+    s = tl.where(inside & (group_x[:, None] != group_y[None, :]), s, _EXCLUDED)
+    return s, inv_norm_x, inv_norm_y, positive_x, positive_y
 
 
 @triton.jit
@@ -167,8 +153,9 @@ def _states(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    s, i, j, _, _, positive_x, positive_y = _block(
-        products, inv_norm, group, positive, B, first_row, first_column, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS
+    i, j = _places(0, BLOCK_ROWS), _places(1, BLOCK_COLUMNS)
+    s, _, _, positive_x, positive_y = _block(
+        products, inv_norm, group, positive, B, first_row, first_column, rows, columns, i, j
     )
     setting = tl.load(settings)
     prepared = _prepare(s, setting, KIND)
@@ -212,8 +199,9 @@ def _grad(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    s, i, j, inv_norm_x, inv_norm_y, positive_x, positive_y = _block(
-        products, inv_norm, group, positive, B, first_row, first_column, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS
+    i, j = _places(0, BLOCK_ROWS), _places(1, BLOCK_COLUMNS)
+    s, inv_norm_x, inv_norm_y, positive_x, positive_y = _block(
+        products, inv_norm, group, positive, B, first_row, first_column, rows, columns, i, j
     )
     setting = tl.load(settings)
     prepared = _prepare(s, setting, KIND)
@@ -239,10 +227,7 @@ def _combine(partials: Tensor, kind: str, start: int) -> State:
 
 
 class Fused(Epilogue):
-    """Fused kernels; leave the tile, which is contiguous, as it is, and need one more for its gradient.
-
-    For the aggregations and dtypes of :func:`supports`.
-    """
+    """Fused kernels, for what :func:`supports`; leave the contiguous tile as it is, and need one for its gradient."""
 
     def __init__(
         self, inv_norm: Tensor, ids: Tensor | None, aggregation: Aggregation, positive: Tensor, dtype: torch.dtype
@@ -262,14 +247,11 @@ class Fused(Epilogue):
         return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS)
 
     def _launch(self, kernel: Any, *others: Tensor | None) -> None:
-        arguments = (
-            *(self.tile, self.inv_norm, self.group, self.positive, self.setting),
-            *(len(self.positive), self.I.start, self.J.start, *self.tile.shape),
-            *others,
-        )
+        tensors = self.tile, self.inv_norm, self.group, self.positive, self.setting
+        numbers = len(self.positive), self.I.start, self.J.start, *self.tile.shape
         blocks = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "num_warps": WARPS}
         with torch.cuda.device_of(self.tile):  # triton goes by the current device
-            kernel[self._grid](*arguments, KIND=self.kind, **blocks)
+            kernel[self._grid](*tensors, *numbers, *others, KIND=self.kind, **blocks)
 
     def states(self) -> tuple[State, State]:
         parts = 2 if self.kind in ("hardest", "hinges") else 1

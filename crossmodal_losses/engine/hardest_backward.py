@@ -30,12 +30,10 @@ def _sum_rows(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor) -> Te
 def hardest_gradients(
     operands: Operands, index: Tensor, grad_positive: Tensor, grad_aggregate: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients of x and y of a whole batch.
+    """Compute the gradients of x and y of a whole batch, where needed.
 
-    Args:
-        index: of the hardest negatives, ``[2, B]``: of the rows, then of the columns.
-        grad_positive, grad_aggregate: dL/dpositive ``[B]`` and dL/daggregate ``[2, B]``.
-        needs_grad: whether x and y need their gradients.
+    Given the indices of the hardest negatives, ``[2, B]``, of the rows, then of the columns, dL/dpositive, ``[B]``, and
+    dL/daggregate, ``[2, B]``.
     """
     B, D = operands.x.rows.shape
     anchors = torch.arange(B, device=index.device).expand(2, B)
@@ -65,13 +63,9 @@ def hardest_gradients(
 def add_hardest(
     operands: Operands, index: Tensor, factors: Tensor, columns: Iterable[Columns], grad_x: Tensor | None
 ) -> None:
-    """Add the hardest negatives among the local rows and all columns to the sums of the gradients.
+    """Add the hardest negatives among the local rows and all columns, in one pass over these, to the sums of gradients.
 
-    Args:
-        index: of the hardest negatives, ``[2, B]``: of the local rows, and of all columns.
-        factors: dL/daggregate, likewise.
-        columns: one pass over the columns.
-        grad_x: the sums for the local rows of x, if they are needed.
+    Index and factors, dL/daggregate, are ``[2, B]``: of the local rows, and of all columns.
     """
     I = operands.local_slice  # noqa: E741
     local_rows = torch.arange(I.stop - I.start, device=index.device)

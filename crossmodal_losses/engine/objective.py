@@ -72,20 +72,12 @@ class Objective(ABC):
 
 
 class Anchors(NamedTuple):
-    """The local anchors: rows first, then columns.
+    """The local anchors: rows first, then columns. If two ids differ every anchor has a negative, if not, none has."""
 
-    Attributes:
-        positive: similarities of the positives, ``[rows]``.
-        state: the state of the aggregation over all candidates, each part ``[2, rows]``.
-        aggregate: the finished aggregates, ``[2, rows]``.
-        has_negative: bool ``[]``: if two ids differ every anchor has a negative, if not, none has. None stands for
-            true.
-    """
-
-    positive: Tensor
-    state: State
-    aggregate: Tensor
-    has_negative: Tensor | None
+    positive: Tensor  # similarities of the positives, [rows]
+    state: State  # of the aggregation over all candidates, each part [2, rows]
+    aggregate: Tensor  # finished, [2, rows]
+    has_negative: Tensor | None  # bool []; None stands for true
 
     @classmethod
     def of(

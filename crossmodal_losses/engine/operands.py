@@ -32,14 +32,10 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class Operand:
-    """Some rows of one modality, as they enter matrix products.
+    """Some rows of one modality, ``[n, D]``, from ``start`` in the batch, as they enter matrix products in ``dtype``.
 
-    Args:
-        rows: embeddings, ``[n, D]``.
-        scale: the power of two that each row is divided by, lest its length over- or underflow, ``[n]``, in the dtype
-            of the computation. None: the rows are used as they are.
-        dtype: that of the blocks.
-        start: the index in the batch of the first row.
+    Each row is divided by a power of two, ``scale``, ``[n]`` in the dtype of the computation, lest its length over- or
+    underflow. None: the rows are used as they are.
     """
 
     def __init__(self, rows: Tensor, scale: Tensor | None, dtype: torch.dtype, start: int = 0) -> None:
@@ -75,11 +71,8 @@ class Operand:
 
         .. math:: dL/dx = (g - (g \cdot \hat{x}) \hat{x}) / |x|, \qquad \hat{x} = x / |x|
 
-        Args:
-            grad: g / |x|, ``[n, D]``, in the dtype of the computation; g is the finished sum over all pairs of a row,
-                its positive included.
-            inv_norm: 1 / |x| of every row after scaling, ``[n]``; 0 for a row of zeros.
-            block: the rows, by their indices in the batch; the others stay as they are.
+        grad is g / |x|, ``[n, D]``; g is the finished sum over all pairs of a row, its positive included. inv_norm is
+        1 / |x| of every scaled row, ``[n]``, 0 for a row of zeros. Rows outside of the block stay as they are.
         """
         local = self.local(block)
         grad, inv_norm, rows = grad[local], inv_norm[local], self.block(block)

@@ -9,7 +9,7 @@ from crossmodal_losses.checks import Reduction
 from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.operands import Operands, measure_norms
-from crossmodal_losses.engine.tiles import Problem, Saved, backward, cast_gradient, forward
+from crossmodal_losses.engine.tiles import Problem, Saved, backward, cast_gradient, forward, scaled
 from crossmodal_losses.similarity import computation_dtype
 
 SECOND_DERIVATIVE = (
@@ -72,12 +72,10 @@ class _Tiled(torch.autograd.Function):
         with torch.no_grad():
             if ctx.gradients is not None:
                 found, ctx.gradients = ctx.gradients, None  # used up: a second backward pass finds them anew
-                total = problem.communicator.all_reduce(upstream)
-                grad_x, grad_y = (None if grad is None else grad.mul_(total) for grad in found)
+                grad_x, grad_y = scaled(found, problem.communicator.all_reduce(upstream))
                 gradients = cast_gradient(grad_x, x), cast_gradient(grad_y, y), None
             else:
-                saved = Saved(problem, positive, tuple(state), kept)
-                gradients = backward(saved, upstream, ctx.needs_input_grad[:3])
+                gradients = backward(Saved(problem, positive, tuple(state), kept), upstream, ctx.needs_input_grad[:3])
         if torch.is_grad_enabled():
             sources = [value for value in (x, y, parameter, upstream) if value is not None]
             gradients = tuple(None if grad is None else _OnlyOnce.apply(grad, *sources) for grad in gradients)  # type: ignore[no-untyped-call]
@@ -90,17 +88,9 @@ _INPUTS = "Tensor x, Tensor y, Tensor? ids, Tensor? parameter"
 _SETTINGS = "str objective, float[] numbers, str reduction, int tile_size"
 
 
-def _problem(
-    x: Tensor,
-    y: Tensor,
-    ids: Tensor | None,
-    parameter: Tensor | None,
-    name: str,
-    numbers: list[float],
-    reduction: Reduction,
-    tile_size: int,
-) -> Problem:
+def _problem(described: list[Any]) -> Problem:
     """The problem that the inputs and settings of an operator describe."""
+    x, y, ids, parameter, name, numbers, reduction, tile_size = described
     objective = Objective.registry[name].from_numbers(numbers, parameter)
     return Problem(measure_norms(x, y, tile_size), ids, objective, reduction, tile_size, SingleProcess())
 
@@ -111,7 +101,7 @@ def _problem(
 def _tiled_operator(*arguments: Any) -> list[Tensor]:
     """The loss, the positives, the gradients of x and y (empty if not found), and the state."""
     *described, needs_grad = arguments
-    loss, saved, gradients = forward(_problem(*described), needs_grad)
+    loss, saved, gradients = forward(_problem(described), needs_grad)
     found = [loss.new_empty(0) if grad is None else grad for grad in gradients or (None, None)]
     return [loss, saved.positive, *found, *saved.state]
 
@@ -137,7 +127,7 @@ def _(*arguments: Any) -> list[Tensor]:
 def _backward_operator(*arguments: Any) -> list[Tensor]:
     """The gradients of x, y and the parameter; empty where they are not needed."""
     *described, needs_grad, positive, state, upstream = arguments
-    gradients = backward(Saved(_problem(*described), positive, tuple(state), None), upstream, needs_grad)
+    gradients = backward(Saved(_problem(described), positive, tuple(state), None), upstream, needs_grad)
     return [positive.new_empty(0) if grad is None else grad for grad in gradients]
 
 

@@ -39,34 +39,24 @@ Gradients = tuple[Tensor | None, Tensor | None]  # of x and y, where they are ne
 class Problem(NamedTuple):
     """Everything that defines a value of a loss: the local part of the batch, the objective, and how to compute it.
 
-    Attributes:
-        operands: the local rows of x and y. Inverse norms and scales of y are local until :func:`all_gather_pairs`.
-        ids: integers of the local pairs, after :func:`all_gather_pairs` of all pairs; or None.
-        tile_size: t, how many rows and columns of S are computed at a time.
+    Ids, and inverse norms and scales of y, are those of the local pairs until :func:`all_gather_pairs`.
     """
 
     operands: Operands
     ids: Tensor | None
     objective: Objective
     reduction: Reduction
-    tile_size: int
+    tile_size: int  # t, how many rows and columns of S are computed at a time
     communicator: Communicator
 
 
 class Saved(NamedTuple):
-    """A forward pass, as the backward pass needs it.
+    """A forward pass, as the backward pass needs it."""
 
-    Attributes:
-        problem: after :func:`all_gather_pairs`.
-        positive: similarities of all positives, ``[B]``.
-        state: the aggregation's state of every local anchor, each part ``[2, rows]``: of the rows, then of the columns.
-        kept: rows of y that the communicator kept.
-    """
-
-    problem: Problem
-    positive: Tensor
-    state: State
-    kept: Tensor | None
+    problem: Problem  # after all_gather_pairs
+    positive: Tensor  # similarities of all positives, [B]
+    state: State  # of every local anchor, each part [2, rows]: of the rows, then of the columns
+    kept: Tensor | None  # rows of y that the communicator kept
 
 
 def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved, Gradients | None]:
@@ -92,7 +82,7 @@ def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved
             gradients = sums.finish(one_pass.grad_y, grad_of_positives(objective.aggregation, state, grad_aggregate))
     nan_factor = operands.nan_factor
     if gradients is not None and nan_factor is not None:
-        gradients = _scaled(gradients, nan_factor)
+        gradients = scaled(gradients, nan_factor)
     loss = Anchors.of(objective, local_positive, state, ids, B, nan_factor).loss(objective, reduction, B)
     if reduction != "none":
         loss = communicator.all_reduce(loss)
@@ -250,7 +240,8 @@ def statistics(problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums:
     return tuple(torch.stack(parts) for parts in zip(in_order(rows), of_columns, strict=True))
 
 
-def _scaled(gradients: Gradients, factor: Tensor) -> Gradients:
+def scaled(gradients: Gradients, factor: Tensor) -> Gradients:
+    """Multiply gradients by a factor, in place."""
     grad_x, grad_y = (None if grad is None else grad.mul_(factor) for grad in gradients)
     return grad_x, grad_y
 

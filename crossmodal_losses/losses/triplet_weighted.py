@@ -125,9 +125,5 @@ class TripletWeighted(PairLoss):
         reduction: Reduction = "mean",
         tile_size: int | None = None,
     ) -> None:
-        super().__init__(
-            positive_coefficients=positive_coefficients,
-            negative_coefficients=negative_coefficients,
-            reduction=reduction,
-            tile_size=tile_size,
-        )
+        polynomials = {"positive_coefficients": positive_coefficients, "negative_coefficients": negative_coefficients}
+        super().__init__(reduction=reduction, tile_size=tile_size, **polynomials)

@@ -126,10 +126,5 @@ class TripletWeightedMined(PairLoss):
         reduction: Reduction = "mean",
         tile_size: int | None = None,
     ) -> None:
-        super().__init__(
-            margin=margin,
-            positive_coefficients=positive_coefficients,
-            negative_coefficients=negative_coefficients,
-            reduction=reduction,
-            tile_size=tile_size,
-        )
+        polynomials = {"positive_coefficients": positive_coefficients, "negative_coefficients": negative_coefficients}
+        super().__init__(margin=margin, reduction=reduction, tile_size=tile_size, **polynomials)
