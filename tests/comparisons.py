@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crossmodal_losses import LOSSES, PairLoss, cosine_similarity
+from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity
 
 each_loss = pytest.mark.parametrize("name", sorted(LOSSES))
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -30,6 +30,19 @@ def gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the gradients for an upstream gradient that differs from anchor to anchor."""
     upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
     return torch.autograd.grad(value, inputs, upstream)
+
+
+def assert_same_loss(
+    value: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], close: dict[str, Any], close_gradients: dict[str, Any]
+) -> None:
+    """Compare a loss and its gradients, given two tolerances; an empty one is that of torch."""
+    torch.testing.assert_close(value, expected, **close)
+    torch.testing.assert_close(gradients(value, inputs), gradients(expected, inputs), **close_gradients)
+
+
+def learning_loss(name: str, **settings: Any) -> PairLoss:
+    """A loss that learns its temperature if it has one."""
+    return NTXent(learn_temperature=True, **settings) if name == "nt_xent" else LOSSES[name](**settings)
 
 
 class Largest(TorchDispatchMode):

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from comparisons import each_loss, learning_loss
 
 import crossmodal_losses
 from crossmodal_losses import LOSSES, NTXent, diagnose
@@ -17,10 +17,7 @@ from crossmodal_losses import LOSSES, NTXent, diagnose
 
 def test_the_import_needs_torch_alone() -> None:
     """Modules that the import adds to those of torch belong to the package or to Python, and there are few of them."""
-    program = (
-        "import sys, torch; before = set(sys.modules); import crossmodal_losses; "
-        "print(*sorted(set(sys.modules) - before))"
-    )
+    program = "import sys, torch; before = {*sys.modules}; import crossmodal_losses; print(*{*sys.modules} - before)"
     added = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     foreign = {name.split(".")[0] for name in added} - {"crossmodal_losses"} - set(sys.stdlib_module_names)
     assert not foreign
@@ -34,7 +31,7 @@ def test_public_names() -> None:
     assert crossmodal_losses.__version__.count(".") == 2
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@each_loss
 def test_a_module_shows_its_settings(name: str) -> None:
     """The text of a module is the call that makes it again."""
     module = LOSSES[name](reduction="sum")
@@ -43,7 +40,7 @@ def test_a_module_shows_its_settings(name: str) -> None:
     assert "reduction='sum'" in repr(module)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@each_loss
 def test_the_default_dtype_of_torch_changes_nothing(name: str) -> None:
     x = torch.eye(3)
     torch.set_default_dtype(torch.float64)
@@ -61,11 +58,10 @@ def test_a_learned_temperature_of_a_half_precision_model() -> None:
     assert float(temperature.detach()) == pytest.approx(0.07, rel=0.005)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@each_loss
 def test_a_module_moves_with_its_model(name: str) -> None:
     """A loss that is part of a model keeps its value through state_dict and a change of dtype."""
-    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
-    model = torch.nn.ModuleDict({"loss": LOSSES[name](**settings)})
+    model = torch.nn.ModuleDict({"loss": learning_loss(name)})
     model.load_state_dict(model.state_dict())
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     value = model["loss"](x, x.flip(0))
@@ -95,10 +91,9 @@ def test_the_wheel_holds_the_package_alone_and_runs_beside_torch(tmp_path: Path)
     example = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert example is not None
     program = (
-        f"import sys; sys.path.insert(0, {str(site)!r})\n{example[1]}\nimport crossmodal_losses as c; print(c.__file__)"
+        f"import sys; sys.path[:0] = [{str(site)!r}]\n{example[1]}\nimport crossmodal_losses as c; print(c.__file__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-I", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "Diagnosis(positive=tensor(" in done.stdout
     assert str(site) in done.stdout

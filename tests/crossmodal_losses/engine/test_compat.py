@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from crossmodal_losses.engine.compat import (
-    NormalisationLayer,
-    is_batched,
-    is_transformed,
-    multiplies_into_float32,
-    not_compiled,
-    without_autocast,
-)
+from crossmodal_losses.engine import compat
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode still uses it
@@ -23,7 +16,7 @@ def test_transformations_are_noticed() -> None:
     seen: list[bool] = []
 
     def look(x: Tensor) -> Tensor:
-        seen.append(is_transformed())
+        seen.append(compat.is_transformed())
         return x.sin()
 
     x = torch.ones(3)
@@ -47,7 +40,7 @@ def test_batches_of_gradients_are_noticed() -> None:
 
         @staticmethod
         def backward(ctx: object, upstream: Tensor) -> Tensor:
-            seen.append(is_batched(upstream))
+            seen.append(compat.is_batched(upstream))
             return upstream
 
     x = torch.ones(3, requires_grad=True)
@@ -55,20 +48,20 @@ def test_batches_of_gradients_are_noticed() -> None:
     torch.autograd.grad(y, x, torch.ones(3), retain_graph=True)
     torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True)
     assert seen == [False, True]
-    assert not is_batched(None)
-    assert torch.func.vmap(lambda x: torch.tensor(is_batched(x)))(torch.ones(2)).all()
+    assert not compat.is_batched(None)
+    assert torch.func.vmap(lambda x: torch.tensor(compat.is_batched(x)))(torch.ones(2)).all()
 
 
 def test_a_cpu_does_not_multiply_bfloat16_into_float32() -> None:
     x = torch.ones(2, 2, dtype=torch.bfloat16)
-    assert not multiplies_into_float32(x, x)
+    assert not compat.multiplies_into_float32(x, x)
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations
 def test_a_function_is_not_compiled() -> None:
     compiling: list[bool] = []
 
-    @not_compiled
+    @compat.not_compiled
     def look(x: Tensor) -> Tensor:
         compiling.append(torch.compiler.is_compiling())
         return x + 1
@@ -87,14 +80,14 @@ def test_the_import_does_not_bring_in_the_compiler() -> None:
 def test_autocast_is_disabled_and_comes_back() -> None:
     a = torch.ones(2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with without_autocast(a.device):
+        with compat.without_autocast(a.device):
             assert (a @ a).dtype == torch.float32
         assert (a @ a).dtype == torch.bfloat16
-    with without_autocast(torch.device("meta")):
+    with compat.without_autocast(torch.device("meta")):
         pass
 
 
 def test_normalisation_layers() -> None:
-    assert isinstance(nn.BatchNorm1d(2), NormalisationLayer)
-    assert isinstance(nn.InstanceNorm2d(2), NormalisationLayer)
-    assert not isinstance(nn.LayerNorm(2), NormalisationLayer)
+    assert isinstance(nn.BatchNorm1d(2), compat.NormalisationLayer)
+    assert isinstance(nn.InstanceNorm2d(2), compat.NormalisationLayer)
+    assert not isinstance(nn.LayerNorm(2), compat.NormalisationLayer)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import dense, each_loss, each_reduction, gradients, normal_pair
+from comparisons import dense, each_loss, each_reduction, gradients, learning_loss, normal_pair
 
 from crossmodal_losses import LOSSES
 from crossmodal_losses.engine.dense import FEWEST_TO_GATHER, dense_loss
@@ -33,8 +33,7 @@ def test_derivatives_where_y_is_made_from_x(name: str) -> None:
     """The graph from x to y is walked once, not once inside the loss and once around it."""
     x, W = (e.detach() for e in normal_pair(18, 5, 5))
     x.requires_grad_()
-    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
-    loss = LOSSES[name](**settings).double()
+    loss = learning_loss(name).double()
     leaves = (x, *loss.parameters())
     for y in (x, (x @ W).tanh()):
         expected = torch.autograd.grad(dense(loss, x, y), leaves, create_graph=True)

@@ -29,12 +29,10 @@ def test_blocks_times_inverse_norms_are_unit_rows(dtype: torch.dtype, scale: flo
     x[3] = 0
     operands = measure_norms(x, y, 3)
     for k, (operand, rows) in enumerate(((operands.x, x), (operands.y, y))):
-        unit = (
-            torch.cat([operand.block(block).clone() for block in blocks(slice(0, 7), 3)])
-            * operands.inv_norm[k, :, None]
-        )
+        inv_norm = operands.inv_norm[k, :, None]
+        unit = torch.cat([operand.block(block).clone() for block in blocks(slice(0, 7), 3)]) * inv_norm
         torch.testing.assert_close(unit, normalise(rows.to(unit.dtype)))
-        torch.testing.assert_close(operand.dimensions() * operands.inv_norm[k, :, None], unit)
+        torch.testing.assert_close(operand.dimensions() * inv_norm, unit)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

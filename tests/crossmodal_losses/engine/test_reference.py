@@ -18,10 +18,9 @@ def test_rows_and_columns_are_added() -> None:
 
 
 def test_pairs_of_one_id_are_no_negatives() -> None:
-    each = reference_loss(TripletMaxObjective(0.5), S, ids=torch.tensor([7, 7, 8]), reduction="none")
-    assert each.tolist() == [0.0, 0.0, 0.0]
-    each = reference_loss(TripletMaxObjective(0.5), S, ids=torch.tensor([7, 7, 7]), reduction="none")
-    assert each.tolist() == [0.0, 0.0, 0.0]
+    for ids in (torch.tensor([7, 7, 8]), torch.tensor([7, 7, 7])):
+        each = reference_loss(TripletMaxObjective(0.5), S, ids=ids, reduction="none")
+        assert each.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_nan_reaches_its_own_row_and_column_alone() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import each_loss, each_reduction, gradients, normal_pair
+from comparisons import assert_same_loss, each_loss, each_reduction, gradients, learning_loss, normal_pair
 from torch import Tensor
 
 from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, nt_xent
@@ -14,9 +14,7 @@ from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity, nt_xe
 @each_loss
 @each_reduction
 def test_gradcheck_through_tiles(name: str, reduction: Any) -> None:
-    x, y = normal_pair(3, 5, 3)
-    loss = LOSSES[name](reduction=reduction, tile_size=2)
-    assert torch.autograd.gradcheck(loss, (x, y))
+    assert torch.autograd.gradcheck(LOSSES[name](reduction=reduction, tile_size=2), normal_pair(3, 5, 3))
 
 
 @each_loss
@@ -53,20 +51,22 @@ def test_an_input_changed_in_place_before_backward_is_an_error(name: str, tile_s
         value.backward()
 
 
+def refuses_a_second_derivative(value: Tensor, leaf: Tensor) -> None:
+    (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
+        grad.sum().backward()
+
+
 @each_loss
 def test_a_second_derivative_is_refused_in_words(name: str) -> None:
     x, y = normal_pair(4, 9, 4)
-    (gx,) = torch.autograd.grad(LOSSES[name](tile_size=4)(x, y), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
-        gx.sum().backward()
+    refuses_a_second_derivative(LOSSES[name](tile_size=4)(x, y), x)
 
 
 def test_a_second_derivative_in_the_temperature_is_refused_too() -> None:
     x, y = (e.detach() for e in normal_pair(4, 9, 4))
     loss = NTXent(learn_temperature=True, tile_size=4)
-    (grad,) = torch.autograd.grad(loss(x, y), loss.exponent_logit, create_graph=True)
-    with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
-        grad.backward()
+    refuses_a_second_derivative(loss(x, y), loss.exponent_logit)
 
 
 @each_loss
@@ -112,15 +112,13 @@ def test_nt_xent_of_similarities_is_what_a_second_derivative_is_referred_to() ->
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiles_without_graph_breaks(name: str, reduction: Any) -> None:
     torch._dynamo.reset()
-    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
-    loss = LOSSES[name](tile_size=4, reduction=reduction, **settings)
+    loss = learning_loss(name, tile_size=4, reduction=reduction)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for ids in (None, torch.arange(9) // 2):
         x, y = normal_pair(15, 9, 6, torch.float32)
         leaves = (x, y, *loss.parameters())
-        value, expected = compiled(x, y, ids), loss(x, y, ids)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(gradients(value, leaves), gradients(expected, leaves))
+        expected = loss(x, y, ids)
+        assert_same_loss(compiled(x, y, ids), expected, leaves, {}, {})
         with torch.no_grad():
             torch.testing.assert_close(compiled(x, y, ids), expected)
         one_sided = gradients(compiled(x, y.detach(), ids), (x,))
@@ -142,22 +140,15 @@ def test_the_compiler_sees_a_correct_operator(name: str) -> None:
 def test_the_operators_refuse_a_second_derivative_too(name: str) -> None:
     x, y = normal_pair(16, 9, 4)
     objective = LOSSES[name]().objective
-    value = torch.ops.crossmodal_losses.tiled(
-        x, y, None, None, objective.name(), objective.numbers(), "mean", 4, [True, True]
-    )[0]
-    (gx,) = torch.autograd.grad(value, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
-        gx.sum().backward()
+    settings = objective.name(), objective.numbers(), "mean", 4, [True, True]
+    refuses_a_second_derivative(torch.ops.crossmodal_losses.tiled(x, y, None, None, *settings)[0], x)
 
 
+LEARNING = NTXent(learn_temperature=True, tile_size=4)
 INDUCTOR: dict[str, Callable[[], tuple[PairLoss, Callable[[Tensor], Tensor], Any]]] = {
-    "a float32 temperature and float64 embeddings": lambda: (
-        NTXent(learn_temperature=True, tile_size=4),
-        lambda x: x,
-        {},
-    ),
+    "a float32 temperature and float64 embeddings": lambda: (LEARNING, lambda x: x, {}),
     "transposed embeddings": lambda: (LOSSES["triplet_max"](tile_size=4), lambda x: x.sin().T.contiguous().T, {}),
-    "dynamic shapes": lambda: (NTXent(learn_temperature=True, tile_size=4), lambda x: x, {"dynamic": True}),
+    "dynamic shapes": lambda: (LEARNING, lambda x: x, {"dynamic": True}),
     "dynamic shapes, at once": lambda: (NTXent(learn_temperature=True), lambda x: x, {"dynamic": True}),
 }
 
@@ -175,6 +166,4 @@ def test_the_default_compiler(case: str) -> None:
     for B in (9, 11):
         x, y = normal_pair(15, B, 6)
         leaves = (x, y, *loss.parameters())
-        value, expected = compiled(x, y), whole(x, y)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(gradients(value, leaves), gradients(expected, leaves), rtol=1e-6, atol=1e-7)
+        assert_same_loss(compiled(x, y), whole(x, y), leaves, {}, {"rtol": 1e-6, "atol": 1e-7})

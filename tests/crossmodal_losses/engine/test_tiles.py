@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import dense, each_loss, gradients, normal_pair
+from comparisons import assert_same_loss, dense, each_loss, normal_pair
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import ORACLES
@@ -27,17 +27,14 @@ def tiled_sizes(draw: st.DrawFn) -> tuple[int, int]:
 def test_tiles_equal_the_loop(data: st.DataObject, name: str, reduction: Any, sizes: tuple[int, int]) -> None:
     """With ties, duplicates, zero rows and hinges at exactly 0: similarities are multiples of 1/4 in any order."""
     t, B = sizes
-    x, y = data.draw(exact_embeddings(B))
-    x.requires_grad_()
-    y.requires_grad_()
+    x, y = (e.requires_grad_() for e in data.draw(exact_embeddings(B)))
     ids = data.draw(ids_for(B))
     settings = data.draw(settings_of(name))
     loss = LOSSES[name](reduction=reduction, tile_size=t, **settings)
     anchors = ORACLES[name](cosine_similarity(x, y), None if ids is None else ids.tolist(), **settings)
     expected = {"mean": anchors.mean(), "sum": anchors.sum(), "none": anchors}[reduction]
-    value = loss(x, y, ids)
-    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(gradients(value, (x, y)), gradients(expected, (x, y)), rtol=1e-9, atol=1e-10)
+    close, close_gradients = {"rtol": 1e-10, "atol": 1e-10}, {"rtol": 1e-9, "atol": 1e-10}
+    assert_same_loss(loss(x, y, ids), expected, (x, y), close, close_gradients)
 
 
 @given(
@@ -50,9 +47,8 @@ def test_tiles_equal_dense(
     x, y = normal_pair(seed, B, D)
     ids = data.draw(ids_for(B))
     loss = LOSSES[name](reduction=reduction, tile_size=t, **data.draw(settings_of(name)))
-    value, expected = loss(x, y, ids), dense(loss, x, y, ids)
-    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(gradients(value, (x, y)), gradients(expected, (x, y)), rtol=1e-8, atol=1e-9)
+    close, close_gradients = {"rtol": 1e-10, "atol": 1e-10}, {"rtol": 1e-8, "atol": 1e-9}
+    assert_same_loss(loss(x, y, ids), dense(loss, x, y, ids), (x, y), close, close_gradients)
 
 
 @pytest.mark.parametrize("tile_size", [4, 100])
@@ -62,9 +58,8 @@ def test_the_learned_temperature(start: float, tile_size: int) -> None:
     x, y = normal_pair(0, 11, 5)
     for ids in (None, torch.arange(11) // 2):
         leaves = (x, y, loss.exponent_logit)
-        value, expected = loss(x, y, ids), dense(loss, x, y, ids)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(gradients(value, leaves), gradients(expected, leaves), rtol=1e-9, atol=1e-10)
+        close_gradients = {"rtol": 1e-9, "atol": 1e-10}
+        assert_same_loss(loss(x, y, ids), dense(loss, x, y, ids), leaves, {}, close_gradients)
         (alone,) = torch.autograd.grad(loss(x.detach(), y.detach(), ids), loss.exponent_logit)
         torch.testing.assert_close(alone, torch.autograd.grad(dense(loss, x, y, ids), loss.exponent_logit)[0])
 
@@ -76,11 +71,10 @@ def test_extreme_temperatures_in_float32(temperature: float, tile_size: int) -> 
     angle = torch.linspace(0, math.pi, 8, dtype=torch.float64)
     x = torch.stack([angle.cos(), angle.sin()], 1)
     for y in (x, x.flip(0)):
-        exact = NTXent(temperature=temperature)
         loss = NTXent(temperature=temperature, tile_size=tile_size)
         a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
         c, d = x.float().requires_grad_(), y.float().requires_grad_()
-        value, expected = loss(c, d), dense(exact, a, b)
+        value, expected = loss(c, d), dense(loss, a, b)
         torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
         found, exact_gradients = torch.autograd.grad(value, (c, d)), torch.autograd.grad(expected, (a, b))
         for g, e in zip(found, exact_gradients, strict=True):
@@ -122,9 +116,7 @@ def test_nan_and_inf_give_nan(name: str, value_in: float, tile_size: int | None)
         assert anchors.isnan().all()
         value = LOSSES[name](tile_size=tile_size)(x, y, ids)
         assert value.isnan()
-        gx, gy = torch.autograd.grad(value, (x, y))
-        assert gx.isnan().all()
-        assert gy.isnan().all()
+        assert all(gradient.isnan().all() for gradient in torch.autograd.grad(value, (x, y)))
     lonely = torch.full((1, 2), value_in)
     assert LOSSES[name](tile_size=tile_size)(lonely, lonely).isnan()
 
@@ -145,13 +137,12 @@ def test_rows_of_zeros_and_of_extreme_length(name: str, tile_size: int | None) -
     assert torch.equal(plain[0][1], torch.zeros(4))
     for scale in (2.0**-100, 2.0**100):
         c = (x * scale).requires_grad_()
-        before = c.detach().clone(), b.detach().clone()
+        before = [c.detach().clone(), b.detach().clone()]
         value = loss(c, b)
         torch.testing.assert_close(value, expected)
         (gradient,) = torch.autograd.grad(value, c)
         torch.testing.assert_close(gradient * scale, plain[0], rtol=1e-4, atol=1e-6)
-        assert torch.equal(c, before[0])
-        assert torch.equal(b, before[1])
+        assert all(map(torch.equal, (c, b), before))
 
 
 @each_loss

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import each_loss
+from comparisons import assert_same_loss, each_loss, learning_loss
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import ORACLES
@@ -21,11 +21,10 @@ STEP = 1e-6  # of gradcheck's central differences
 def smooth_around(name: str, S: Tensor, settings: dict[str, Any]) -> bool:
     """Return whether the oracle has no kinks, ties and jumps within a few STEPs of S: its gradient does not jump."""
     generator = torch.Generator().manual_seed(0)
-    gradients = []
+    gradients: list[Tensor] = []
     for _ in range(6):
         near = (S + 8 * STEP * (2 * torch.rand(S.shape, generator=generator, dtype=S.dtype) - 1)).requires_grad_()
-        (gradient,) = torch.autograd.grad(ORACLES[name](near, **settings).sum(), near)
-        gradients.append(gradient)
+        gradients += torch.autograd.grad(ORACLES[name](near, **settings).sum(), near)
     return all(torch.allclose(g, gradients[0], rtol=1e-2, atol=1e-2) for g in gradients)
 
 
@@ -33,10 +32,8 @@ def smooth_around(name: str, S: Tensor, settings: dict[str, Any]) -> bool:
 def generic_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     B, D = draw(st.integers(1, 4)), draw(st.integers(2, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    return (
-        torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True),
-        torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True),
-    )
+    x, y = (torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    return x, y
 
 
 @given(data=st.data(), name=losses, pair=generic_pairs())
@@ -97,18 +94,13 @@ def test_functions_of_S_under_torch_func(name: str) -> None:
 def test_compiles_without_graph_breaks(name: str) -> None:
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(3)
-    settings: dict[str, Any] = {"learn_temperature": True} if name == "nt_xent" else {}
-    loss = LOSSES[name](**settings)
+    loss = learning_loss(name)
     compiled = torch.compile(loss, fullgraph=True)
     # The compiler's code for a CPU handles 16 numbers at a time: fewer pairs would not try all of it.
     for ids in (None, torch.arange(33) // 2):
         x, y = (torch.randn(33, 40, generator=generator, requires_grad=True) for _ in range(2))
         leaves = (x, y, *loss.parameters())
-        value, expected = compiled(x, y, ids), loss(x, y, ids)
-        torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves), rtol=1e-4, atol=1e-6
-        )
+        assert_same_loss(compiled(x, y, ids), loss(x, y, ids), leaves, {}, {"rtol": 1e-4, "atol": 1e-6})
 
 
 @pytest.mark.filterwarnings("default")
@@ -118,10 +110,8 @@ def test_the_compiled_gradient_with_a_fixed_temperature() -> None:
     generator = torch.Generator().manual_seed(6)
     x, y = (torch.randn(33, 40, generator=generator, requires_grad=True) for _ in range(2))
     loss = LOSSES["nt_xent"]()
-    value, expected = torch.compile(loss, fullgraph=True)(x, y), loss(x, y)
-    torch.testing.assert_close(
-        torch.autograd.grad(value, (x, y)), torch.autograd.grad(expected, (x, y)), rtol=1e-4, atol=1e-6
-    )
+    compiled = torch.compile(loss, fullgraph=True)
+    assert_same_loss(compiled(x, y), loss(x, y), (x, y), {}, {"rtol": 1e-4, "atol": 1e-6})
 
 
 @pytest.mark.filterwarnings("default")

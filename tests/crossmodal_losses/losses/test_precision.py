@@ -17,10 +17,8 @@ def pairs(seed: int, B: int, D: int) -> tuple[Tensor, Tensor]:
     """Embeddings as a model under training has them: pairs more alike than others, all of them leaning one way."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(B, D, generator=generator) + 1
-    return (
-        shared + 0.7 * torch.randn(B, D, generator=generator),
-        shared + 0.7 * torch.randn(B, D, generator=generator),
-    )
+    x, y = (shared + 0.7 * torch.randn(B, D, generator=generator) for _ in range(2))
+    return x, y
 
 
 @each_loss
