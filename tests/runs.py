@@ -6,10 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from torch import Tensor
 
 from crossmodal_losses import LOSSES, PairLoss
 from reference_model.config import Config
+
+CommandLine = Callable[..., Result]  # the fixture command_line: python -m reference_model, in this process
 
 
 def train_arguments(config: Config, folder: Path) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import at_step
+from torch import Tensor
 
 from reference_model import InputError
 from reference_model.config import Config
@@ -14,8 +16,7 @@ from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.paper import PROTOCOLS
 from reference_model.runtime.signals import Stopped, handle_signals, request_stop
 from reference_model.search.retriever import Retriever
-from reference_model.training import trainer as train
-from reference_model.training.step import Step
+from reference_model.training.trainer import train
 
 
 @pytest.mark.parametrize(
@@ -49,28 +50,22 @@ def test_bad_settings_are_refused(config: Config, change: dict[str, Any], words:
 
 
 def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    for change, differs in (({"colour": 1}, "colour"), ({}, "dropout")):
-        settings = config.as_dict()
-        settings |= change
-        if not change:
-            del settings["dropout"]
-        path.write_text(json.dumps(settings))
-        with pytest.raises(InputError, match=rf"expected the settings of this version .* that differ: {differs}"):
+    path, settings = tmp_path / "config.json", config.as_dict()
+    differ = "expected the settings of this version .* that differ: "
+    for stored, words in (
+        ({**settings, "colour": 1}, f"{differ}colour"),
+        ({name: value for name, value in settings.items() if name != "dropout"}, f"{differ}dropout"),
+        ({**settings, "protocol": "paper"}, f"{differ}protocol"),
+        ("paper", f"{differ}.*str"),
+        ({**settings, "batch_size": "16"}, r"expected the settings of a run in .*, got: "),
+    ):
+        path.write_text(json.dumps(stored))
+        with pytest.raises(InputError, match=words):
             Config.read(path)
-    path.write_text(json.dumps({**config.as_dict(), "protocol": "paper"}))
-    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: protocol"):
-        Config.read(path)
-    path.write_text('"paper"')
-    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: .*str"):
-        Config.read(path)
-    path.write_text(json.dumps({**config.as_dict(), "batch_size": "16"}))
-    with pytest.raises(InputError, match=r"expected the settings of a run in .*, got: "):
-        Config.read(path)
     path.write_text("{")
     with pytest.raises(InputError, match="expected the settings of a run as JSON in"):
         Config.read(path)
-    path.write_text(json.dumps(config.as_dict()))
+    path.write_text(json.dumps(settings))
     assert Config.read(path) == config
 
 
@@ -116,34 +111,25 @@ def test_a_run_in_the_older_form_is_evaluated_searched_and_not_repeated(
     run = shutil.copytree(trained, tmp_path / "run")
     in_the_older_form(run / "config.json")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert train.train(replace(config, epochs=1), run) == metrics
+    assert train(replace(config, epochs=1), run) == metrics
     assert evaluate_run(run, split="test", data=None) == metrics["test"]
     assert Retriever.from_pretrained(run).config == replace(config, epochs=1)
     with pytest.raises(InputError, match=r"got a run of another .epochs 1 there, 2 here"):
-        train.train(config, run)
+        train(config, run)
 
 
-def test_an_interrupted_run_in_the_older_form_continues(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = train.train(config, tmp_path / "whole")
-    run, steps = tmp_path / "run", 0
+def test_an_interrupted_run_in_the_older_form_continues(config: Config, tmp_path: Path) -> None:
+    expected, run = train(config, tmp_path / "whole"), tmp_path / "run"
 
-    def stop_in_the_second_epoch(*arguments: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps == 7:
-            request_stop()
-        return step(*arguments)
+    def stop(x: Tensor) -> Tensor:
+        request_stop()
+        return x
 
-    step = Step.__call__
-    monkeypatch.setattr(Step, "__call__", stop_in_the_second_epoch)
-    with handle_signals(), pytest.raises(Stopped):
-        train.train(config, run)
-    monkeypatch.undo()
+    with handle_signals(), at_step(7, stop), pytest.raises(Stopped):  # in the second epoch
+        train(config, run)
     assert (run / "checkpoint.safetensors").exists()
     in_the_older_form(run / "config.json")
-    continued = train.train(config, run)
+    continued = train(config, run)
     assert {**continued, "history": None} == {**expected, "history": None}
     assert Config.read(run / "config.json") == config
 

@@ -3,19 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import miniature
 import pytest
 import torch
-from click.testing import Result
-from transformers import BertConfig, BertModel
+from published import panns, save_bert
+from runs import CommandLine
 
-from reference_model.models import bert as text_encoder
 from reference_model.models.resnet38 import ResNet38
 from reference_model.paper import PROTOCOLS
 
-CommandLine = Callable[..., Result]
 SMALL = ("--epochs", 1, "--batch-size", 6, "--workers", 0, "--clip-seconds", 1)
 
 
@@ -34,16 +31,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The encoders in the layout of PANNs' file and of a folder of BERT, with random weights."""
     folder = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
-    front_end = {"spectrogram_extractor.stft.conv_real.weight": torch.zeros(1), "logmel_extractor.melW": torch.zeros(1)}
-    classifier = {"fc1.weight": torch.zeros(1), "fc_audioset.bias": torch.zeros(527)}
-    model = {**front_end, **ResNet38().state_dict(), **classifier}
-    torch.save({"iteration": 1, "model": model, "sampler": {}}, folder / "ResNet38_mAP=0.434.pth")
-    tokenizer = text_encoder.train_tokenizer(["a tone of 200 hertz, hissing"] * 2)
-    bert = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(bert).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
+    torch.save(panns(ResNet38()), folder / "ResNet38_mAP=0.434.pth")
+    save_bert(folder / "bert", ["a tone of 200 hertz, hissing"] * 2)
     return folder / "ResNet38_mAP=0.434.pth", folder / "bert"
 
 
@@ -55,14 +44,14 @@ def prepared(
     monkeypatch.chdir(tmp_path)
 
     def prepare(dataset: str) -> Path:
-        if dataset == "Clotho":
-            done = command_line("prepare", "--dataset", "Clotho", "--raw", downloads / "Clotho", "--workers", 0)
-        else:
-            arguments = ("prepare", "--dataset", "AudioCaps", "--raw", downloads, "--workers", 0)
+        raw = downloads / "Clotho" if dataset == "Clotho" else downloads
+        arguments = ["prepare", "--dataset", dataset, "--raw", raw, "--workers", 0]
+        if dataset == "AudioCaps":
             refused = command_line(*arguments)
             assert refused.exit_code == 1
             assert "missing: no file of this clip" in refused.output
-            done = command_line(*arguments, "--allow-missing")
+            arguments.append("--allow-missing")
+        done = command_line(*arguments)
         assert done.exit_code == 0, done.output
         assert f"next: python -m reference_model train --experiment {dataset.lower()}-frozen-triplet_sum" in done.output
         return tmp_path / "data" / dataset
@@ -77,21 +66,19 @@ def test_from_raw_downloads_to_metrics(
     prepared: Callable[[str], Path], command_line: CommandLine, dataset: str, protocol: str, encoders: str
 ) -> None:
     folder = prepared(dataset)
-    name = f"{dataset.lower()}-{encoders}-triplet_weighted"
-    trained = command_line(
-        "train", "--experiment", name, "--seed", 1, "--protocol", protocol, "--model", "tiny", *SMALL
-    )
-    assert trained.exit_code == 0, trained.output
-    metrics = _metrics(Path("runs") / f"{name}{'-released' if protocol == 'released' else ''}-seed-1")
+    name, suffix = f"{dataset.lower()}-{encoders}-triplet_weighted", "-released" if protocol == "released" else ""
+    done = command_line("train", "--experiment", name, "--seed", 1, "--protocol", protocol, "--model", "tiny", *SMALL)
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(Path(f"runs/{name}{suffix}-seed-1/metrics.json").read_text())
     assert PROTOCOLS[protocol].items() <= metrics["config"].items()
     test_clips = 4 if dataset == "Clotho" else 3
     assert metrics["clips"] == {"train": 12, "val": 4, "test": test_clips}
     assert metrics["test"]["text_to_audio"]["pool"] == test_clips
     assert metrics["test"]["audio_to_text"]["pool"] == 5 * test_clips
     paper = 1045 if dataset == "Clotho" else 957
-    assert f"test, {test_clips} clips (the paper: {paper}): text to audio" in trained.output
-    assert f"{dataset}, test: {test_clips} clips, where the paper had {paper}" in trained.output
-    assert f": 1 epochs of {10 if dataset == 'Clotho' else 2} steps on " in trained.output
+    assert f"test, {test_clips} clips (the paper: {paper}): text to audio" in done.output
+    assert f"{dataset}, test: {test_clips} clips, where the paper had {paper}" in done.output
+    assert f": 1 epochs of {10 if dataset == 'Clotho' else 2} steps on " in done.output
     assert (folder / "features").exists() == (protocol == "paper" and encoders == "frozen")
 
 
@@ -100,19 +87,16 @@ def test_with_the_published_encoders(
 ) -> None:
     """ResNet-38 has its real size and comes from a file in PANNs' layout; a small BERT comes from a folder."""
     folder = prepared("Clotho")
-    panns, bert = published
-    trained = command_line(
-        "train", "--experiment", "clotho-frozen-nt_xent", "--audio-checkpoint", panns, "--bert", bert, *SMALL
-    )
+    audio, bert = published
+    encoders = ("--audio-checkpoint", audio, "--bert", bert, *SMALL)
+    trained = command_line("train", "--experiment", "clotho-frozen-nt_xent", *encoders)
     assert trained.exit_code == 0, trained.output
-    assert _metrics(Path("runs/clotho-frozen-nt_xent-seed-0"))["config"]["model"] == "full"
+    assert json.loads(Path("runs/clotho-frozen-nt_xent-seed-0/metrics.json").read_text())["config"]["model"] == "full"
     manifest = folder / "manifest.csv"
     checksum = manifest.read_text().splitlines()[1].split(",")[-2]
     manifest.write_text(manifest.read_text().replace(checksum, "0" * 64))  # another clip makes other features
     kept = len(list((folder / "features").glob("audio-*")))
-    again = command_line(
-        "train", "--experiment", "clotho-frozen-triplet_max", "--audio-checkpoint", panns, "--bert", bert, *SMALL
-    )
+    again = command_line("train", "--experiment", "clotho-frozen-triplet_max", *encoders)
     assert again.exit_code == 0, again.output
     assert len(list((folder / "features").glob("audio-*"))) == kept + 1
 
@@ -149,8 +133,3 @@ def test_from_raw_downloads_to_both_tables_and_the_report(
     assert "Clotho: 4 test clips (1045 in the paper), 20 captions" in (results / "table_1.md").read_text()
     assert "Triplet-max\\*" in (results / "table_1.md").read_text()  # its learning rate on Clotho
     assert (results / "report.html").read_text().count("<audio") > 20
-
-
-def _metrics(run: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
-    return metrics

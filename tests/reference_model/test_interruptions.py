@@ -27,7 +27,7 @@ from reference_model.runtime.signals import EXIT_STOPPED, Stopped
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training.trainer import train
 
-FILES = ("metrics.json", "best.safetensors")
+ROOT = Path(__file__).parents[2]
 _context = multiprocessing.get_context("forkserver")
 # Loading it takes seconds, and no time in each of the processes below.
 _context.set_forkserver_preload(["reference_model.training.trainer"])
@@ -43,12 +43,15 @@ def finished(config: Config, run: Path, **options: Any) -> dict[str, bytes]:
     process = started(config, run, **options)
     process.join()
     assert process.exitcode == 0
-    return {name: (run / name).read_bytes() for name in FILES}
+    return {name: (run / name).read_bytes() for name in ("metrics.json", "best.safetensors")}
 
 
-def wait_until(process: BaseProcess, path: Path) -> None:
-    while process.is_alive() and not path.exists():
+def kill_after_a_checkpoint(config: Config, run: Path) -> None:
+    process = started(config, run, checkpoint_minutes=0)
+    while process.is_alive() and not (run / "checkpoint.safetensors").exists():
         time.sleep(0.01)
+    process.kill()
+    process.join()
 
 
 @pytest.mark.parametrize("encoders, protocol, kills", [("fine-tuned", "released", 10), ("frozen", "paper", 3)])
@@ -56,8 +59,7 @@ def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any,
     """The fine-tuned run has dropout, erased stripes and batch-norm statistics to lose; the frozen one its features."""
     config = replace(config, encoders=encoders, epochs=4, decay_every=2, **PROTOCOLS[protocol])
     expected = finished(config, tmp_path / "whole", features=tmp_path / "features")
-    moments = random.Random(0)
-    killed = 0
+    moments, killed = random.Random(0), 0
     for attempt in itertools.count():
         run, kept = tmp_path / f"run-{attempt}", tmp_path / f"features-{attempt}"
         for _ in range(kills):
@@ -81,9 +83,7 @@ def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -
     config = replace(config, epochs=6)
     run = tmp_path / "run"
     command = [sys.executable, *train_arguments(replace(config, workers=1), run)]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], start_new_session=True
-    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
     while process.poll() is None and not (run / "checkpoint.safetensors").exists():
         time.sleep(0.01)
     os.killpg(process.pid, number)  # as a terminal and a cluster do: also those that read
@@ -129,12 +129,8 @@ def _train_on_a_full_disk(size: int, config: Config, run: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_last_good_state(config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    checkpoint = run / "checkpoint.safetensors"
-    process = started(config, run, checkpoint_minutes=0)
-    wait_until(process, checkpoint)
-    process.kill()
-    process.join()
+    run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint.safetensors"
+    kill_after_a_checkpoint(config, run)
     kept = checkpoint.read_bytes()
     process = _context.Process(target=_train_on_a_full_disk, args=(len(kept) // 2, config, run))
     process.start()
@@ -154,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(config: Config) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "reference_model", "train", "--data", config.data, "--experiment",
          "clotho-frozen-nt_xent", "--dataset", "Synthetic", "--model", "tiny", "--out", "/sys/run"],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+        capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -164,10 +160,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(config: Config) -> None:
 
 def test_a_run_goes_on_with_its_own_data_wherever_that_is(config: Config, corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = started(config, run, checkpoint_minutes=0)
-    wait_until(process, run / "checkpoint.safetensors")
-    process.kill()
-    process.join()
+    kill_after_a_checkpoint(config, run)
     moved = shutil.copytree(corpus, tmp_path / "moved")
     table = moved / "Synthetic" / "csv_files" / "val.csv"
     text = table.read_text()
@@ -175,8 +168,6 @@ def test_a_run_goes_on_with_its_own_data_wherever_that_is(config: Config, corpus
     with pytest.raises(InputError, match=r"expected the clips and captions that .* was trained on so far, got others"):
         train(replace(config, data=str(moved)), run)
     table.write_text(text)
-    metrics = json.loads(finished(replace(config, data=str(moved)), run)["metrics.json"])
-    assert {**metrics, "config": None} == {
-        **json.loads(finished(config, tmp_path / "whole")["metrics.json"]),
-        "config": None,
-    }
+    moved_run, whole = finished(replace(config, data=str(moved)), run), finished(config, tmp_path / "whole")
+    theirs, ours = (json.loads(files["metrics.json"]) for files in (moved_run, whole))
+    assert {**theirs, "config": None} == {**ours, "config": None}

@@ -37,9 +37,8 @@ def test_what_the_protocols_say() -> None:
 
 
 def test_the_two_protocols_differ_in_every_setting() -> None:
-    paper, released = PROTOCOLS["paper"], PROTOCOLS["released"]
-    assert paper.keys() == released.keys()
-    assert all(paper[name] != released[name] for name in paper)
+    assert PROTOCOLS["paper"].keys() == PROTOCOLS["released"].keys()
+    assert all(PROTOCOLS["released"][name] != value for name, value in PROTOCOLS["paper"].items())
 
 
 @pytest.mark.parametrize("name, dropout, spec_augment", [("paper", 0.1, False), ("released", 0.2, True)])

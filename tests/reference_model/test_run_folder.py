@@ -15,16 +15,14 @@ from reference_model.training.trainer import train
 
 
 def test_a_finished_run_is_not_repeated_and_no_other_overwrites_it(config: Config, tmp_path: Path) -> None:
-    config = replace(config, epochs=1)
-    run = tmp_path / "run"
+    config, run = replace(config, epochs=1), tmp_path / "run"
     metrics = train(config, run)
     before = (run / "best.safetensors").stat().st_mtime_ns
     assert train(config, run) == json.loads(json.dumps(metrics))
     with pytest.raises(InputError, match=r"a run of another \(learning_rate 0.001 there, 0.5 here\); choose another"):
         train(replace(config, learning_rate=0.5), run)
     assert (run / "best.safetensors").stat().st_mtime_ns == before
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
+    (foreign := tmp_path / "foreign").mkdir()
     (foreign / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"got something without config\.json"):
         train(config, foreign)
@@ -42,8 +40,7 @@ def test_killed_while_the_folder_was_made(config: Config, tmp_path: Path) -> Non
 def test_one_at_a_time(config: Config, tmp_path: Path) -> None:
     config, run = replace(config, epochs=1), tmp_path / "run"
     run.mkdir()
-    words = r"expected .*run for this run alone, got one that is under way there"
-    with lock_run_folder(run), pytest.raises(Busy, match=words):
+    with lock_run_folder(run), pytest.raises(Busy, match=r"expected .*run for this run alone, got one that is under"):
         train(config, run)
     assert train(config, run)["best_epoch"]
 

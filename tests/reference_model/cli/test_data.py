@@ -1,11 +1,8 @@
 """The commands synthesize and prepare: each names the command to run next."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from click.testing import Result
-
-CommandLine = Callable[..., Result]
+from runs import CommandLine
 
 
 def test_synthesize_names_the_next_command(tmp_path: Path, command_line: CommandLine) -> None:

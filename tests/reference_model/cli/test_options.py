@@ -1,35 +1,29 @@
 """Options that several commands share: several values of one, and the settings of the protocols."""
 
-from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from click.testing import Result
+from runs import CommandLine
 
 from reference_model.cli.app import main
 from reference_model.paper import PROTOCOLS
 from reference_model.reproduction.grid import Run
 
-CommandLine = Callable[..., Result]
-
 
 def test_several_values_one_by_one(
     monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, corpus: Path, tmp_path: Path
 ) -> None:
-    seen: list[list[Run]] = []
-
-    def record(runs: list[Run], **_: object) -> None:
-        seen.append(runs)
-
-    monkeypatch.setattr("reference_model.reproduction.workers.train_all", record)
+    monkeypatch.setattr("reference_model.reproduction.workers.train_all", train_all := Mock())
     monkeypatch.setattr("reference_model.reproduction.cost.estimate", lambda *_, **__: "")
     start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--out", tmp_path / "results"]
     rows = ["--tables", 1, "--tables", 2, "--losses", "nt_xent", "--losses", "triplet_sum"]
     done = command_line(*start, *rows, "--seeds=4", "--seeds", 5, "--seeds", 6, "--jobs", 2)
     assert done.exit_code == 0, done.output
-    assert list(dict.fromkeys(run.config.seed for run in seen[-1])) == [4, 5, 6]
-    assert {run.config.loss for run in seen[-1]} == {"nt_xent", "triplet_sum"}
-    assert {run.config.batch_size for run in seen[-1]} == {32, 128}  # of table 1, and of table 2 as well
+    runs: list[Run] = train_all.call_args.args[0]
+    assert list(dict.fromkeys(run.config.seed for run in runs)) == [4, 5, 6]
+    assert {run.config.loss for run in runs} == {"nt_xent", "triplet_sum"}
+    assert {run.config.batch_size for run in runs} == {32, 128}  # of table 1, and of table 2 as well
     for values, message in (([], "Option '--seeds' requires an argument"), ([4, 5], "unexpected extra argument (5)")):
         refused = command_line(*start, "--seeds", *values)
         assert refused.exit_code == 2

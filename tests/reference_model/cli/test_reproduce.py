@@ -1,14 +1,11 @@
 """The commands reproduce and report: from files to a table, and the defaults."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from click.testing import Result
+from runs import CommandLine
 
 from reference_model.cli.app import main
-
-CommandLine = Callable[..., Result]
 
 
 def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> None:

@@ -1,24 +1,23 @@
 """The command train: named experiments, the paper's settings for what is not given, and errors."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from runs import CommandLine
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import PROTOCOLS
 from reference_model.training import trainer as train
 
-CommandLine = Callable[..., Result]
+Seen = list[tuple[Config, Path]]
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """The configs and folders of the runs that train would train; it ends in an error instead."""
-    seen: list[tuple[Config, Path]] = []
+    seen: Seen = []
 
     def record(config: Config, run: Path, **_: object) -> None:
         seen.append((config, run))
@@ -28,7 +27,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
     return seen
 
 
-def test_an_experiment_says_everything(command_line: CommandLine, seen: list[tuple[Config, Path]]) -> None:
+def test_an_experiment_says_everything(command_line: CommandLine, seen: Seen) -> None:
     command_line("train", "--experiment", "clotho-frozen-triplet_weighted", "--seed", 2)
     command_line("train", "--experiment", "clotho-frozen-triplet_weighted", "--batch-size", 48, "--protocol",
                  "released", "--dropout", 0, "--spec-augment", "no", "--out", "elsewhere")  # fmt: skip
@@ -58,7 +57,7 @@ def of(dataset: str, encoders: str, loss: str) -> list[str]:
 
 
 # What is given, then the batch size, learning rate and epochs of the run, and the line that says where they are from.
-TAKEN: list[tuple[list[str], tuple[int, float, int], str]] = [
+TAKEN = [
     (
         of("AudioCaps", "frozen", "nt_xent"),
         (32, 1e-4, 50),
@@ -98,11 +97,7 @@ TAKEN: list[tuple[list[str], tuple[int, float, int], str]] = [
 
 @pytest.mark.parametrize("given, expected, line", TAKEN)
 def test_what_is_not_given_is_the_papers_and_is_printed(
-    command_line: CommandLine,
-    seen: list[tuple[Config, Path]],
-    given: list[str],
-    expected: tuple[int, float, int],
-    line: str,
+    command_line: CommandLine, seen: Seen, given: list[str], expected: tuple[int, float, int], line: str
 ) -> None:
     result = command_line("train", *given)
     ((config, run),) = seen
@@ -112,7 +107,7 @@ def test_what_is_not_given_is_the_papers_and_is_printed(
 
 
 def test_nothing_is_printed_where_everything_was_given(
-    command_line: CommandLine, seen: list[tuple[Config, Path]], monkeypatch: pytest.MonkeyPatch
+    command_line: CommandLine, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_given = ["--batch-size", 9, "--learning-rate", 0.25, "--epochs", 50]
     assert command_line("train", *of("Clotho", "frozen", "nt_xent"), *all_given).stdout == ""
@@ -123,13 +118,10 @@ def test_nothing_is_printed_where_everything_was_given(
 
 
 @pytest.mark.parametrize("missing", ["--dataset", "--encoders", "--loss", "--out", "--clip-seconds"])
-def test_what_cannot_be_known_is_required(
-    command_line: CommandLine, seen: list[tuple[Config, Path]], missing: str
-) -> None:
+def test_what_cannot_be_known_is_required(command_line: CommandLine, seen: Seen, missing: str) -> None:
     given = [*of("Mine", "frozen", "nt_xent"), "--clip-seconds", "1"]
     where = given.index(missing)
-    del given[where : where + 2]
-    result = command_line("train", *given)
+    result = command_line("train", *given[:where], *given[where + 2 :])
     assert result.exit_code == 1
     assert result.output.startswith(f"Error: expected {missing}")
     assert "got none" in result.output

@@ -21,8 +21,8 @@ def test_a_run_is_measured_again_on_its_own_data_and_elsewhere(trained: Path, co
     stored = json.loads((trained / "metrics.json").read_text())
     assert evaluate_run(trained, split="test", data=None) == stored["test"]
     assert evaluate_run(trained, split="val", data=None) == stored["val"]
-    shutil.copytree(corpus, tmp_path / "moved")
-    assert evaluate_run(trained, split="test", data=str(tmp_path / "moved")) == stored["test"]
+    moved = shutil.copytree(corpus, tmp_path / "moved")
+    assert evaluate_run(trained, split="test", data=str(moved)) == stored["test"]
     with pytest.raises(InputError, match="expected the captions of the test split"):
         evaluate_run(trained, split="test", data=str(tmp_path))
 

@@ -1,5 +1,8 @@
 """Heads, frozen and fine-tuned encoders, and one training step at full size."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -31,22 +34,18 @@ def test_a_head_is_two_linear_layers_with_a_relu_between_them_and_a_norm_of_one(
     heads.load_state_dict({f"{m}.{n}": torch.tensor(value) for m, of in weights.items() for n, value in of.items()})
     audio, text = heads(torch.tensor([[7 / 3, 2 / 3]]), torch.tensor([[1.0]]))
     # Audio: 7/3 + 2/3 = 3 and -14/3 + 2/3 = -4; then 3 + 0 and 0 + 4, of length 5. Text: 2 + 1 = 3 and -5 + 1 = -4.
-    torch.testing.assert_close(audio, torch.tensor([[0.6, 0.8]]))
-    torch.testing.assert_close(text, torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close((audio, text), (torch.tensor([[0.6, 0.8]]), torch.tensor([[0.6, 0.8]])))
 
 
 @pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
-def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: str) -> None:
+def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: Any) -> None:
     torch.manual_seed(0)
-    from dataclasses import replace
-
-    model, tokenizer = new_model(replace(config, encoders=encoders), CAPTIONS)  # type: ignore[arg-type]
+    model, tokenizer = new_model(replace(config, encoders=encoders), CAPTIONS)
     inputs = batch(model, text_encoder.tokenize(tokenizer, CAPTIONS), 16_000)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     x, y = model(**inputs)
-    torch.testing.assert_close(x.norm(dim=1), torch.ones(4))
-    torch.testing.assert_close(y.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close((x.norm(dim=1), y.norm(dim=1)), (torch.ones(4), torch.ones(4)))
     NTXent()(x, y).backward()
     torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}

@@ -18,17 +18,11 @@ from reference_model.models.encode import BatchEncoder, unique
 from reference_model.runtime.signals import Stopped, handle_signals, request_stop
 
 
-class Items(Dataset[Any]):
+class Items(list[Any], Dataset[Any]):  # type: ignore[misc]
     """Waveforms, or reasons why there are none; an exception is raised."""
 
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        item: Tensor | str | Exception = self.items[index]
+    def __getitem__(self, index: Any) -> Any:
+        item = super().__getitem__(index)
         if isinstance(item, Exception):
             raise item
         return item

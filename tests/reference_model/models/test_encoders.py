@@ -24,10 +24,8 @@ def test_every_model_of_a_config_has_an_entry() -> None:
 def test_audio_encoders_have_the_size_of_their_model(name: str, size: int, parameters: int | None) -> None:
     encoder = MODELS[name].audio.new(dropout=0.3, spec_augment=True)
     assert encoder.output_size == size
-    if parameters is not None:
-        assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
-    dropout = {block.dropout for block in encoder.modules() if hasattr(block, "downsample")}
-    assert dropout == {0.3}
+    assert parameters in (None, sum(parameter.numel() for parameter in encoder.parameters()))
+    assert {block.dropout for block in encoder.modules() if hasattr(block, "downsample")} == {0.3}
 
 
 def test_a_published_audio_encoder_is_read_at_the_width_of_its_model(tmp_path: Path) -> None:
@@ -36,8 +34,7 @@ def test_a_published_audio_encoder_is_read_at_the_width_of_its_model(tmp_path: P
     encoder = MODELS["tiny"].audio.published(path, dropout=0.1, spec_augment=False)
     expected = from_panns(path, width=TINY_WIDTH).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
-    features = encoder.eval()(torch.zeros(1, SHORTEST))
-    assert features.shape == (1, encoder.output_size)
+    assert encoder.eval()(torch.zeros(1, SHORTEST)).shape == (1, encoder.output_size)
 
 
 @pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
@@ -55,8 +52,7 @@ def test_a_text_encoder_is_saved_and_built_again(spec: ModelSpec, tmp_path: Path
 def test_the_keys_of_caches_are_made_of_these_settings() -> None:
     """Every cache on disk is named by them: they change only together with the features."""
     for spec in MODELS.values():
-        expected = '{"rate": 32000, "window": 1024, "hop": 320, "mel": [64, 50, 14000]}'
-        assert json.dumps(spec.audio.front_end) == expected
+        assert json.dumps(spec.audio.front_end) == '{"rate": 32000, "window": 1024, "hop": 320, "mel": [64, 50, 14000]}'
         assert spec.audio.front_end["rate"] == SAMPLE_RATE
         encoder, tokenizer = spec.text.new(CAPTIONS, dropout=0.1)
         activation, tokenizer_settings, longest = spec.text.settings(encoder, tokenizer)

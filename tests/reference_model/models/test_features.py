@@ -6,12 +6,15 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import Interrupted
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, RandomSampler
 
@@ -27,8 +30,8 @@ from reference_model.models.dual_encoder import new_model
 from reference_model.models.features import FeatureBatches, Features, cached_features
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.tensors import save_tensors
-from reference_model.training import trainer as train
 from reference_model.training.step import Step
+from reference_model.training.trainer import train
 
 
 @pytest.fixture
@@ -53,15 +56,8 @@ def trained(
     sampler = DistributedBatchSampler(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
     batches: FeatureBatches | WaveformBatches
     if cached:
-        kept = cached_features(
-            folder,
-            model,
-            clips,
-            audio_checksums(config.data, config.dataset, "train", clips),
-            token_ids,
-            config,
-            accelerator,
-        )
+        checksums = audio_checksums(config.data, config.dataset, "train", clips)
+        kept = cached_features(folder, model, clips, checksums, token_ids, config, accelerator)
         batches, step = FeatureBatches(kept, sampler), Step(model.heads, config, accelerator)
     else:
         pairs = Pairs(clips, token_ids, config.clip_seconds)
@@ -77,9 +73,8 @@ def test_training_on_features_is_training_through_the_encoders_to_the_bit(
 ) -> None:
     """With captions of one length. On a CPU the features of a clip do not depend on the batch that it is in."""
     frozen = replace(frozen, loss=loss)
-    (cached, heads), (through, expected) = (
-        trained(frozen, tmp_path, 3, cached=cached, one_length=True) for cached in (True, False)
-    )
+    cached, heads = trained(frozen, tmp_path, 3, cached=True, one_length=True)
+    through, expected = trained(frozen, tmp_path, 3, cached=False, one_length=True)
     assert len(cached) == 15
     assert all(torch.equal(a, b) for a, b in zip(cached, through, strict=True))
     assert all(torch.equal(heads[name], expected[name]) for name in heads)
@@ -87,9 +82,8 @@ def test_training_on_features_is_training_through_the_encoders_to_the_bit(
 
 def test_padding_of_captions_changes_features_by_rounding_only(frozen: Config, tmp_path: Path) -> None:
     """In a batch with a longer caption BERT sums the same numbers and zeros in another order."""
-    (cached, _), (through, _) = (
-        trained(frozen, tmp_path, 2, cached=cached, one_length=False) for cached in (True, False)
-    )
+    cached, _ = trained(frozen, tmp_path, 2, cached=True, one_length=False)
+    through, _ = trained(frozen, tmp_path, 2, cached=False, one_length=False)
     torch.testing.assert_close(torch.stack(cached), torch.stack(through), rtol=1e-5, atol=0)
 
 
@@ -111,23 +105,23 @@ def test_runs_share_cached_features(frozen: Config, tmp_path: Path, monkeypatch:
     original, without = Path(frozen.data) / "Synthetic", shutil.ignore_patterns("features")
     data = shutil.copytree(original, tmp_path / "data" / "Synthetic", ignore=without).parent
     frozen = replace(frozen, data=str(data), epochs=1)
-    first = train.train(frozen, tmp_path / "first")
+    first = train(frozen, tmp_path / "first")
     folder = data / "Synthetic" / "features"
     assert len(list(folder.iterdir())) == 6  # three splits of audio and of text
     used = counted(monkeypatch)
-    again = train.train(replace(frozen, workers=1), tmp_path / "again")
+    again = train(replace(frozen, workers=1), tmp_path / "again")
     assert {**again, "config": None} == {**first, "config": None}
-    train.train(replace(frozen, loss="triplet_sum", batch_size=8, learning_rate=1e-4), tmp_path / "other")
+    train(replace(frozen, loss="triplet_sum", batch_size=8, learning_rate=1e-4), tmp_path / "other")
     assert not used
-    train.train(replace(frozen, seed=1), tmp_path / "seed")  # other weights of the tiny encoders
+    train(replace(frozen, seed=1), tmp_path / "seed")  # other weights of the tiny encoders
     assert set(used) == {"ResNet38", "BertEncoder"}
     used.clear()
-    train.train(replace(frozen, clip_seconds=0.4), tmp_path / "shorter")
+    train(replace(frozen, clip_seconds=0.4), tmp_path / "shorter")
     assert set(used) == {"ResNet38"}
     used.clear()
     some, other = sorted((data / "Synthetic" / "waveforms" / "val").iterdir())[:2]
     shutil.copyfile(some, other)
-    train.train(frozen, tmp_path / "clip")
+    train(frozen, tmp_path / "clip")
     assert used == ["ResNet38"]  # of the val split
 
 
@@ -135,73 +129,54 @@ def test_an_interrupted_computation_goes_on_with_the_next_part(
     frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "PART", 5)
-    expected = train.train(frozen, tmp_path / "whole", features=tmp_path / "expected")
-
-    class Killed(Exception):
-        pass
+    expected = train(frozen, tmp_path / "whole", features=tmp_path / "expected")
 
     saved: list[Path] = []
 
     def save(path: Path, *arguments: Any) -> None:
         if len(saved) == 3:
-            raise Killed
+            raise Interrupted
         saved.append(path)
         save_tensors(path, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(features, "save_tensors", save)
-        with pytest.raises(Killed):
-            train.train(frozen, tmp_path / "run", features=tmp_path / "kept")
+        with pytest.raises(Interrupted):
+            train(frozen, tmp_path / "run", features=tmp_path / "kept")
     times = {path: path.stat().st_mtime_ns for path in saved}
-    assert train.train(frozen, tmp_path / "run", features=tmp_path / "kept") == expected
+    assert train(frozen, tmp_path / "run", features=tmp_path / "kept") == expected
     assert {path: path.stat().st_mtime_ns for path in saved} == times
 
 
 def test_a_damaged_part_is_named(frozen: Config, tmp_path: Path) -> None:
-    train.train(replace(frozen, epochs=1), tmp_path / "run", features=tmp_path / "kept")
+    train(replace(frozen, epochs=1), tmp_path / "run", features=tmp_path / "kept")
     part = sorted((tmp_path / "kept").glob("audio-*/*.safetensors"))[0]
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(InputError, match=rf"expected a safetensors file at {part}, got .*"):
-        train.train(frozen, tmp_path / "other", features=tmp_path / "kept")
+        train(frozen, tmp_path / "other", features=tmp_path / "kept")
 
 
 def test_a_folder_that_cannot_be_written_is_named(frozen: Config, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"expected to write features, got: .*/sys/features.*; --features names another"
-    ):
-        train.train(frozen, tmp_path / "run", features=Path("/sys/features"))
+    words = r"expected to write features, got: .*/sys/features.*; --features names another"
+    with pytest.raises(InputError, match=words):
+        train(frozen, tmp_path / "run", features=Path("/sys/features"))
 
 
 def test_processes_divide_the_parts_whatever_is_there_already(
     frozen: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of three processes computes every third part, though others have saved theirs; together they have all."""
-
-    class Done(Exception):
-        pass
-
-    class Third:
-        """One of three processes, before the first of them has all parts."""
-
-        num_processes = 3
-        device = torch.device("cpu")
-        autocast = staticmethod(nullcontext)
-
-        def __init__(self, process_index: int) -> None:
-            self.process_index = process_index
-
-        def wait_for_everyone(self) -> None:
-            raise Done
-
+    third: Any = SimpleNamespace(num_processes=3, device=torch.device("cpu"), autocast=nullcontext)
+    third.wait_for_everyone = Mock(side_effect=Interrupted)  # before the first process has all parts
     monkeypatch.setattr(features, "PART", 2)
     clips = read_split(frozen.data, frozen.dataset, "train")[:13]
     checksums = audio_checksums(frozen.data, frozen.dataset, "train", clips)
     model, tokenizer = new_model(frozen, captions_of(clips))
     token_ids = text_encoder.tokenize(tokenizer, captions_of(clips))
     saved: list[set[int]] = []
-    for process in range(3):
-        with pytest.raises(Done):
-            cached_features(tmp_path / "kept", model, clips, checksums, token_ids, frozen, Third(process))
+    for third.process_index in range(3):
+        with pytest.raises(Interrupted):
+            cached_features(tmp_path / "kept", model, clips, checksums, token_ids, frozen, third)
         saved.append({int(path.stem) for path in tmp_path.glob("kept/audio-*/*.safetensors")})
     assert saved[0] == {0, 6, 12}
     assert saved[1] - saved[0] == {2, 8}
@@ -219,10 +194,10 @@ def test_pairs_have_features_of_their_clips_and_captions() -> None:
 
 def test_features_of_another_precision_have_another_key(frozen: Config, tmp_path: Path) -> None:
     frozen = replace(frozen, epochs=1)
-    train.train(frozen, tmp_path / "a", features=tmp_path / "kept")
+    train(frozen, tmp_path / "a", features=tmp_path / "kept")
     before = {path.name for path in (tmp_path / "kept").iterdir()}
     AcceleratorState._reset_state(reset_partial_state=True)
-    train.train(replace(frozen, precision="bf16"), tmp_path / "b", features=tmp_path / "kept")
+    train(replace(frozen, precision="bf16"), tmp_path / "b", features=tmp_path / "kept")
     assert len({path.name for path in (tmp_path / "kept").iterdir()} - before) == 6
 
 

@@ -2,34 +2,17 @@
 
 import os
 import pickle
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from published import panns
 
 from reference_model import InputError
 from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
-
-
-def published_layout(encoder: ResNet38, sampler: Any) -> dict[str, Any]:
-    """A checkpoint as PANNs writes it: 246 entries in the model, and the state of the sampler beside it."""
-    extra = {
-        "spectrogram_extractor.stft.conv_real.weight": torch.zeros(513, 1, 1024),
-        "spectrogram_extractor.stft.conv_imag.weight": torch.zeros(513, 1, 1024),
-        "logmel_extractor.melW": torch.zeros(513, 64),
-        "fc1.weight": torch.zeros(8, 2048),
-        "fc1.bias": torch.zeros(8),
-        "fc_audioset.weight": torch.zeros(527, 8),
-        "fc_audioset.bias": torch.zeros(527),
-    }
-    model = OrderedDict([*list(extra.items())[:3], *encoder.state_dict().items(), *list(extra.items())[3:]])
-    assert len(model) == 246
-    return {"iteration": 600_000, "model": model, "sampler": sampler}
-
 
 SAMPLER = {
     "indexes": np.arange(20, dtype=np.int64),
@@ -47,7 +30,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResNet38, Path]
     torch.manual_seed(1)
     encoder = ResNet38()
     path = tmp_path_factory.mktemp("panns") / "ResNet38_mAP=0.434.pth"
-    torch.save(published_layout(encoder, SAMPLER), path, _use_new_zipfile_serialization=False)
+    torch.save(panns(encoder, SAMPLER), path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
     return encoder, path
 
@@ -79,10 +62,8 @@ class Hostile:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_hostile_checkpoints_are_refused_unrun(tmp_path: Path) -> None:
     sentinel, path = tmp_path / "was run", tmp_path / "x.pth"
-    for hostile in (
-        {"iteration": 1, "model": {}, "sampler": Hostile(f"touch '{sentinel}'")},
-        Hostile(f"touch '{sentinel}'"),
-    ):
+    attack = Hostile(f"touch '{sentinel}'")
+    for hostile in ({"iteration": 1, "model": {}, "sampler": attack}, attack):
         torch.save(hostile, path)
         with pytest.raises(InputError, match=r"NumPy arrays at .*x\.pth, got one that asks for posix\.system"):
             from_panns(path)

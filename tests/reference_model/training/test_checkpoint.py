@@ -40,14 +40,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 
 
 def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
+    (run := tmp_path / "run").mkdir()
     (run / "config.json").write_text(json.dumps(config.as_dict()))
     (run / "checkpoint.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"expected a safetensors file at .*checkpoint\.safetensors"):
         train(config, run)
-    stored = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**stored, "colour": "blue"}))
+    (run / "config.json").write_text(json.dumps({**config.as_dict(), "colour": "blue"}))
     with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: colour"):
         train(config, run)
 

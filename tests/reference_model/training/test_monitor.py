@@ -1,9 +1,12 @@
-"""Losses are fetched, logged, and checked to be finite; every epoch is reported."""
+"""Losses are fetched, logged, and checked to be finite; every epoch is reported, and drawn in curves."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from runs import at_step, make_nan
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -12,14 +15,10 @@ from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.evaluation.metrics import Metrics, NotFinite
 from reference_model.run_folder import Diverged
+from reference_model.training import curves
 from reference_model.training.checkpoint import Progress
 from reference_model.training.monitor import Monitor, summary
 from reference_model.training.trainer import train
-
-
-def monitor_of(config: Config, folder: Path, progress: Progress, *, is_main: bool = True) -> Monitor:
-    """Return the monitor of a run with 5 steps an epoch."""
-    return Monitor(config, folder, progress, 5, position=0, is_main=is_main)
 
 
 def add(monitor: Monitor, *losses: float) -> None:
@@ -30,7 +29,7 @@ def add(monitor: Monitor, *losses: float) -> None:
 
 def test_losses_are_added_up_and_written(config: Config, tmp_path: Path) -> None:
     progress = Progress(epoch=2, step=1, total=4.0)
-    monitor = monitor_of(config, tmp_path, progress)
+    monitor = Monitor(config, tmp_path, progress, 5, position=0, is_main=True)
     add(monitor, 2.0, 1.5)
     assert progress.total == 4.0  # nothing is fetched before it is due
     monitor.fetch_losses()
@@ -44,7 +43,7 @@ def test_losses_are_added_up_and_written(config: Config, tmp_path: Path) -> None
 
 
 def test_losses_are_fetched_every_half_second(config: Config, tmp_path: Path) -> None:
-    monitor = monitor_of(config, tmp_path, Progress(), is_main=False)
+    monitor = Monitor(config, tmp_path, Progress(), 5, position=0, is_main=False)
     assert not monitor.fetch_is_due()
     monitor.fetched_at -= 0.5
     assert monitor.fetch_is_due()
@@ -55,8 +54,7 @@ def test_losses_are_fetched_every_half_second(config: Config, tmp_path: Path) ->
 
 
 def test_a_loss_that_is_not_finite_is_named(config: Config, tmp_path: Path) -> None:
-    progress = Progress(epoch=3, step=1)
-    monitor = monitor_of(config, tmp_path, progress, is_main=False)
+    monitor = Monitor(config, tmp_path, Progress(epoch=3, step=1), 5, position=0, is_main=False)
     add(monitor, 1.0, float("inf"), 1.0)
     with pytest.raises(NotFinite, match="the loss is inf at step 3 of epoch 3"):
         monitor.fetch_losses()
@@ -64,7 +62,7 @@ def test_a_loss_that_is_not_finite_is_named(config: Config, tmp_path: Path) -> N
 
 
 def test_other_processes_write_nothing(config: Config, tmp_path: Path) -> None:
-    monitor = monitor_of(config, tmp_path, Progress(history=[{"epoch": 1}]), is_main=False)
+    monitor = Monitor(config, tmp_path, Progress(history=[{"epoch": 1}]), 5, position=0, is_main=False)
     monitor.report_epoch()
     monitor.close()
     assert not list(tmp_path.iterdir())
@@ -92,3 +90,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: Config, tmp_path: Path,
         assert evaluate_run(run, split="test", data=None)["text_to_audio"]["pool"] == 6
         weights = load_file(run / "best.safetensors").values()
         assert all(value.isfinite().all() for value in weights if value.is_floating_point())
+
+
+def record(epoch: int) -> dict[str, Any]:
+    recalls = {f"R@{k}": float(k + epoch) for k in (1, 5, 10)}
+    return {"epoch": epoch, "loss": 2.0 / epoch, "val": {"text_to_audio": recalls, "audio_to_text": recalls}}
+
+
+def test_loss_and_recalls_are_drawn_over_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(curves, "write_figure", lambda _, figure: drawn.append(figure))
+    curves.plot_curves(tmp_path / "curves.png", [record(1), record(2), record(3)], title="a run")
+    loss, recall = drawn[0].axes
+    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, 2.0], [2, 1.0], [3, 2 / 3]])
+    labels = [f"{name} R@{k}" for name in ("Text-to-Audio", "Audio-to-Text") for k in (1, 5, 10)]
+    assert [line.get_label() for line in recall.lines] == labels
+    np.testing.assert_array_equal(recall.lines[1].get_ydata(), [6, 7, 8])
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    curves.plot_curves(tmp_path / "curves.png", [record(1)], title="a run")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]

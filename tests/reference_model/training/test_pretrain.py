@@ -4,10 +4,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from click.testing import Result
+from runs import CommandLine
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +25,6 @@ from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.signals import Stopped
 from reference_model.training import pretrain
 
-CommandLine = Callable[..., Result]
 Losses = dict[str, list[float]]
 AUDIO, TEXT = "ResNet38_tiny.pth", "bert"
 TAGGING, FILLING_IN = "tagging", "filling in words"
@@ -46,19 +46,19 @@ def make(corpus: Path, out: Path, *, epochs: int = 1, seed: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def learned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     """Both encoders after fifteen epochs, and the loss of every step."""
-    losses: Losses = {TAGGING: [], FILLING_IN: []}
+    losses: Losses = {}
     original = pretrain.fit
 
-    def noted(model: Any, loader: Any, epochs: int, task: str, loss_of: Callable[[Any], Tensor]) -> None:
-        def note(batch: Any) -> Tensor:
+    def fit(model: Any, loader: Any, epochs: int, task: str, loss_of: Callable[[Any], Tensor]) -> None:
+        def noted(batch: Any) -> Tensor:
             loss = loss_of(batch)
-            losses[task].append(loss.item())
+            losses.setdefault(task, []).append(loss.item())
             return loss
 
-        original(model, loader, epochs, task, note)
+        original(model, loader, epochs, task, noted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain, "fit", noted)
+        patch.setattr(pretrain, "fit", fit)
         return make(corpus, tmp_path_factory.mktemp("encoders"), epochs=15), losses
 
 
@@ -85,8 +85,7 @@ def test_the_audio_file_has_the_layout_of_the_published_one(corpus: Path, learne
     out, _ = learned
     checkpoint = torch.load(out / AUDIO, weights_only=True)
     assert list(checkpoint) == ["iteration", "model", "sampler"]
-    weights = checkpoint["model"]
-    encoder = ResNet38(width=TINY_WIDTH)
+    weights, encoder = checkpoint["model"], ResNet38(width=TINY_WIDTH)
     classifier = {"fc1.weight", "fc1.bias", "fc_audioset.weight", "fc_audioset.bias"}
     assert weights.keys() == encoder.state_dict().keys() | classifier
     tags = {tag for of_clip in pretrain.read_tags(corpus, "Synthetic", "train").values() for tag in of_clip}
@@ -123,45 +122,28 @@ def test_the_seed_decides(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is learned, in its order."""
-    tasks: list[str] = []
-    original = pretrain.fit
-
-    def noted(model: Any, loader: Any, epochs: int, task: str, loss_of: Any) -> None:
-        tasks.append(task)
-        original(model, loader, epochs, task, loss_of)
-
-    monkeypatch.setattr(pretrain, "fit", noted)
-    return tasks
+def fit(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Its calls say what is learned, in its order."""
+    monkeypatch.setattr(pretrain, "fit", fit := Mock(side_effect=pretrain.fit))
+    return fit
 
 
 def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: list[str]
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Mock
 ) -> None:
-    def stopping_at(step: int) -> Callable[[], None]:
-        steps = iter(range(1, step + 1))
-
-        def stop() -> None:
-            if next(steps) == step:
-                raise Stopped
-
-        return stop
-
     out = tmp_path / "out"
     for step, there in ((1, {"pretraining.json"}), (3, {"pretraining.json", AUDIO})):  # then in the second of text
         with monkeypatch.context() as patch:
-            patch.setattr(pretrain, "raise_if_stop_requested", stopping_at(step))
+            patch.setattr(pretrain, "raise_if_stop_requested", Mock(side_effect=[*[None] * (step - 1), Stopped]))
             with pytest.raises(Stopped):
                 make(corpus, out)
         assert {path.name for path in out.iterdir()} == there
-    assert begun == [TAGGING, TAGGING, FILLING_IN]
     before = (out / AUDIO).stat().st_mtime_ns
     make(corpus, out)
-    assert begun[3:] == [FILLING_IN]
     assert (out / AUDIO).stat().st_mtime_ns == before
+    assert fit.call_count == 4
     make(corpus, out)
-    assert len(begun) == 4
+    assert [call.args[3] for call in fit.mock_calls] == [TAGGING, TAGGING, FILLING_IN, FILLING_IN]
     whole = make(corpus, tmp_path / "whole")
     assert all(same(ours, theirs) for ours, theirs in zip(weights_of(out), weights_of(whole), strict=True))
 
@@ -173,12 +155,8 @@ def test_an_encoder_is_there_whole_or_not_at_all(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_by: tuple[Any, str], half: str
 ) -> None:
     """Of BERT's folder the tokenizer is written last."""
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(*written_by, full)
+        patch.setattr(*written_by, Mock(side_effect=OSError("no space left on device")))
         with pytest.raises(OSError, match="no space left"):
             make(corpus, tmp_path)
     assert half not in {path.name for path in tmp_path.iterdir()}
@@ -200,20 +178,16 @@ def test_a_data_set_without_tags_is_refused(corpus: Path, tmp_path: Path, comman
     result = command_line("pretrain", "--data", tmp_path, "--dataset", "Clotho", "--out", tmp_path / "out")
     assert result.exit_code == 1
     table = tmp_path / "Clotho" / "tags" / "train.csv"
-    expected = f"Error: expected the events of each clip in {table}, got no file; synthesize makes it\n"
-    assert result.output == expected
+    assert result.output == f"Error: expected the events of each clip in {table}, got no file; synthesize makes it\n"
     assert not (tmp_path / "out").exists()
 
 
-def test_a_clip_that_is_missing_is_refused_before_anything_is_learned(
-    corpus: Path, tmp_path: Path, begun: list[str]
-) -> None:
+def test_a_clip_that_is_missing_is_refused_before_anything_is_learned(corpus: Path, tmp_path: Path, fit: Mock) -> None:
     data = shutil.copytree(corpus, tmp_path / "data")
-    missing = data / "Synthetic" / "waveforms" / "train" / "00007.wav"
-    missing.unlink()
+    (data / "Synthetic" / "waveforms" / "train" / "00007.wav").unlink()
     with pytest.raises(InputError, match=r"got 1 bad of 16 files:\n.*00007\.wav: missing"):
         make(data, tmp_path / "out")
-    assert begun == []
+    fit.assert_not_called()
     assert not (tmp_path / "out").exists()
 
 
@@ -239,43 +213,30 @@ def test_training_begins_with_them(
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The arguments of fit, which does nothing."""
-    given: dict[str, Any] = {}
-
-    def fit(model: Any, loader: Any, epochs: int, task: str, loss_of: Any) -> None:
-        given.update(model=model, loader=loader, epochs=epochs, loss_of=loss_of)
-
-    monkeypatch.setattr(pretrain, "fit", fit)
-    return given
+def given(fit: Mock) -> Callable[[], Any]:
+    """Returns the arguments of fit: the model, its loader, the number of epochs, the task and the loss."""
+    fit.side_effect = None
+    return lambda: fit.call_args.args
 
 
-def test_the_tags_of_a_clip_stand_beside_its_samples(corpus: Path, captured: dict[str, Any]) -> None:
+def test_tags_stand_beside_samples_and_each_has_a_loss_of_its_own(corpus: Path, given: Callable[[], Any]) -> None:
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
     assert tags.keys() == {clip.path.name for clip in clips}
     weights = pretrain.train_tagger(clips, tags, 0.5, 3)
-    assert captured["epochs"] == 3
-    learned = captured["model"].state_dict()
-    assert same(weights, {name.removeprefix("encoder."): value for name, value in learned.items()})
-    dataset = captured["loader"].dataset
+    model, loader, epochs, _, loss_of = given()
+    assert epochs == 3
+    assert same(weights, {name.removeprefix("encoder."): value for name, value in model.state_dict().items()})
     known = sorted({tag for of_clip in tags.values() for tag in of_clip})
-    assert len(dataset) == 16
+    assert len(loader.dataset) == 16
     for index, clip in enumerate(clips):
-        waveform, present = dataset[index]
+        waveform, present = loader.dataset[index]
         assert torch.equal(waveform, load_waveform(clip.path, 0.5))
         assert sorted(known[k] for k in present.nonzero().flatten()) == sorted(tags[clip.path.name])
         assert set(present.tolist()) <= {0.0, 1.0}
-
-
-def test_the_loss_of_tagging_is_that_of_every_tag_on_its_own(corpus: Path, captured: dict[str, Any]) -> None:
-    clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
-    pretrain.train_tagger(clips, tags, 0.5, 1)
-    model = captured["model"].eval()
-    (waveforms, present) = next(iter(captured["loader"]))
-    features = model.encoder(waveforms)
-    chances = model.fc_audioset(model.fc1(features).clamp(min=0)).sigmoid()
+    waveforms, present = next(iter(loader))
+    chances = model.eval().fc_audioset(model.fc1(model.encoder(waveforms)).clamp(min=0)).sigmoid()
     expected = -torch.where(present == 1, chances, 1 - chances).log().mean()
-    torch.testing.assert_close(captured["loss_of"]((waveforms, present)), expected)
+    torch.testing.assert_close(loss_of((waveforms, present)), expected)
 
 
 CLIPS = [
@@ -316,16 +277,17 @@ def test_long_pairs_are_cut() -> None:
     assert pair["token_type_ids"] == [0] * 42 + [1] * 22
 
 
-def test_words_are_masked_as_in_bert(captured: dict[str, Any]) -> None:
+def test_words_are_masked_as_in_bert(given: Callable[[], Any]) -> None:
     """15 % of the words, never [CLS], [SEP] or padding; of them 80 % read [MASK], 10 % a random word."""
     words = [f"{a}{b}" for a in "bcdfghjklm" for b in "aeiou"]
     clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
     tokenizer = text_encoder.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
     bert = pretrain.train_bert(clips, tokenizer, 2)
-    assert bert is captured["model"].bert
-    assert captured["epochs"] == 2
-    batches = [batch for _ in range(10) for batch in captured["loader"]]
+    model, loader, epochs, *_ = given()
+    assert bert is model.bert
+    assert epochs == 2
+    batches = [batch for _ in range(10) for batch in loader]
     assert len(batches) == 10 * (300 // 32)
     special = torch.tensor([tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id])
     of_words = masked = replaced = kept = 0
@@ -346,12 +308,12 @@ def test_words_are_masked_as_in_bert(captured: dict[str, Any]) -> None:
     assert kept / masked == pytest.approx(0.1, abs=0.02)
 
 
-def test_the_loss_of_text_is_of_the_words_and_of_the_label(captured: dict[str, Any]) -> None:
+def test_the_loss_of_text_is_of_the_words_and_of_the_label(given: Callable[[], Any]) -> None:
     torch.manual_seed(0)
     pretrain.train_bert(CLIPS, text_encoder.train_tokenizer(captions_of(CLIPS)), 1)
-    model = captured["model"].eval()
-    batch = next(batch for batch in captured["loader"] if (batch["labels"] != -100).any())
-    out = model(**batch)
+    model, loader, _, _, loss_of = given()
+    batch = next(batch for batch in loader if (batch["labels"] != -100).any())
+    out = model.eval()(**batch)
     words = F.cross_entropy(out.prediction_logits.flatten(0, 1), batch["labels"].flatten())
     label = F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
-    torch.testing.assert_close(captured["loss_of"](batch), words + label)
+    torch.testing.assert_close(loss_of(batch), words + label)

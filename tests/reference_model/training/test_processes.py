@@ -14,7 +14,7 @@ from runs import train_arguments
 from safetensors.torch import load_file
 
 from reference_model.config import Config
-from reference_model.training import trainer as train
+from reference_model.training.trainer import train
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +35,7 @@ def launched(processes: int, config: Config, run: Path, *options: str) -> dict[s
 def test_two_processes_give_the_numbers_of_one(loss: str, config: Config, tmp_path: Path) -> None:
     """With frozen encoders a step is the same up to rounding, however the batch is divided; an odd one too."""
     config = replace(config, loss=loss, encoders="frozen", batch_size=15)
-    one = train.train(config, tmp_path / "one")
+    one = train(config, tmp_path / "one")
     two = launched(2, config, tmp_path / "two")
     for alone, together in zip(one["history"], two["history"], strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
@@ -55,18 +55,12 @@ def test_fine_tuning_on_two_processes(config: Config, tmp_path: Path) -> None:
     assert 0 < metrics["history"][0]["loss"] < 10
 
 
-def require_that_a_cache_changes_nothing(config: Config, folder: Path, micro_batch: int) -> None:
-    plain = train.train(config, folder / "plain")
-    cached = train.train(replace(config, gradient_cache_micro_batch=micro_batch), folder / "cached")
+@pytest.mark.parametrize("encoders, part", [("frozen", 16), ("fine-tuned", 16), ("frozen", 5)])
+def test_a_gradient_cache_changes_nothing(encoders: Any, part: int, config: Config, tmp_path: Path) -> None:
+    """Of the whole batch with any encoders, of parts with frozen ones."""
+    config = replace(config, encoders=encoders)
+    plain = train(config, tmp_path / "plain")
+    cached = train(replace(config, gradient_cache_micro_batch=part), tmp_path / "cached")
     for without, with_cache in zip(plain["history"], cached["history"], strict=True):
         assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
     assert cached["test"] == plain["test"]
-
-
-@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
-def test_a_gradient_cache_of_the_whole_batch_changes_nothing(encoders: Any, config: Config, tmp_path: Path) -> None:
-    require_that_a_cache_changes_nothing(replace(config, encoders=encoders), tmp_path, micro_batch=16)
-
-
-def test_a_gradient_cache_in_parts_with_frozen_encoders(config: Config, tmp_path: Path) -> None:
-    require_that_a_cache_changes_nothing(replace(config, encoders="frozen"), tmp_path, micro_batch=5)

@@ -7,23 +7,22 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from published import panns, save_bert
 from runs import Interrupted
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
 
 from crossmodal_losses import LOSSES
 from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.evaluation.metrics import NotFinite, retrieval_metrics
-from reference_model.models import bert as text_encoder
 from reference_model.models import dual_encoder
 from reference_model.models.resnet38 import ResNet38
 from reference_model.run_folder import Diverged
-from reference_model.runtime import tensors as checkpoint
-from reference_model.runtime.tensors import load_tensors
+from reference_model.runtime.tensors import load_tensors, save_tensors
 from reference_model.training import setup
 from reference_model.training import trainer as train
 from reference_model.training.step import Step
@@ -48,8 +47,7 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     assert stored["best_epoch"] in (1, 2)
     assert [record["epoch"] for record in stored["history"]] == [1, 2]
     assert stored["chance"]["text_to_audio"]["R@1"] == pytest.approx(100 / 6)
-    left = {path.name for path in run.iterdir()}
-    assert left == {
+    assert {path.name for path in run.iterdir()} == {
         "metrics.json", "config.json", "log.txt", "curves.png", "best.safetensors", "tensorboard", "text_encoder",
         "test_embeddings.safetensors", "time.json", ".lock.guard",
     }  # fmt: skip
@@ -58,8 +56,8 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     assert "torch 2." in time["machine"]
     embedded, record = load_tensors(run / "test_embeddings.safetensors")
     assert [len(clip["captions"]) for clip in record["clips"]] == [5] * 6
-    of_caption = torch.arange(6).repeat_interleave(5)
-    assert retrieval_metrics(embedded["audio"], embedded["text"], of_caption) == metrics["test"]
+    clip_of_caption = torch.arange(6).repeat_interleave(5)
+    assert retrieval_metrics(embedded["audio"], embedded["text"], clip_of_caption) == metrics["test"]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "first, epoch 2: loss" in (run / "log.txt").read_text()
     # The best weights give the metrics again, from the run's folder alone.
@@ -69,18 +67,16 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epoch 2 of 3 has the highest sum of recalls; its weights are kept, and it is it that is reported."""
-    scores = iter([1.0, 3.0, 2.0])
-    score_of: dict[int, float] = {}
+    scores: dict[int, float] = {}
 
-    def scripted(metrics: Any, directions: Any) -> float:
-        return score_of.setdefault(id(metrics), next(scores) if id(metrics) not in score_of else 0)
+    def scripted(metrics: Any, _: Any) -> float:
+        return scores.setdefault(id(metrics), [1.0, 3.0, 2.0, 0.0][len(scores)])
 
     monkeypatch.setattr(train, "sum_of_recalls", scripted)
     saved: list[dict[str, torch.Tensor]] = []
-    original = checkpoint.save_tensors
 
     def recorded(path: Path, tensors: Any, *record: Any) -> None:
-        original(path, tensors, *record)
+        save_tensors(path, tensors, *record)
         if path.name == "best.safetensors":
             saved.append(load_file(path))
 
@@ -93,9 +89,8 @@ def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pyt
 
 def test_the_seed_decides(config: Config, tmp_path: Path) -> None:
     config = replace(config, epochs=1)
-    first, again, other = (
-        train.train(replace(config, seed=seed), tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
-    )
+    first, again = train.train(config, tmp_path / "a"), train.train(config, tmp_path / "b")
+    other = train.train(replace(config, seed=1), tmp_path / "c")
     assert first == again
     assert first["history"][0]["loss"] != other["history"][0]["loss"]
 
@@ -111,10 +106,8 @@ def test_workers_change_nothing(config: Config, tmp_path: Path) -> None:
 def test_embeddings_that_are_not_finite_stop_the_run(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverged(*_: Any) -> None:
-        raise NotFinite("expected finite audio embeddings, got NaN or inf; the model has diverged")
-
-    monkeypatch.setattr(train, "evaluate", diverged)
+    diverged = NotFinite("expected finite audio embeddings, got NaN or inf; the model has diverged")
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=diverged))
     with pytest.raises(Diverged, match="after epoch 1: expected finite audio embeddings"):
         train.train(config, tmp_path / "run")
 
@@ -124,10 +117,9 @@ def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: 
     assert not healthy["collapsed"]
     assert healthy["history"][-1]["diagnosis"]["spread"] > 0.03
     config = replace(config, loss="triplet_max", epochs=1)
-    original = dual_encoder.new_model
 
     def collapsed_model(*arguments: Any) -> Any:
-        model, tokenizer = original(*arguments)
+        model, tokenizer = dual_encoder.new_model(*arguments)
         for head in (model.heads.audio, model.heads.text):  # every embedding the same, and no gradient to part them
             last = head[2]
             assert isinstance(last, torch.nn.Linear)
@@ -152,25 +144,17 @@ def test_mixed_precision(config: Config, tmp_path: Path) -> None:
 
 def test_the_full_model_from_its_checkpoints(config: Config, tmp_path: Path) -> None:
     """A run of the full-size audio encoder from a file in PANNs' layout, with BERT (a small one) from a folder."""
-    panns, bert, run = tmp_path / "panns.pth", tmp_path / "bert", tmp_path / "run"
+    audio, bert, run = tmp_path / "panns.pth", tmp_path / "bert", tmp_path / "run"
     torch.manual_seed(0)
     encoder = ResNet38()
-    torch.save({"iteration": 1, "model": {**encoder.state_dict(), "fc1.bias": torch.zeros(3)}, "sampler": {}}, panns)
-    tokenizer = text_encoder.train_tokenizer(["a low hum, then a high hiss"] * 2)
-    small = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(small).save_pretrained(bert)
-    tokenizer.save_pretrained(bert)
-    full = replace(
-        config, model="full", encoders="frozen", audio_checkpoint=str(panns), bert=str(bert), epochs=1, batch_size=40
-    )
-    metrics = train.train(full, run)
+    torch.save(panns(encoder), audio)
+    save_bert(bert, ["a low hum, then a high hiss"] * 2)
+    full = replace(config, model="full", encoders="frozen", audio_checkpoint=str(audio), bert=str(bert))
+    metrics = train.train(replace(full, epochs=1, batch_size=40), run)
     assert weights(run)["heads.audio.2.weight"].shape == (1024, 2048)
-    kept = load_file(run / "frozen.safetensors")
-    published = "conv_block_after1.conv2.weight"
-    assert torch.equal(kept[f"audio_encoder.{published}"], encoder.state_dict()[published])
-    panns.unlink()
+    kept = load_file(run / "frozen.safetensors")["audio_encoder.conv_block_after1.conv2.weight"]
+    assert torch.equal(kept, encoder.conv_block_after1.conv2.weight)
+    audio.unlink()
     shutil.rmtree(bert)
     assert evaluate_run(run, split="test", data=None) == metrics["test"]  # the run's folder is enough
 
@@ -200,31 +184,23 @@ def test_order_seed_rate_and_loss_of_every_step(
     for seed in (0, 1):
         seen.clear()
         metrics = train.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
-        steps = list(seen)
-        assert [len(ids) for ids, *_ in steps] == [24] * 9
-        assert [rate for _, _, rate, _ in steps] == pytest.approx([1e-3] * 6 + [1e-4] * 3)
-        epochs = [steps[k : k + 3] for k in (0, 3, 6)]
-        assert [record["loss"] for record in metrics["history"]] == pytest.approx(
-            [statistics.mean(value for *_, value in epoch) for epoch in epochs]
-        )
+        assert [len(ids) for ids, *_ in seen] == [24] * 9
+        assert [rate for _, _, rate, _ in seen] == pytest.approx([1e-3] * 6 + [1e-4] * 3)
+        epochs = [seen[k : k + 3] for k in (0, 3, 6)]
+        means = [statistics.mean(value for *_, value in epoch) for epoch in epochs]
+        assert [record["loss"] for record in metrics["history"]] == pytest.approx(means)
         orders += [tuple(ids for ids, *_ in epoch) for epoch in epochs]
-        seeds += [of_step for _, of_step, *_ in steps]
+        seeds += [of_step for _, of_step, *_ in seen]
     assert len(set(orders)) == 6
     assert len(set(seeds)) == 18
 
 
 def test_of_equal_epochs_the_first_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "sum_of_recalls", lambda *_: 1.0)
-    saved: list[Path] = []
-
-    def save(path: Path, tensors: Any, *record: Any) -> None:
-        saved.append(path)
-        checkpoint.save_tensors(path, tensors, *record)
-
-    monkeypatch.setattr(train, "save_tensors", save)
+    monkeypatch.setattr(train, "save_tensors", save := Mock(side_effect=save_tensors))
     metrics = train.train(config, tmp_path / "run")
     assert metrics["best_epoch"] == 1
-    assert [path.name for path in saved] == ["best.safetensors", "test_embeddings.safetensors"]
+    assert [call.args[0].name for call in save.mock_calls] == ["best.safetensors", "test_embeddings.safetensors"]
     assert metrics["val"] == metrics["history"][0]["val"] != metrics["history"][1]["val"]
 
 
@@ -232,12 +208,8 @@ def test_killed_between_the_metrics_and_the_end(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = replace(config, epochs=1, encoders="frozen"), tmp_path / "run"
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise Interrupted
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", killed)
+        patch.setattr(Path, "unlink", Mock(side_effect=Interrupted))
         with pytest.raises(Interrupted):
             train.train(config, run, features=tmp_path / "features")
     assert (run / "checkpoint.safetensors").exists()
