@@ -129,8 +129,7 @@ def test_an_interrupted_run_in_the_older_form_continues(config: Config, tmp_path
         train(config, run)
     assert (run / "checkpoint.safetensors").exists()
     in_the_older_form(run / "config.json")
-    continued = train(config, run)
-    assert {**continued, "history": None} == {**expected, "history": None}
+    assert {**train(config, run), "history": None} == {**expected, "history": None}
     assert Config.read(run / "config.json") == config
 
 

@@ -21,8 +21,8 @@ def test_a_run_is_measured_again_on_its_own_data_and_elsewhere(trained: Path, co
     stored = json.loads((trained / "metrics.json").read_text())
     assert evaluate_run(trained, split="test", data=None) == stored["test"]
     assert evaluate_run(trained, split="val", data=None) == stored["val"]
-    moved = shutil.copytree(corpus, tmp_path / "moved")
-    assert evaluate_run(trained, split="test", data=str(moved)) == stored["test"]
+    moved = str(shutil.copytree(corpus, tmp_path / "moved"))
+    assert evaluate_run(trained, split="test", data=moved) == stored["test"]
     with pytest.raises(InputError, match="expected the captions of the test split"):
         evaluate_run(trained, split="test", data=str(tmp_path))
 
@@ -44,6 +44,5 @@ def test_metrics_and_diagnosis_are_those_of_the_embeddings(trained: Path, corpus
     metrics, diagnosis = evaluate(model.heads, features, accelerator)
     assert metrics == retrieval_metrics(audio, text, features.clip_of_caption)
     # The diagnosis is of six pairs: every clip with the first of its five captions.
-    S = audio @ text[::5].T
-    assert diagnosis["positive"] == pytest.approx(float(S.diag().mean()), abs=1e-5)
+    assert diagnosis["positive"] == pytest.approx(float((audio * text[::5]).sum(1).mean()), abs=1e-5)
     assert not audio.requires_grad

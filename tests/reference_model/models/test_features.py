@@ -109,8 +109,7 @@ def test_runs_share_cached_features(frozen: Config, tmp_path: Path, monkeypatch:
     folder = data / "Synthetic" / "features"
     assert len(list(folder.iterdir())) == 6  # three splits of audio and of text
     used = counted(monkeypatch)
-    again = train(replace(frozen, workers=1), tmp_path / "again")
-    assert {**again, "config": None} == {**first, "config": None}
+    assert {**train(replace(frozen, workers=1), tmp_path / "again"), "config": None} == {**first, "config": None}
     train(replace(frozen, loss="triplet_sum", batch_size=8, learning_rate=1e-4), tmp_path / "other")
     assert not used
     train(replace(frozen, seed=1), tmp_path / "seed")  # other weights of the tiny encoders
