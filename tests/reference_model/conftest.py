@@ -1,12 +1,12 @@
 """A miniature corpus, and the command line as a user calls it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 from click.testing import CliRunner, Result
+from runs import CommandLine
 
 from reference_model.cli.app import main
 from reference_model.config import Config
@@ -63,10 +63,12 @@ def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command_line() -> Callable[..., Result]:
-    """Call ``python -m reference_model ARGUMENTS`` in this process."""
+def command_line() -> CommandLine:
+    """Call ``python -m reference_model ARGUMENTS`` in this process, and see that it ends in the exit status."""
 
-    def invoke(*arguments: object) -> Result:
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    def invoke(*arguments: object, status: int = 0) -> Result:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == status, result.output
+        return result
 
     return invoke

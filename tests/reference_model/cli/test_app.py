@@ -14,7 +14,6 @@ from reference_model.cli.app import main
 @pytest.mark.parametrize("command", ["", *sorted(main.commands)])
 def test_help_of_every_command_explains_every_option(command: str, command_line: CommandLine) -> None:
     result = command_line(*command.split(), "--help")
-    assert result.exit_code == 0
     assert len(result.output) > 300
     if command:
         for option in main.commands[command].params:
@@ -37,8 +36,7 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
         (["evaluate", "--run", tmp_path], "a run with a finished epoch in"),
         (["synthesize", "--out", tmp_path, "--seconds", 0.1], "at least 2 clips a split, 0.5 seconds"),
     ):
-        result = command_line(*arguments)
-        assert result.exit_code == 1, result.output
+        result = command_line(*arguments, status=1)
         assert result.output.splitlines()[-1].startswith(f"Error: expected {words}")
         assert "Traceback" not in result.output
 

@@ -18,16 +18,13 @@ def test_several_values_one_by_one(
     monkeypatch.setattr("reference_model.reproduction.cost.estimate", lambda *_, **__: "")
     start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--out", tmp_path / "results"]
     rows = ["--tables", 1, "--tables", 2, "--losses", "nt_xent", "--losses", "triplet_sum"]
-    done = command_line(*start, *rows, "--seeds=4", "--seeds", 5, "--seeds", 6, "--jobs", 2)
-    assert done.exit_code == 0, done.output
+    command_line(*start, *rows, "--seeds=4", "--seeds", 5, "--seeds", 6, "--jobs", 2)
     runs: list[Run] = train_all.call_args.args[0]
     assert list(dict.fromkeys(run.config.seed for run in runs)) == [4, 5, 6]
     assert {run.config.loss for run in runs} == {"nt_xent", "triplet_sum"}
     assert {run.config.batch_size for run in runs} == {32, 128}  # of table 1, and of table 2 as well
     for values, message in (([], "Option '--seeds' requires an argument"), ([4, 5], "unexpected extra argument (5)")):
-        refused = command_line(*start, "--seeds", *values)
-        assert refused.exit_code == 2
-        assert message in refused.output
+        assert message in command_line(*start, "--seeds", *values, status=2).output
 
 
 @pytest.mark.parametrize("command", ["train", "reproduce"])
@@ -43,6 +40,4 @@ def test_the_help_of_a_setting_says_its_value_in_both_protocols(command: str) ->
 
 @pytest.mark.parametrize("command", ["train", "reproduce"])
 def test_the_factor_of_the_decay_is_no_option(command: str, command_line: CommandLine) -> None:
-    result = command_line(command, "--decay-factor", 0.5)
-    assert result.exit_code == 2
-    assert "No such option" in result.output
+    assert "No such option" in command_line(command, "--decay-factor", 0.5, status=2).output

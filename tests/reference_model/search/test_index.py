@@ -317,11 +317,11 @@ def test_an_update_that_was_stopped_continues(
 
     monkeypatch.setattr(retriever, "load_waveform", load)
     command = ["search", "--run", trained, "--audio", searched, "a low tone"]
-    stopped = command_line(*command)
-    assert stopped.exit_code == EXIT_STOPPED == 75
+    stopped = command_line(*command, status=EXIT_STOPPED)
+    assert EXIT_STOPPED == 75
     assert stopped.stderr.splitlines()[-1].endswith("stopped when asked to; the same command continues")
     assert len(embedded) == 3
-    assert command_line(*command).exit_code == 0
+    command_line(*command)
     assert embedded == ["00000.wav", "00001.wav", "00002.wav", "00002.wav", "00003.wav", "00004.wav", "00005.wav"]
 
 

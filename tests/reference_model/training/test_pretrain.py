@@ -175,8 +175,7 @@ def test_encoders_of_other_settings_are_refused(corpus: Path, tmp_path: Path) ->
 
 def test_a_data_set_without_tags_is_refused(corpus: Path, tmp_path: Path, command_line: CommandLine) -> None:
     shutil.copytree(corpus / "Synthetic", tmp_path / "Clotho", ignore=shutil.ignore_patterns("tags"))
-    result = command_line("pretrain", "--data", tmp_path, "--dataset", "Clotho", "--out", tmp_path / "out")
-    assert result.exit_code == 1
+    result = command_line("pretrain", "--data", tmp_path, "--dataset", "Clotho", "--out", tmp_path / "out", status=1)
     table = tmp_path / "Clotho" / "tags" / "train.csv"
     assert result.output == f"Error: expected the events of each clip in {table}, got no file; synthesize makes it\n"
     assert not (tmp_path / "out").exists()
@@ -200,8 +199,7 @@ def test_training_begins_with_them(
                 "frozen", "--batch-size", 16, "--learning-rate", 1e-3, "--epochs", 1, "--workers", 0, "--features",
                 tmp_path / "features", "--out", tmp_path / "run"]  # fmt: skip
     encoders = ["--model", "tiny", "--audio-checkpoint", out / AUDIO, "--bert", out / TEXT]
-    result = command_line("train", *settings, *encoders)
-    assert result.exit_code == 0, result.output
+    command_line("train", *settings, *encoders)
     run = {**load_file(tmp_path / "run" / "frozen.safetensors"), **load_file(tmp_path / "run" / "best.safetensors")}
     audio, text = weights_of(out)
     expected = {f"audio_encoder.{name}": value for name, value in audio.items() if not name.startswith("fc")}
