@@ -356,7 +356,7 @@ def test_a_command_whose_processes_die_at_once_gives_up(runs: list[Run]) -> None
 def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a suspension that lasted longer than the lease."""
     run = runs[0]
-    monkeypatch.setattr("reference_model.training.checkpoint.lost_lock", lambda folder: folder == run.folder)
+    monkeypatch.setattr("reference_model.training.trainer.lost_lock", lambda folder: folder == run.folder)
     with pytest.raises(Busy, match="for this run alone, got it taken over while this process was suspended"):
         train(run.config, run.folder)
     assert not (run.folder / "checkpoint.safetensors").exists()
