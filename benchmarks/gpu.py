@@ -1,4 +1,4 @@
-"""What only a GPU can answer: ``python -m benchmarks.gpu`` writes files that end in -gpu; by default in bfloat16.
+"""All measurements on a GPU: ``python -m benchmarks.gpu`` writes files that end in -gpu; by default in bfloat16.
 
 * roofline: how close to its matrix products every loss comes, B = 16384 and 65536;
 * baselines: times beside what torch.compile makes of all of S, and Inf-CL, from B = 4096 while they fit;

@@ -1,4 +1,4 @@
-"""What does a loss cost each of W ranks, processes that share a batch? Forward and backward, beside open_clip's.
+"""The cost of a loss for each of W ranks, processes that share a batch: forward and backward, beside open_clip.
 
 ``python -m benchmarks.ranks`` writes ranks.csv, .md and .png, over W, in two series:
 

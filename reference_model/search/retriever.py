@@ -269,7 +269,7 @@ def _read_config(folder: Path) -> Config:
 
 
 class _ReadableWaveforms(Dataset[Tensor | str]):
-    """For every file its waveform, ``[samples]``, or the reason why it has none."""
+    """Items are waveforms, ``[samples]``, or the reason why a file has none."""
 
     def __init__(self, files: list[Path], seconds: float) -> None:
         self.files, self.seconds = files, seconds
