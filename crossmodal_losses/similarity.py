@@ -87,12 +87,6 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     return S
 
 
-def positives(S: Tensor) -> Tensor:
-    """Return the similarities of the pairs, the diagonal of S, ``[B, B] -> [B]``."""
-    # Not S.diagonal(): of S - S.diagonal() torch's default compiler (2.11 and 2.15) returns wrong gradients on a CPU.
-    return S.gather(1, torch.arange(S.shape[0], device=S.device)[:, None]).squeeze(1)
-
-
 def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
     """Return the mask of the negatives (i, j): bool ``[B, B]``, symmetric, false on the diagonal.
 

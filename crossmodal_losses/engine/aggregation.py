@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from crossmodal_losses.similarity import hardest_negative, positives
+from crossmodal_losses.similarity import hardest_negative
 
 # Stands in a tile for a pair that is no negative: less than every similarity, and finite also when divided by a
 # temperature, so that a factor of 0 makes it vanish.
@@ -136,7 +136,7 @@ class HingeSum(Aggregation):
     one_pass = True
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
-        positive = positives(S)[:, None]
+        positive = S.diagonal()[:, None]
         return ((self.margin + S - positive).relu() * negative).sum(1)
 
     def _hinges(self, tile: Tensor, dim: int, positive: Tensor, out: Tensor) -> Tensor:
@@ -180,7 +180,10 @@ class LogSumExp(Aggregation):
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         # In this form a loss near 0 keeps all its digits, and so does its gradient.
-        difference = (S - positives(S)[:, None]) / self.temperature
+        # Not S.diagonal(): for the gradient of S - S.diagonal() torch's default compiler, 2.11 to 2.15, makes wrong code
+        # on a CPU.
+        positive = S.gather(1, torch.arange(S.shape[0], device=S.device)[:, None])
+        difference = (S - positive) / self.temperature
         return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
 
     def prepare(self, S: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_ids, check_reduction, check_similarities
 from crossmodal_losses.engine.objective import Objective
-from crossmodal_losses.similarity import at_least_float32, is_negative, positives
+from crossmodal_losses.similarity import at_least_float32, is_negative
 
 
 def reference_loss(objective: Objective, S: Tensor, *, ids: Tensor | None, reduction: Reduction) -> Tensor:
@@ -25,7 +25,7 @@ def reference_loss(objective: Objective, S: Tensor, *, ids: Tensor | None, reduc
     has_negative = negative.any(1)
 
     def over_rows(S: Tensor) -> Tensor:
-        positive = positives(S)
+        positive = S.diagonal()
         anchors = objective.anchor_loss(positive, objective.aggregation.over_rows(S, negative))
         # A factor of 1 or NaN. Through the positive it reaches the gradient too, past every hinge and mask.
         nan_factor = torch.where(S.isfinite().all(1), S.new_ones(()), torch.nan)
