@@ -180,8 +180,7 @@ class LogSumExp(Aggregation):
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         # In this form a loss near 0 keeps all its digits, and so does its gradient.
-        # Not S.diagonal(): for the gradient of S - S.diagonal() torch's default compiler, 2.11 to 2.15, makes wrong code
-        # on a CPU.
+        # Not S.diagonal(): for the gradient of that, torch 2.11 to 2.15 compiles wrong code on a CPU.
         positive = S.gather(1, torch.arange(S.shape[0], device=S.device)[:, None])
         difference = (S - positive) / self.temperature
         return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
