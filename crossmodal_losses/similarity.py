@@ -104,5 +104,10 @@ def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
     Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives the result is
     finite, and has no meaning.
     """
-    index = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min).argmax(1, keepdim=True)
-    return S.gather(1, index).squeeze(1)
+    # Not argmax: with ids, torch 2.11 compiles wrong code for it on a CPU. Of candidates numbered downwards, the first
+    # that attains the maximum has the highest number.
+    candidates = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min)
+    hardest = candidates.amax(1, keepdim=True)
+    downwards = torch.arange(S.shape[0], 0, -1, device=S.device)
+    index = (S.shape[0] - ((candidates == hardest) * downwards).amax(1, keepdim=True)).clamp(max=S.shape[0] - 1)
+    return (S.gather(1, index) + 0 * hardest).squeeze(1)  # nothing equals a NaN
