@@ -1,7 +1,10 @@
-"""Metrics against ranks counted by hand and by loops."""
+"""Metrics against ranks counted by hand and by loops; metrics of a run, computed again from its folder."""
 
 import itertools
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalMRR
 
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.data.dataset import captions_of, read_split
+from reference_model.evaluation import evaluate
 from reference_model.evaluation import metrics as evaluation
 from reference_model.evaluation.metrics import NotFinite, ranks_of_targets, retrieval_metrics
+from reference_model.models.bert import tokenize
+from reference_model.models.dual_encoder import saved_model
+from reference_model.models.features import compute_features
+from reference_model.runtime.devices import make_accelerator
 
 
 def test_worked_by_hand() -> None:
@@ -78,13 +89,6 @@ def test_collapsed_embeddings_are_at_the_bottom() -> None:
     assert metrics["audio_to_text"]["median_rank"] == 296
 
 
-def test_perfect_embeddings_are_at_the_top() -> None:
-    audio = torch.eye(60)
-    metrics = retrieval_metrics(audio, audio.repeat_interleave(5, 0), torch.arange(60).repeat_interleave(5))
-    for direction in metrics.values():
-        assert [direction[name] for name in ("R@1", "mAP@10", "mean_rank")] == [100, 100, 1]
-
-
 @pytest.mark.parametrize("captions", [[1, 1, 1], [2, 1, 3], [5, 5]])
 def test_chance_equals_counting_all_rankings(captions: list[int]) -> None:
     expected = evaluation.chance(captions)
@@ -131,3 +135,28 @@ def test_torchmetrics_agrees(captions: int) -> None:
         assert float((1 / best).mean()) == pytest.approx(float(RetrievalMRR()(**flat)))
         assert metrics[direction]["mean_rank"] == pytest.approx(float(best.mean()))
     assert 10 < metrics["text_to_audio"]["R@1"] < 90
+
+
+def test_a_run_is_measured_again_on_its_own_data_and_elsewhere(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    stored = json.loads((trained / "metrics.json").read_text())
+    moved = str(shutil.copytree(corpus, tmp_path / "moved"))
+    for split, data in (("test", None), ("val", None), ("test", moved)):
+        assert evaluate.evaluate_run(trained, split=split, data=data) == stored[split]
+    with pytest.raises(InputError, match="expected the captions of the test split"):
+        evaluate.evaluate_run(trained, split="test", data=str(tmp_path))
+    with pytest.raises(InputError, match=r"expected a run with a finished epoch in .*, got no best\.safetensors"):
+        evaluate.evaluate_run(tmp_path, split="test", data=None)
+
+
+def test_metrics_and_diagnosis_are_those_of_the_embeddings(trained: Path, corpus: Path) -> None:
+    config, accelerator = Config.read(trained / "config.json"), make_accelerator("no")
+    model, tokenizer = saved_model(config, trained)
+    model.to(accelerator.device)
+    clips = read_split(corpus, "Synthetic", "test")
+    features = compute_features(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
+    audio, text = evaluate.embeddings(model.heads, features, accelerator)
+    assert (audio.shape, text.shape, audio.requires_grad) == ((6, 256), (30, 256), False)
+    metrics, diagnosis = evaluate.evaluate(model.heads, features, accelerator)
+    assert metrics == retrieval_metrics(audio, text, features.clip_of_caption)
+    # The diagnosis is of six pairs: every clip with the first of its five captions.
+    assert diagnosis["positive"] == pytest.approx(float((audio * text[::5]).sum(1).mean()), abs=1e-5)

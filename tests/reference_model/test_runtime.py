@@ -1,0 +1,193 @@
+"""What runs need of the machine: devices, files written whole, locks, signals, arrays on disk."""
+
+import functools
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest.mock import Mock
+
+import filelock
+import pytest
+import torch
+from accelerate import Accelerator
+from locks import held
+
+from reference_model import InputError
+from reference_model.runtime import devices, environment, lease, signals, tensors
+from reference_model.runtime.files import atomic_write, write_text
+from reference_model.runtime.lease import Busy, lock_holder, lock_run_folder
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_precision_is_that_of_the_run(precision: str) -> None:
+    assert devices.make_accelerator(precision).mixed_precision == precision
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "Accelerator", functools.partial(Accelerator, cpu=True))
+    with pytest.raises(InputError, match="expected --precision no or bf16 on cpu, got fp16"):
+        devices.make_accelerator("fp16")
+
+
+def test_the_line_has_hardware_versions_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = environment.describe_environment()
+    assert re.fullmatch(rf".+, {torch.get_num_threads()} threads, .+; torch \S+, Python \S+; commit \w+", line)
+    assert f"torch {torch.__version__}, Python {platform.python_version()}" in line
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=FileNotFoundError("git")))
+    assert environment.commit() == "unknown"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, left = tmp_path / "a.json", tmp_path / ".a.json.part"
+    left.mkdir()
+    (left / ".tmpXYZ").write_text("half")  # what a killed process left is cleared away
+    write_text(path, "old")
+
+    def half(beside: Path) -> None:
+        beside.write_text("ne")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        atomic_write(path, half)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_and_record_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "a.safetensors", {"x": torch.randn(2, 3), "columns": torch.arange(6).reshape(2, 3).T}
+    tensors.save_tensors(path, arrays, {"epoch": 2, "names": ["a", None]})
+    loaded, record = tensors.load_tensors(path)
+    assert record == tensors.load_record(path) == {"epoch": 2, "names": ["a", None]}
+    torch.testing.assert_close(loaded, arrays, rtol=0, atol=0)
+    tensors.save_tensors(path, arrays)
+    assert tensors.load_record(path) == {}
+    (tmp_path / "new").touch()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode  # safetensors would hide it from the group
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nothing", b"\x10" + bytes(7) + b"no JSON at all.."])
+def test_a_damaged_or_missing_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    for load in (tensors.load_tensors, tensors.load_record):
+        with pytest.raises(InputError, match=r"expected a safetensors file at .*a\.safetensors, got"):
+            load(path)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path, weights = tmp_path / "a.safetensors", {"x": torch.zeros(2, 3)}
+    tensors.save_tensors(path, {"x": torch.ones(2, 3)})
+    tensors.load_weights(path, weights)
+    assert torch.equal(weights["x"], torch.ones(2, 3))
+    for other in ({"x": torch.zeros(3, 2)}, {"y": torch.zeros(2, 3)}):
+        with pytest.raises(InputError, match=r"expected the 1 arrays of this run's model in .* such as x"):
+            tensors.load_weights(path, other)
+
+
+def test_the_first_signal_is_noted_and_the_second_acts() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        for _ in range(2):  # a command may be called twice in a process
+            with signals.handle_signals():
+                signals.raise_if_stop_requested()
+                assert not signals.stop_requested()
+                signal.raise_signal(signal.SIGTERM)
+                assert signals.stop_requested()
+                with pytest.raises(signals.Stopped):
+                    signals.raise_if_stop_requested()
+                assert not seen
+                signal.raise_signal(signal.SIGTERM)
+                assert seen == [signal.SIGTERM]
+            signal.raise_signal(signal.SIGTERM)
+            assert len(seen) == 2
+            seen.clear()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_one_process_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with held(tmp_path) as process:
+        assert lock_holder(tmp_path) == f"process {process.pid} on {os.uname().nodename}"
+        words = f"for this run alone, got one that is under way there: process {process.pid} on"
+        with pytest.raises(Busy, match=words), lock_run_folder(tmp_path):
+            pass
+    assert lock_holder(tmp_path) is None  # its process is gone
+    with lock_run_folder(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+    (tmp_path / ".lock").touch()  # its process was killed between making the file and writing its name into it
+    assert lock_holder(tmp_path) is None
+    with lock_run_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("dies", [False, True])
+def test_another_machine_is_given_up_after_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool, exchange: bool
+) -> None:
+    """Whether its process lives cannot be seen from here; only whether it touches the lock.
+
+    Some file systems of several machines cannot exchange two names, by which filelock takes a lock over.
+    """
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    if not exchange:
+        monkeypatch.setattr(filelock._soft, "exchange_names", lambda *_: False)
+    with held(tmp_path, "elsewhere", "1.0") as process:
+        if dies:
+            process.kill()
+            process.wait()
+        seen: list[str | None] = []
+        until = time.monotonic() + 4
+        while time.monotonic() < until and (not seen or seen[-1] is not None):
+            seen.append(lock_holder(tmp_path))
+            time.sleep(0.05)
+        assert seen[0] == f"process {process.pid} on elsewhere"
+        assert (seen[-1] is None) == dies
+        if dies:
+            with lock_run_folder(tmp_path):
+                pass
+
+
+HURRY = """
+import os, sys, time
+from pathlib import Path
+from reference_model.runtime.lease import Busy, lock_holder, lock_run_folder
+run = Path(sys.argv[1])
+def mine():
+    try:
+        return f"pid={os.getpid()}" in (run / ".lock").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+for _ in range(300):
+    if lock_holder(run) is None:
+        try:
+            with lock_run_folder(run):
+                pass
+        except Busy:
+            continue
+        if mine():
+            time.sleep(0.5)
+            sys.exit(1 if mine() else 0)
+"""
+
+
+def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
+    """Each takes the lock and gives it back at once, and looks at it all the time; one after the other is killed."""
+    processes = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path)]) for _ in range(4)]
+    for process in processes[:2]:
+        while process.poll() is None and not (tmp_path / ".lock.guard").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    assert [process.wait(timeout=100) for process in processes[2:]] == [0, 0]
+    for process in processes[:2]:
+        process.wait()
+    assert lock_holder(tmp_path) is None
