@@ -10,7 +10,8 @@ from benchmarks.readme import BLOCK, KEPT, PAGES, ROOT, filled, overview
 from benchmarks.results import RESULTS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINKED = (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "docs" / "architecture.md")
+OTHER_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "reference_model/PAPER.md")
+LINKED = (*PAGES, *(ROOT / name for name in OTHER_PAGES))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
