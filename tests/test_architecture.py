@@ -20,6 +20,7 @@ TRIVIAL = 40
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "crossmodal_losses.similarity": "equation 1 is tested beside equations 2 to 7, in losses/test_equations.py",
     "reference_model.training.curves": "the curves are drawn and tested with what is monitored, in test_monitor.py",
+    "reference_model.search.model_card": "the card of a saved model is tested with it, in test_retriever.py",
     "reference_model.cli.search": "the tests of the retriever and of its index run the commands",
 }
 
