@@ -26,6 +26,24 @@ def normal_pair(seed: int, B: int, D: int, dtype: torch.dtype = torch.float64) -
     return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
 
 
+def exact_pair(seed: int, B: int) -> tuple[Tensor, Tensor]:
+    """Return x and y, ``[B, 5]``, whose similarities are multiples of 1/4 in every order of computation.
+
+    A row has one entry of +-1, or four of them, or is zero, times a power of two. There are many ties and hinges at 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sides = []
+    for _ in range(2):
+        signs = torch.randint(2, (B, 5), generator=generator) * 2.0 - 1
+        place = torch.randint(5, (B, 1), generator=generator)
+        four = signs.scatter(1, place, 0)
+        one = torch.zeros(B, 5).scatter(1, place, signs)
+        kind = torch.randint(5, (B, 1), generator=generator)
+        scale = torch.tensor([1.0, 1.0, 1.0, 2.0**-3, 2.0**60])[torch.randint(5, (B, 1), generator=generator)]
+        sides.append((torch.where(kind < 2, four, one) * (kind < 4) * scale).double())
+    return sides[0], sides[1]
+
+
 def gradients(value: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the gradients for an upstream gradient that differs from anchor to anchor."""
     upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)

@@ -1,16 +1,15 @@
 """Every loss as a naive loop, to be read beside the paper. Slow on purpose; imports nothing of ours.
 
-An oracle takes S, float64 [B, B], the ids (a list or None) and the settings of its loss, and returns [B]: what each
-anchor adds to the sum over i in the equation, both directions. Only single entries of S are touched, one at a time.
+A loop takes S, float64 [B, B], an anchor i, its negatives j, and the settings of its loss, and returns what the anchor
+adds to the sum over i in the equation, both directions. Only single entries of S are touched, one at a time.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-
-Ids = Sequence[int] | None
 
 
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
@@ -27,7 +26,7 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def negatives(i: int, size: int, ids: Ids) -> list[int]:
+def negatives(i: int, size: int, ids: Sequence[int] | None) -> list[int]:
     return [j for j in range(size) if j != i and (ids is None or ids[j] != ids[i])]
 
 
@@ -44,6 +43,11 @@ def hardest(similarities: list[Tensor]) -> Tensor:
     return best
 
 
+def hardest_of_both(S: Tensor, i: int, negatives: list[int]) -> list[Tensor]:
+    """Return the hardest of the row and that of the column, if there is a negative."""
+    return [hardest([T[i, j] for j in negatives]) for T in (S, S.T) if negatives]
+
+
 def power_sum(coefficients: Sequence[float], s: Tensor) -> Tensor:
     """Equations 4 and 5."""
     total = 0 * s
@@ -52,87 +56,73 @@ def power_sum(coefficients: Sequence[float], s: Tensor) -> Tensor:
     return total
 
 
-def triplet_sum(S: Tensor, ids: Ids = None, margin: float = 0.2) -> Tensor:
+def triplet_sum(S: Tensor, i: int, negatives: list[int], margin: float = 0.2) -> Tensor:
     """Equation 2."""
-    anchors = []
-    for i in range(len(S)):
-        anchor = 0 * S[i, i]
-        for j in negatives(i, len(S), ids):
-            anchor = anchor + hinge(margin + S[i, j] - S[i, i])
-            anchor = anchor + hinge(margin + S[j, i] - S[i, i])
-        anchors.append(anchor)
-    return torch.stack(anchors)
+    total = 0 * S[i, i]
+    for j in negatives:
+        total = total + hinge(margin + S[i, j] - S[i, i]) + hinge(margin + S[j, i] - S[i, i])
+    return total
 
 
-def triplet_max(S: Tensor, ids: Ids = None, margin: float = 0.2) -> Tensor:
+def triplet_max(S: Tensor, i: int, negatives: list[int], margin: float = 0.2) -> Tensor:
     """Equation 3."""
-    anchors = []
-    for i in range(len(S)):
-        anchor = 0 * S[i, i]
-        others = negatives(i, len(S), ids)
-        if others:
-            anchor = anchor + hinge(margin + hardest([S[i, j] for j in others]) - S[i, i])
-            anchor = anchor + hinge(margin + hardest([S[j, i] for j in others]) - S[i, i])
-        anchors.append(anchor)
-    return torch.stack(anchors)
+    total = 0 * S[i, i]
+    for n in hardest_of_both(S, i, negatives):
+        total = total + hinge(margin + n - S[i, i])
+    return total
 
 
 def triplet_weighted(
     S: Tensor,
-    ids: Ids = None,
+    i: int,
+    negatives: list[int],
     positive_coefficients: Sequence[float] = (0.5, -0.7, 0.2),
     negative_coefficients: Sequence[float] = (0.03, -0.4, 0.9),
 ) -> Tensor:
     """Equation 6."""
-    anchors = []
-    for i in range(len(S)):
-        anchor = 0 * S[i, i]
-        others = negatives(i, len(S), ids)
-        if others:
-            for n in (hardest([S[i, j] for j in others]), hardest([S[j, i] for j in others])):
-                anchor = anchor + hinge(power_sum(positive_coefficients, S[i, i]) + power_sum(negative_coefficients, n))
-        anchors.append(anchor)
-    return torch.stack(anchors)
+    total = 0 * S[i, i]
+    for n in hardest_of_both(S, i, negatives):
+        total = total + hinge(power_sum(positive_coefficients, S[i, i]) + power_sum(negative_coefficients, n))
+    return total
 
 
 def triplet_weighted_mined(
     S: Tensor,
-    ids: Ids = None,
+    i: int,
+    negatives: list[int],
     margin: float = 0.2,
     positive_coefficients: Sequence[float] = (0.5, -0.7, 0.2),
     negative_coefficients: Sequence[float] = (0.03, -0.4, 0.9),
 ) -> Tensor:
     """Wei et al. 2020, the rule of the published code."""
-    anchors = []
-    for i in range(len(S)):
-        anchor = 0 * S[i, i]
-        others = negatives(i, len(S), ids)
-        if others:
-            for n in (hardest([S[i, j] for j in others]), hardest([S[j, i] for j in others])):
-                if n + margin > S[i, i] and S[i, i] < 1 - 1e-5:
-                    anchor = anchor + hinge(power_sum(positive_coefficients, S[i, i]))
-                    anchor = anchor + hinge(power_sum(negative_coefficients, n))
-        anchors.append(anchor)
-    return torch.stack(anchors)
+    total = 0 * S[i, i]
+    for n in hardest_of_both(S, i, negatives):
+        if n + margin > S[i, i] and S[i, i] < 1 - 1e-5:
+            total = total + hinge(power_sum(positive_coefficients, S[i, i]))
+            total = total + hinge(power_sum(negative_coefficients, n))
+    return total
 
 
-def nt_xent(S: Tensor, ids: Ids = None, temperature: float = 0.07) -> Tensor:
+def nt_xent(S: Tensor, i: int, negatives: list[int], temperature: float = 0.07) -> Tensor:
     """Equation 7; the positive stays in both denominators, other pairs of one id leave them."""
-    anchors = []
-    for i in range(len(S)):
-        in_row = in_column = torch.exp(S[i, i] / temperature)
-        for j in negatives(i, len(S), ids):
-            in_row = in_row + torch.exp(S[i, j] / temperature)
-            in_column = in_column + torch.exp(S[j, i] / temperature)
-        positive = torch.exp(S[i, i] / temperature)
-        anchors.append(-torch.log(positive / in_row) - torch.log(positive / in_column))
-    return torch.stack(anchors)
+    positive = in_row = in_column = torch.exp(S[i, i] / temperature)
+    for j in negatives:
+        in_row = in_row + torch.exp(S[i, j] / temperature)
+        in_column = in_column + torch.exp(S[j, i] / temperature)
+    return -torch.log(positive / in_row) - torch.log(positive / in_column)
 
 
-ORACLES: dict[str, Callable[..., Tensor]] = {
+LOOPS: dict[str, Callable[..., Tensor]] = {
     "triplet_sum": triplet_sum,
     "triplet_max": triplet_max,
     "triplet_weighted": triplet_weighted,
     "triplet_weighted_mined": triplet_weighted_mined,
     "nt_xent": nt_xent,
 }
+
+
+def oracle(name: str, S: Tensor, ids: Tensor | None = None, reduction: str = "none", **settings: Any) -> Tensor:
+    """Return the loss called name of S, float64 [B, B]."""
+    known = None if ids is None else ids.tolist()
+    anchors = torch.stack([LOOPS[name](S, i, negatives(i, len(S), known), **settings) for i in range(len(S))])
+    return {"mean": anchors.mean(), "sum": anchors.sum(), "none": anchors}[reduction]

@@ -43,15 +43,16 @@ def similarities(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> Tenso
 
 @st.composite
 def ids_for(draw: st.DrawFn, size: int) -> Tensor | None:
-    """Draw ids: None, all distinct, all equal, or some equal, in every integer dtype."""
+    """Draw ids: None, all distinct, all equal, or some equal, in every integer dtype, and where a float has gaps."""
     kind = draw(st.sampled_from(["none", "distinct", "equal", "some"]))
     if kind == "none":
         return None
     dtype = draw(st.sampled_from([torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]))
+    lowest = draw(st.sampled_from([0, -2, 2**60])) if dtype == torch.int64 else 0
     if kind == "distinct":
-        return torch.tensor(draw(st.permutations(range(size))), dtype=dtype)
+        return torch.tensor(draw(st.permutations(range(size))), dtype=dtype) + lowest
     highest = 0 if kind == "equal" else max(1, size // 2)
-    return torch.tensor(draw(st.lists(st.integers(0, highest), min_size=size, max_size=size)), dtype=dtype)
+    return torch.tensor(draw(st.lists(st.integers(0, highest), min_size=size, max_size=size)), dtype=dtype) + lowest
 
 
 @st.composite
@@ -67,33 +68,6 @@ def embeddings(draw: st.DrawFn, size: st.SearchStrategy[int] = sizes) -> tuple[T
             x[draw(st.integers(0, B - 1))] = 0
         pair.append(x * draw(st.sampled_from([1.0, 2.0**-40, 2.0**40])))
     return pair[0], pair[1]
-
-
-@st.composite
-def exact_embeddings(draw: st.DrawFn, B: int) -> tuple[Tensor, Tensor]:
-    """Draw x and y, float64 [B, 5], whose similarities are multiples of 1/4 in every order of computation.
-
-    A row has one entry of +-1, or four of them, or is zero, times a power of two. There are many ties and hinges at 0.
-    """
-    rows = st.one_of(
-        st.tuples(st.integers(0, 4), st.sampled_from([-1.0, 1.0])).map(
-            lambda entry: [entry[1] * (k == entry[0]) for k in range(5)]
-        ),
-        st.tuples(st.integers(0, 4), st.lists(st.sampled_from([-1.0, 1.0]), min_size=4, max_size=4)).map(
-            lambda entry: [*entry[1][: entry[0]], 0.0, *entry[1][entry[0] :]]
-        ),
-        st.just([0.0] * 5),
-    )
-    scales = st.sampled_from([1.0, 1.0, 2.0**-3, 2.0**60])
-    pair = [
-        [
-            [factor * entry for factor in [draw(scale)] for entry in row]
-            for row in draw(st.lists(rows, min_size=B, max_size=B))
-        ]
-        for scale in (scales, scales)
-    ]
-    x, y = (torch.tensor(side, dtype=torch.float64) for side in pair)
-    return x, y
 
 
 # Keyed by the name of the setting, so that a new loss with settings of these names needs nothing here.

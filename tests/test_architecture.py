@@ -19,6 +19,12 @@ LONGEST_FILE, REASON = 350, "# Long because "
 TRIVIAL = 40
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "crossmodal_losses.similarity": "equation 1 is tested beside equations 2 to 7, in losses/test_equations.py",
+    **{
+        f"crossmodal_losses.losses.triplet_{name}": "equations 2 to 6 are tested together, in losses/test_equations.py"
+        for name in ("sum", "max", "weighted", "weighted_mined")
+    },
+    "crossmodal_losses.engine.epilogue": "the plain epilogue is part of every loss in tiles, tested in test_tiles.py",
+    "crossmodal_losses.engine.communication": "the losses on several processes use all of it, in test_distributed.py",
     "reference_model.training.curves": "the curves are drawn and tested with what is monitored, in test_monitor.py",
     "reference_model.search.model_card": "the card of a saved model is tested with it, in test_retriever.py",
     "reference_model.cli.search": "the tests of the retriever and of its index run the commands",

@@ -11,7 +11,7 @@ from oracles import cosine_similarity, hardest, negatives
 from strategies import embeddings, ids_for
 from torch import Tensor
 
-from crossmodal_losses import LOSSES, diagnose
+from crossmodal_losses import diagnose
 
 
 @given(data=st.data(), pair=embeddings(), margin=st.sampled_from([0.0, 0.2, 1.0]))
@@ -50,24 +50,14 @@ def at_angles(degrees: list[float]) -> Tensor:
     return torch.stack([radians.cos(), radians.sin()], 1)
 
 
-def test_limits_of_collapse_and_of_violation() -> None:
+def test_limits_of_collapse_of_violation_and_of_recall() -> None:
     """Similarities of a direction with itself, and with another at this angle, range over 1 - cos(angle)."""
     for angle, collapsed in ((11.3, True), (11.7, False)):  # 0.0194, 0.0208
         x = at_angles([0, angle])
         assert bool(diagnose(x, x).collapsed) == collapsed
-    assert diagnose(torch.ones(3, 1), torch.ones(3, 1), margin=0.0).violating == 0  # equal is not more
-
-
-def test_a_tie_counts_as_a_miss() -> None:
-    assert diagnose(torch.ones(4, 2), torch.ones(4, 2)).recall_x_to_y == 0
-
-
-@pytest.mark.parametrize("name, level", [("triplet_max", 2 * 0.2), ("triplet_sum", 2 * 0.2 * 7)])
-def test_a_batch_where_the_loss_stays_constant_has_collapsed(name: str, level: float) -> None:
-    x = torch.ones(8, 4)
-    y = x + 1e-3 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    assert float(LOSSES[name]()(x, y)) == pytest.approx(level, rel=1e-2)
-    assert diagnose(x, y).collapsed
+    ties = diagnose(torch.ones(3, 1), torch.ones(3, 1), margin=0.0)
+    assert ties.violating == 0  # equal is not more
+    assert ties.recall_x_to_y == ties.recall_y_to_x == 0  # a tie counts as a miss
 
 
 def test_healthy_batches_have_not_collapsed() -> None:

@@ -1,6 +1,5 @@
 """Rows as operands: scales, inverse norms, products, and the backward of normalisation."""
 
-import math
 from typing import Any
 
 import pytest
@@ -10,13 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crossmodal_losses.engine import tiles
 from crossmodal_losses.engine.aggregation import HardestNegative
-from crossmodal_losses.engine.operands import Operand, accumulate, blocks, measure_norms, multiply
+from crossmodal_losses.engine.operands import accumulate, blocks, measure_norms, multiply
 from crossmodal_losses.similarity import normalise
-
-
-def test_blocks_cover_the_whole() -> None:
-    assert blocks(slice(2, 9), 3) == [slice(2, 5), slice(5, 8), slice(8, 9)]
-    assert blocks(slice(0, 2), 3) == [slice(0, 2)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -33,36 +27,6 @@ def test_blocks_times_inverse_norms_are_unit_rows(dtype: torch.dtype, scale: flo
         unit = torch.cat([operand.block(block).clone() for block in blocks(slice(0, 7), 3)]) * inv_norm
         torch.testing.assert_close(unit, normalise(rows.to(unit.dtype)))
         torch.testing.assert_close(operand.dimensions() * inv_norm, unit)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_nan_factor(value: float) -> None:
-    x, y = (e.detach() for e in normal_pair(0, 4, 3))
-    assert measure_norms(x, y, 4).nan_factor is None
-    x[1] = 0
-    factor = measure_norms(x, y, 4).nan_factor
-    assert factor is not None
-    assert factor == 1
-    y[2, 1] = value
-    factor = measure_norms(x, y, 4).nan_factor
-    assert factor is not None
-    assert factor.isnan()
-
-
-@pytest.mark.parametrize("scale", [None, 2.0**40])
-def test_normalisation_backward_is_that_of_autograd(scale: float | None) -> None:
-    x, upstream = (e.detach() for e in normal_pair(1, 6, 5))
-    x[2] = 0
-    x.requires_grad_()
-    (expected,) = torch.autograd.grad(normalise(x), x, upstream)
-    scales = None if scale is None else torch.full((6,), scale, dtype=torch.float64)
-    operand = Operand(x.detach(), scales, torch.float64, start=10)
-    norm = operand.dimensions().norm(dim=1)
-    inv_norm = norm.reciprocal().masked_fill(norm == 0, 0)
-    grad = upstream * inv_norm[:, None]
-    for block in blocks(slice(10, 16), 4):
-        operand.normalisation_backward(grad, inv_norm, block)
-    torch.testing.assert_close(grad, expected)
 
 
 def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import Largest, dense, each_loss, each_reduction, normal_pair
+from comparisons import Largest, dense, each_loss, each_reduction, gradients, normal_pair
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmodal_losses import LOSSES
 from crossmodal_losses.checks import REDUCTIONS
-from crossmodal_losses.engine import tiles
+from crossmodal_losses.engine import dispatch, tiles
 from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
 from crossmodal_losses.engine.operands import measure_norms
@@ -106,3 +106,27 @@ def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pyt
                 assert gy is not None
                 assert gx.device.type == gy.device.type == "cuda"
                 assert gx.dtype == gy.dtype == dtype
+
+
+@each_loss
+def test_without_a_tile_size_small_batches_are_dense_and_large_ones_tiled(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of S up to a batch size, tiles from the next one on; the same gradients on both sides."""
+    monkeypatch.setattr(dispatch, "LARGEST_DENSE", 20)
+    monkeypatch.setattr(dispatch, "LARGEST_DENSE_OF_TWO_PASSES", 20)
+    monkeypatch.setattr(dispatch, "TILE", {"cpu": 8})
+    for B in (20, 21):
+        x, y = normal_pair(13, B, 5)
+        loss = LOSSES[name]()
+        with Largest() as seen:
+            found = gradients(loss(x, y), (x, y))
+        assert (seen.entries >= B * B) == (B == 20)
+        torch.testing.assert_close(found, gradients(dense(loss, x, y), (x, y)), rtol=1e-9, atol=1e-10)
+
+
+def test_limits_depend_on_the_aggregation_and_the_device() -> None:
+    one_pass, two_passes = (LOSSES[name]().objective.aggregation for name in ("triplet_sum", "nt_xent"))
+    assert dispatch.largest_dense(one_pass) < dispatch.largest_dense(two_passes)
+    assert dispatch.largest_tile(torch.device("cpu")) < dispatch.largest_tile(torch.device("cuda"))
+    assert dispatch.largest_tile(torch.device("mps")) == dispatch.largest_tile(torch.device("cpu"))

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import assert_same_loss, each_loss, learning_loss
+from comparisons import assert_same_loss, each_loss, learning_loss, normal_pair
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from oracles import ORACLES
+from oracles import oracle
 from strategies import losses, settings_of
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import crossmodal_losses
 from crossmodal_losses import LOSSES, cosine_similarity, diagnose, nt_xent
@@ -24,16 +24,13 @@ def smooth_around(name: str, S: Tensor, settings: dict[str, Any]) -> bool:
     gradients: list[Tensor] = []
     for _ in range(6):
         near = (S + 8 * STEP * (2 * torch.rand(S.shape, generator=generator, dtype=S.dtype) - 1)).requires_grad_()
-        gradients += torch.autograd.grad(ORACLES[name](near, **settings).sum(), near)
+        gradients += torch.autograd.grad(oracle(name, near, **settings).sum(), near)
     return all(torch.allclose(g, gradients[0], rtol=1e-2, atol=1e-2) for g in gradients)
 
 
 @st.composite
 def generic_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    B, D = draw(st.integers(1, 4)), draw(st.integers(2, 4))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    x, y = (torch.randn(B, D, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    return x, y
+    return normal_pair(draw(st.integers(0, 2**31)), draw(st.integers(1, 4)), draw(st.integers(2, 4)))
 
 
 @given(data=st.data(), name=losses, pair=generic_pairs())
@@ -57,48 +54,42 @@ def test_zero_rows_have_zero_derivatives_of_every_order() -> None:
 
 
 @each_loss
-def test_partial_requires_grad(name: str) -> None:
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
-    loss = LOSSES[name]()
-    both = torch.autograd.grad(loss(a := x.clone().requires_grad_(), b := y.clone().requires_grad_()), (a, b))
-    (only_x,) = torch.autograd.grad(loss(a := x.clone().requires_grad_(), y), a)
-    (only_y,) = torch.autograd.grad(loss(x, b := y.clone().requires_grad_()), b)
-    assert torch.equal(only_x, both[0])
-    assert torch.equal(only_y, both[1])
-    assert not loss(x, y).requires_grad
-
-
-@each_loss
+@pytest.mark.parametrize("of_similarities", [True, False])
+@pytest.mark.parametrize("ids", [None, torch.tensor([0, 1, 1, 2])])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode still uses it
-def test_functions_of_S_under_torch_func(name: str) -> None:
+def test_under_torch_func(name: str, of_similarities: bool, ids: Tensor | None) -> None:
+    """The function of S, and the module as a function of x."""
     generator = torch.Generator().manual_seed(2)
-    loss = getattr(crossmodal_losses, name)
-    S = torch.rand(3, 4, 4, generator=generator, dtype=torch.float64)
-    ids = torch.tensor([0, 1, 1, 2])
-    batched = torch.func.vmap(lambda s: loss(s, ids=ids))(S)
-    torch.testing.assert_close(batched, torch.stack([loss(s, ids=ids) for s in S]))
+    batch = torch.rand(3, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    tangent, y = torch.rand(2, 4, 4, generator=generator, dtype=torch.float64)
+    function, module = getattr(crossmodal_losses, name), LOSSES[name]()
 
-    leaf = S.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(sum(loss(s) for s in leaf), leaf)
-    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(S), expected)
+    def loss(value: Tensor) -> Any:
+        return function(value, ids=ids) if of_similarities else module(value, y, ids)
 
-    tangent = torch.rand(4, 4, generator=generator, dtype=torch.float64)
-    directional = torch.func.jvp(loss, (S[0],), (tangent,))[1]
-    torch.testing.assert_close(directional, (expected[0] * tangent).sum())
-    assert torch.func.hessian(loss)(S[0]).shape == (4, 4, 4, 4)
+    values = torch.stack([loss(value) for value in batch])
+    (gradient,) = torch.autograd.grad(values.sum(), batch)
+    batch = batch.detach()
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), values)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(batch), gradient)
+    directional = torch.func.jvp(loss, (batch[0],), (tangent,))[1]
+    torch.testing.assert_close(directional, (gradient[0] * tangent).sum())
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(loss(forward_ad.make_dual(batch[0], tangent))).tangent
+    torch.testing.assert_close(found, directional)
+    if of_similarities:
+        assert torch.func.hessian(loss)(batch[0]).shape == (4, 4, 4, 4)
 
 
 @each_loss
 @pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations
 def test_compiles_without_graph_breaks(name: str) -> None:
     torch._dynamo.reset()
-    generator = torch.Generator().manual_seed(3)
     loss = learning_loss(name)
     compiled = torch.compile(loss, fullgraph=True)
     # The compiler's code for a CPU handles 16 numbers at a time: fewer pairs would not try all of it.
     for ids in (None, torch.arange(33) // 2):
-        x, y = (torch.randn(33, 40, generator=generator, requires_grad=True) for _ in range(2))
+        x, y = normal_pair(3, 33, 40, torch.float32)
         leaves = (x, y, *loss.parameters())
         assert_same_loss(compiled(x, y, ids), loss(x, y, ids), leaves, {}, {"rtol": 1e-4, "atol": 1e-6})
 
@@ -107,8 +98,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 def test_the_compiled_gradient_with_a_fixed_temperature() -> None:
     """Of ``S - S.diagonal()[:, None]`` the default compiler returns wrong gradients on a CPU, from 17 pairs on."""
     torch._dynamo.reset()
-    generator = torch.Generator().manual_seed(6)
-    x, y = (torch.randn(33, 40, generator=generator, requires_grad=True) for _ in range(2))
+    x, y = normal_pair(6, 33, 40, torch.float32)
     loss = LOSSES["nt_xent"]()
     compiled = torch.compile(loss, fullgraph=True)
     assert_same_loss(compiled(x, y), loss(x, y), (x, y), {}, {"rtol": 1e-4, "atol": 1e-6})

@@ -1,4 +1,4 @@
-"""Anchors without negatives, ties, zero rows, perfect alignment, collapse, extreme temperatures, NaN."""
+"""Anchors without negatives, ties, perfect alignment, collapse, NaN."""
 
 import math
 
@@ -7,8 +7,7 @@ import torch
 from comparisons import each_loss
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import ORACLES
-from strategies import losses, similarities
+from strategies import similarities
 from torch import Tensor
 
 import crossmodal_losses
@@ -32,16 +31,6 @@ def test_all_ids_equal_costs_nothing(name: str, S: Tensor) -> None:
     (gradient,) = torch.autograd.grad(anchors.sum(), S)
     assert torch.equal(anchors, torch.zeros_like(anchors))
     assert torch.equal(gradient, torch.zeros_like(S))
-
-
-@each_loss
-def test_an_anchor_without_negatives_leaves_the_others_alone(name: str) -> None:
-    """B counts every pair, but only anchors with negatives contribute; here all of id 1 face the one pair of id 2."""
-    S = torch.full((3, 3), 0.5, dtype=torch.float64)
-    ids = torch.tensor([1, 1, 2])
-    anchors = getattr(crossmodal_losses, name)(S, ids=ids, reduction="none")
-    torch.testing.assert_close(anchors, ORACLES[name](S, ids.tolist()))
-    assert (anchors > 0).all()
 
 
 @pytest.mark.parametrize("name", ["triplet_max", "triplet_weighted", "triplet_weighted_mined"])
@@ -74,36 +63,6 @@ def test_the_hinge_has_gradient_zero_at_zero() -> None:
         value = weighted(at_zero, positive_coefficients=(0.0, -1.0), negative_coefficients=(0.0, 1.0))
         (gradient,) = torch.autograd.grad(value, at_zero)
         assert torch.equal(gradient, torch.zeros(2, 2))
-
-
-@each_loss
-def test_a_row_of_zeros_has_similarity_zero_and_no_gradient(name: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 4, 5, generator=generator)
-    x[1], y[2] = 0, 0
-    S = crossmodal_losses.cosine_similarity(x, y)
-    assert torch.equal(S[1], torch.zeros(4))
-    assert torch.equal(S[:, 2], torch.zeros(4))
-    pair = x.clone().requires_grad_(), y.clone().requires_grad_()
-    grad_x, grad_y = torch.autograd.grad(LOSSES[name]()(*pair), pair)
-    assert torch.equal(grad_x[1], torch.zeros(5))
-    assert torch.equal(grad_y[2], torch.zeros(5))
-    assert grad_x.isfinite().all()
-    assert grad_y.isfinite().all()
-    assert grad_x[0].abs().sum() > 0
-
-
-@each_loss
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_tiny_and_huge_embeddings(name: str, dtype: torch.dtype, scale: float) -> None:
-    """Squares of these lengths under- or overflow float32."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(4, 5, generator=generator).to(dtype) for _ in range(2))
-    expected = LOSSES[name]()(x, y)
-    value = LOSSES[name]()((x.double() * scale).to(dtype), y)
-    tolerance = 1e-4 if dtype is torch.float32 else 0.15  # bfloat16: the scaled input itself is rounded
-    assert float(value) == pytest.approx(float(expected), rel=tolerance)
 
 
 def test_perfect_alignment() -> None:
@@ -143,22 +102,3 @@ def test_nan_and_inf_give_nan(name: str, value_in: float, data: st.DataObject) -
     assert torch.equal(anchors.isnan(), has_nan)
     (gradient,) = torch.autograd.grad(anchors.sum(), S)
     assert gradient.diagonal()[has_nan].isnan().all()
-
-
-@each_loss
-@pytest.mark.parametrize("value_in", [math.nan, math.inf, -math.inf])
-def test_nan_and_inf_in_an_embedding_give_nan(name: str, value_in: float) -> None:
-    x, y = torch.eye(4), torch.eye(4)
-    x[2, 1] = value_in
-    x.requires_grad_()
-    value = LOSSES[name]()(x, y)
-    assert value.isnan()
-    assert torch.autograd.grad(value, x)[0][2].isnan().any()
-
-
-@given(name=losses)
-def test_inputs_are_left_alone(name: str) -> None:
-    x, y, ids = torch.full((3, 2), 0.5), torch.eye(3)[:, :2].contiguous(), torch.tensor([0, 0, 1])
-    before = x.clone(), y.clone(), ids.clone()
-    LOSSES[name]()(x, y, ids)
-    assert all(torch.equal(a, b) for a, b in zip((x, y, ids), before, strict=True))

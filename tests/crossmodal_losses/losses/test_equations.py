@@ -1,30 +1,23 @@
-"""Every loss equals its loop, in value and in gradient, as a function of S and as a module over embeddings."""
+"""Every loss equals its loop, in value and in gradient, as a function of S; and what is worked by hand."""
 
 from typing import Any
 
 import pytest
 import torch
+from comparisons import gradients
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import ORACLES
+from oracles import LOOPS, oracle
 from oracles import cosine_similarity as cosine_oracle
 from strategies import embeddings, ids_for, losses, reductions, settings_of, similarities
 from torch import Tensor
 
 import crossmodal_losses
-from crossmodal_losses import LOSSES, cosine_similarity
-
-
-def reduce(anchors: Tensor, reduction: str) -> Tensor:
-    return {"mean": anchors.mean(), "sum": anchors.sum(), "none": anchors}[reduction]
-
-
-def as_list(ids: Tensor | None) -> list[int] | None:
-    return None if ids is None else ids.tolist()
+from crossmodal_losses import LOSSES, cosine_similarity, triplet_weighted, triplet_weighted_mined
 
 
 def test_every_loss_has_an_oracle_a_function_and_a_module() -> None:
-    assert LOSSES.keys() == ORACLES.keys()
+    assert LOSSES.keys() == LOOPS.keys()
     for name, module in LOSSES.items():
         assert callable(getattr(crossmodal_losses, name))
         assert module.__name__.lower() == name.replace("_", "")
@@ -36,45 +29,16 @@ def test_function_equals_loop(data: st.DataObject, name: str, reduction: str) ->
     S = data.draw(similarities()).requires_grad_()
     ids = data.draw(ids_for(len(S)))
     settings = data.draw(settings_of(name))
-    upstream = torch.linspace(0.5, 2, len(S), dtype=torch.float64)[: len(S) if reduction == "none" else 1].squeeze()
-
     value = getattr(crossmodal_losses, name)(S, ids=ids, reduction=reduction, **settings)
-    expected = reduce(ORACLES[name](S, as_list(ids), **settings), reduction)
+    expected = oracle(name, S, ids, reduction, **settings)
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
-
-    upstream = upstream.reshape(value.shape)
-    (gradient,) = torch.autograd.grad(value, S, upstream)
-    (expected_gradient,) = torch.autograd.grad(expected, S, upstream)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(gradients(value, (S,)), gradients(expected, (S,)), rtol=1e-9, atol=1e-10)
 
 
 @given(pair=embeddings())
 def test_similarity_equals_loop(pair: tuple[Tensor, Tensor]) -> None:
     x, y = pair
     torch.testing.assert_close(cosine_similarity(x, y), cosine_oracle(x, y), rtol=0, atol=1e-12)
-
-
-@given(data=st.data(), name=losses, reduction=reductions, pair=embeddings())
-def test_module_is_the_function_of_the_similarities(
-    data: st.DataObject, name: str, reduction: Any, pair: tuple[Tensor, Tensor]
-) -> None:
-    x, y = pair
-    ids = data.draw(ids_for(len(x)))
-    settings = data.draw(settings_of(name))
-    module = LOSSES[name](reduction=reduction, **settings)
-    expected = reduce(ORACLES[name](cosine_similarity(x, y), as_list(ids), **settings), reduction)
-    torch.testing.assert_close(module(x, y, ids), expected, rtol=1e-10, atol=1e-10)
-
-
-@given(data=st.data(), name=losses)
-def test_reductions_agree(data: st.DataObject, name: str) -> None:
-    S = data.draw(similarities())
-    ids = data.draw(ids_for(len(S)))
-    loss = getattr(crossmodal_losses, name)
-    anchors = loss(S, ids=ids, reduction="none")
-    assert anchors.shape == (len(S),)
-    torch.testing.assert_close(loss(S, ids=ids, reduction="sum"), anchors.sum())
-    torch.testing.assert_close(loss(S, ids=ids), anchors.sum() / len(S))
 
 
 # Two pairs, S below, the paper's settings, temperature 1. Anchor 1: row hinge .2+.8-.9 = .1, column .2+.3-.9 < 0.
@@ -97,3 +61,59 @@ def test_worked_by_hand(name: str) -> None:
     settings = {"temperature": 1.0} if name == "nt_xent" else {}
     value = getattr(crossmodal_losses, name)(S, **settings)
     assert float(value) == pytest.approx(BY_HAND[name], abs=1e-12)
+
+
+# S, then the loss of every anchor and the gradient of their sum, at a margin of 0.5.
+GRADIENTS_BY_HAND: dict[str, tuple[Any, ...]] = {
+    # Rows .5 + 0 (at 0: no gradient), 0 + .25, .25 + 0; columns 0 + .75, .5 + 0, 0 + 0.
+    "triplet_sum": (
+        [[0.5, 0.5, -0.5], [0.0, 0.5, 0.25], [0.75, -1.0, 1.0]],
+        [0.5 + 0.75, 0.25 + 0.5, 0.25],
+        [[-2.0, 2.0, 0.0], [0.0, -2.0, 1.0], [2.0, 0.0, -1.0]],
+    ),
+    # Rows .5 (of column 1), .25 (2), .25 (0, the first of two); columns .75 (of row 2), .75 (2), 0.
+    "triplet_max": (
+        [[0.5, 0.5, 0.25], [0.0, 0.5, 0.25], [0.75, 0.75, 1.0]],
+        [0.5 + 0.75, 0.25 + 0.75, 0.25],
+        [[-2.0, 1.0, 0.0], [0.0, -2.0, 1.0], [2.0, 1.0, -1.0]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS_BY_HAND)
+def test_gradients_worked_by_hand(name: str) -> None:
+    S, expected, expected_gradient = GRADIENTS_BY_HAND[name]
+    S = torch.tensor(S, dtype=torch.float64, requires_grad=True)
+    anchors = getattr(crossmodal_losses, name)(S, margin=0.5, reduction="none")
+    assert anchors.tolist() == expected
+    assert torch.autograd.grad(anchors.sum(), S)[0].tolist() == expected_gradient
+
+
+def test_the_weighted_loss_of_negative_similarities_worked_by_hand() -> None:
+    """Equation 6 takes the largest similarity, -0.1 of -0.1 and -0.9, though G_neg is larger for -0.9.
+
+    G_pos(.1) = .5 - .07 + .002 = .432, G_pos(-.5) = .5 + .35 + .05 = .9, G_pos(0) = .5.
+    G_neg(-.9) = .03 + .36 + .729 = 1.119, G_neg(.1) = .03 - .04 + .009 = -.001, G_neg(-.1) = .03 + .04 + .009 = .079,
+    G_neg(-.2) = .03 + .08 + .036 = .146.
+    """
+    S = torch.tensor([[0.1, -0.9, -0.1], [0.1, -0.5, -0.9], [-0.9, -0.2, 0.0]], dtype=torch.float64)
+    expected = [
+        0.432 + 0.079 + 0.432 - 0.001,  # row: -.9, -.1; column: .1, -.9
+        0.9 - 0.001 + 0.9 + 0.146,  # row: .1, -.9; column: -.9, -.2
+        0.5 + 0.146 + 0.5 + 0.079,  # row: -.9, -.2; column: -.1, -.9
+    ]
+    assert triplet_weighted(S, reduction="none").tolist() == pytest.approx(expected, abs=1e-12)
+    alone = torch.tensor([[0.1, -0.9], [-0.9, 0.1]], dtype=torch.float64)
+    assert float(triplet_weighted(alone)) == pytest.approx(2 * (0.432 + 1.119), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "positive, negative, margin, counts",
+    [(0.5, 0.25, 0.25, False), (0.5, 0.25, 0.26, True), (1 - 2e-5, 0.9, 0.2, True), (1 - 5e-6, 0.9, 0.2, False)],
+)
+def test_a_mined_anchor_counts_if_its_negative_is_within_the_margin_and_its_positive_imperfect(
+    positive: float, negative: float, margin: float, counts: bool
+) -> None:
+    """At a margin of 0.25 the negative is not quite within it; positives above 1 - 1e-5 are perfect."""
+    S = torch.full((2, 2), negative, dtype=torch.float64).fill_diagonal_(positive)
+    assert bool(triplet_weighted_mined(S, margin=margin) > 0) == counts

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparisons import each_loss
+from comparisons import dense, each_loss
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -60,20 +60,26 @@ def test_function_of_half_similarities(name: str, dtype: torch.dtype) -> None:
 @each_loss
 @each_dtype
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
-def test_autocast_changes_nothing(name: str, dtype: torch.dtype, autocast: torch.dtype) -> None:
+@pytest.mark.parametrize("tile_size", [5, None])
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype, autocast: torch.dtype, tile_size: int | None) -> None:
     x, y = (e.to(dtype).requires_grad_() for e in pairs(0, 12, 16))
-    loss = LOSSES[name]()
+    loss = LOSSES[name](tile_size=tile_size)
     expected = loss(x, y)
     expected_gradients = torch.autograd.grad(expected, (x, y))
     with torch.autocast("cpu", dtype=autocast):
         value = loss(x, y)
         gradients = torch.autograd.grad(value, (x, y))  # here too, although torch advises against it
-    assert torch.equal(value, expected)
-    assert all(torch.equal(a, b) for a, b in zip(gradients, expected_gradients, strict=True))
+    torch.testing.assert_close((value, *gradients), (expected, *expected_gradients), rtol=0, atol=0)
 
 
-def test_mixed_dtypes_take_the_wider_one() -> None:
-    x, y = pairs(0, 4, 8)
+@each_loss
+def test_mixed_dtypes_take_the_wider_one(name: str) -> None:
+    x, y = pairs(0, 9, 8)
+    loss = LOSSES[name](tile_size=4)
+    value = loss(x, y.double())
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, dense(loss, x, y.double()))
+    assert loss(x.half(), y.bfloat16()).dtype == torch.float32
     assert cosine_similarity(x.half(), y.bfloat16()).dtype == torch.float32
     assert cosine_similarity(x.half(), y.double()).dtype == torch.float64
     assert torch.equal(cosine_similarity(x.half(), y), cosine_similarity(x.half().float(), y))
