@@ -1,4 +1,4 @@
-"""The settings of a run: checked, stored, and read again, in their older form too."""
+"""The settings of a run: checked, stored, read again, and those of the two protocols each seen at work."""
 
 import json
 import shutil
@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import at_step
-from torch import Tensor
+from torch import Tensor, nn
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.evaluation.evaluate import evaluate_run
+from reference_model.evaluation.evaluate import evaluate, evaluate_run
+from reference_model.models.dual_encoder import new_model
+from reference_model.models.logmel import SpecAugment
+from reference_model.models.resnet38 import BasicBlock
 from reference_model.paper import PROTOCOLS
 from reference_model.runtime.signals import Stopped, handle_signals, request_stop
 from reference_model.search.retriever import Retriever
+from reference_model.training import trainer
 from reference_model.training.trainer import train
 
 
@@ -45,8 +50,6 @@ from reference_model.training.trainer import train
 def test_bad_settings_are_refused(config: Config, change: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         replace(config, **change)
-    with pytest.raises(TypeError):
-        Config(**PROTOCOLS["paper"])  # none has a default
 
 
 def test_a_setting_that_is_unknown_or_missing_is_refused(config: Config, tmp_path: Path) -> None:
@@ -134,6 +137,8 @@ def test_an_interrupted_run_in_the_older_form_continues(config: Config, tmp_path
 
 
 def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: Config) -> None:
+    with pytest.raises(TypeError):
+        Config(**PROTOCOLS["paper"])  # none has a default
     full = replace(config, model="full", audio_checkpoint="a", bert="b")
     changes: dict[str, Any] = {
         "dataset": "Mine", "clip_seconds": 1.0, "loss": "triplet_max", "encoders": "frozen", "audio_checkpoint": "c",
@@ -147,3 +152,74 @@ def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: C
     assert full.deciding()["model"] != config.deciding()["model"]
     assert config.deciding() == replace(config, data="elsewhere", workers=7).deciding()
     assert changes.keys() | {"model", "data", "workers"} == {field.name for field in fields(Config)}
+
+
+# The eight settings in which the paper's text and its published code differ.
+
+CAPTIONS = ["A low hum", "A high hiss, then a click", "Rain"]
+
+
+def test_the_two_protocols_differ_in_every_setting() -> None:
+    """First the value of the paper's text, or of the published encoders; second that of the published code."""
+    expected: dict[str, tuple[Any, Any]] = {
+        "frozen_mode": ("eval", "train"),
+        "spec_augment": (False, True),
+        "dropout": (0.1, 0.2),
+        "clip_norm": (0, 2),
+        "nt_xent_factor": (1, 0.5),
+        "weighted_rule": ("equation-6", "mined"),
+        "mask_same_clip": (False, True),
+        "select_on": ("both-directions", "text-to-audio"),
+    }
+    assert {name: (value, PROTOCOLS["released"][name]) for name, value in PROTOCOLS["paper"].items()} == expected
+    assert list(PROTOCOLS) == ["paper", "released"]
+    assert PROTOCOLS["released"].keys() == expected.keys()
+
+
+@pytest.mark.parametrize("name, dropout, spec_augment", [("paper", 0.1, False), ("released", 0.2, True)])
+def test_dropout_and_stripes_reach_the_encoders(config: Config, name: str, dropout: float, spec_augment: bool) -> None:
+    model, _ = new_model(replace(config, **PROTOCOLS[name]), CAPTIONS)
+    blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
+    assert len(blocks) == 16
+    assert {block.dropout for block in blocks} == {dropout}
+    bert = model.text_encoder.bert.config
+    assert bert.hidden_dropout_prob == bert.attention_probs_dropout_prob == dropout
+    assert {m.p for m in model.text_encoder.modules() if isinstance(m, nn.Dropout)} == {dropout}
+    assert isinstance(model.audio_encoder.spec_augment, SpecAugment) == spec_augment
+
+
+def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -> None:
+    """The published code leaves frozen encoders in train mode: no weight changes, but statistics and dropout do."""
+    config = replace(config, encoders="frozen", epochs=1)
+    torch.manual_seed(0)
+    constant, _ = new_model(config, CAPTIONS)
+    drifting, _ = new_model(replace(config, **PROTOCOLS["released"]), CAPTIONS)
+    waveforms = torch.randn(4, 16_000)
+    for model, drifts in ((constant, False), (drifting, True)):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        model.train()
+        first, second = model.audio_encoder(waveforms), model.audio_encoder(waveforms)
+        assert torch.equal(first, second) != drifts
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert bool(changed) == drifts
+        assert all(name.split(".")[-1].startswith(("running_", "num_batches")) for name in changed)
+        assert changed <= model.trainable_state_dict().keys()
+    train(replace(config, **PROTOCOLS["released"]), tmp_path / "run", features=tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize("select_on, best", [("both-directions", 1), ("text-to-audio", 2)])
+def test_the_best_epoch_is_the_best_in_what_the_protocol_says(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select_on: Any, best: int
+) -> None:
+    recalls = iter([(10, 50), (20, 30), (0, 0)])  # text-to-audio, audio-to-text; at the end those of the test set
+
+    def scripted(*arguments: Any) -> Any:
+        metrics, diagnosis = evaluate(*arguments)
+        for direction, value in zip(("text_to_audio", "audio_to_text"), next(recalls), strict=True):
+            metrics[direction] |= {"R@1": value, "R@5": value, "R@10": value}
+        return metrics, diagnosis
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+    config = replace(config, select_on=select_on)
+    assert train(config, tmp_path / "run")["best_epoch"] == best

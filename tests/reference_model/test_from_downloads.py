@@ -26,16 +26,6 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The encoders in the layout of PANNs' file and of a folder of BERT, with random weights."""
-    folder = tmp_path_factory.mktemp("published")
-    torch.manual_seed(0)
-    torch.save(panns(ResNet38()), folder / "ResNet38_mAP=0.434.pth")
-    save_bert(folder / "bert", ["a tone of 200 hertz, hissing"] * 2)
-    return folder / "ResNet38_mAP=0.434.pth", folder / "bert"
-
-
 @pytest.fixture
 def prepared(
     downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine
@@ -78,13 +68,12 @@ def test_from_raw_downloads_to_metrics(
     assert (folder / "features").exists() == (protocol == "paper" and encoders == "frozen")
 
 
-def test_with_the_published_encoders(
-    prepared: Callable[[str], Path], published: tuple[Path, Path], command_line: CommandLine
-) -> None:
+def test_with_the_published_encoders(prepared: Callable[[str], Path], command_line: CommandLine) -> None:
     """ResNet-38 has its real size and comes from a file in PANNs' layout; a small BERT comes from a folder."""
     folder = prepared("Clotho")
-    audio, bert = published
-    encoders = ("--audio-checkpoint", audio, "--bert", bert, *SMALL)
+    torch.save(panns(ResNet38()), "ResNet38_mAP=0.434.pth")
+    save_bert(Path("bert"), ["a tone of 200 hertz, hissing"] * 2)
+    encoders = ("--audio-checkpoint", "ResNet38_mAP=0.434.pth", "--bert", "bert", *SMALL)
     command_line("train", "--experiment", "clotho-frozen-nt_xent", *encoders)
     assert json.loads(Path("runs/clotho-frozen-nt_xent-seed-0/metrics.json").read_text())["config"]["model"] == "full"
     manifest = folder / "manifest.csv"

@@ -12,8 +12,7 @@ TABLES = json.loads(PAPER_TABLES.read_text())
 
 
 def test_every_row_of_the_tables_is_an_experiment() -> None:
-    assert len(TABLES["table_1"]) == 16
-    assert len(TABLES["table_2"]) == 8
+    assert TABLES["table_2"][:4] == TABLES["table_1"][:4]
     named = experiments()
     assert len(named) == 16 + 4  # half of table 2 repeats table 1
     for row in (*TABLES["table_1"], *TABLES["table_2"]):
@@ -24,10 +23,6 @@ def test_every_row_of_the_tables_is_an_experiment() -> None:
         "clotho-frozen-triplet_weighted", "clotho-fine-tuned-triplet_max", "clotho-fine-tuned-triplet_weighted",
     }  # fmt: skip
     assert {settings["learning_rate"] for settings in named.values()} == {1e-4, 5e-5}
-    assert {settings["batch_size"] for name, settings in named.items() if "clotho" in name} == {24}
-    of_audiocaps = {name: settings["batch_size"] for name, settings in named.items() if "audiocaps" in name}
-    assert of_audiocaps == {name: 128 if name.endswith("-batch-128") else 32 for name in of_audiocaps}
-    assert list(of_audiocaps.values()).count(128) == 4
 
 
 # Sums over the six recalls of each row, means and standard deviations, added up from the published tables.
@@ -57,20 +52,13 @@ def added(cells: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def test_the_published_numbers_add_up() -> None:
-    blocks_of = list(SUMS)
-    for table, blocks in (("table_1", blocks_of[:4]), ("table_2", [blocks_of[0], blocks_of[4]])):
+    losses, (first, *others, last) = ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"), SUMS
+    for table, blocks in (("table_1", [first, *others]), ("table_2", [first, last])):
         rows = TABLES[table]
-        expected = [
-            (*block, loss) for block in blocks for loss in ("triplet_sum", "triplet_max", "triplet_weighted", "nt_xent")
-        ]
+        expected = [(*block, loss) for block in blocks for loss in losses]
         assert [(row["dataset"], row["encoders"], row["batch_size"], row["loss"]) for row in rows] == expected
         assert [added(recalls(row)) for row in rows] == [sums for block in blocks for sums in SUMS[block]]
         assert [added(list(column)) for column in zip(*map(recalls, rows), strict=True)] == COLUMNS[table]
-
-
-def test_half_of_table_2_repeats_table_1() -> None:
-    assert TABLES["table_2"][:4] == TABLES["table_1"][:4]
-    assert {row["learning_rate"] for row in TABLES["table_2"]} == {1e-4}
 
 
 @pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
@@ -84,12 +72,9 @@ def test_every_loss_has_a_row_to_take_settings_from(loss: str, encoders: str) ->
         assert row["batch_size"] == (24 if dataset == "Clotho" else 32)
         assert ("no row of Mine" in words) == (dataset == "Mine")
         assert ("triplet_weighted_mined" in words) == (loss == "triplet_weighted_mined")
-
-
-def test_a_new_loss_takes_the_row_of_nt_xent() -> None:
-    row, words = row_for("Clotho", "frozen", "arcface")
-    assert row == experiments()["clotho-frozen-nt_xent"]
-    assert words == "table 1, Clotho, frozen, NT-Xent, for it has no row of arcface"
+    row, words = row_for("Clotho", encoders, "arcface")  # a new loss takes the row of NT-Xent
+    assert row == experiments()[f"clotho-{encoders}-nt_xent"]
+    assert words == f"table 1, Clotho, {encoders}, NT-Xent, for it has no row of arcface"
 
 
 def test_another_learning_rate_replaces_that_of_every_row() -> None:

@@ -16,6 +16,9 @@ from reference_model.training.trainer import train
 
 def test_a_finished_run_is_not_repeated_and_no_other_overwrites_it(config: Config, tmp_path: Path) -> None:
     config, run = replace(config, epochs=1), tmp_path / "run"
+    run.mkdir()
+    with lock_run_folder(run), pytest.raises(Busy, match=r"expected .*run for this run alone, got one that is under"):
+        train(config, run)
     metrics = train(config, run)
     before = (run / "best.safetensors").stat().st_mtime_ns
     assert train(config, run) == json.loads(json.dumps(metrics))
@@ -29,27 +32,15 @@ def test_a_finished_run_is_not_repeated_and_no_other_overwrites_it(config: Confi
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
 
 
-def test_killed_while_the_folder_was_made(config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    (run / ".config.json.part").mkdir(parents=True)
-    (run / "log.txt").touch()
-    train(replace(config, epochs=1, encoders="frozen"), run, features=tmp_path / "features")
-    assert not list(run.glob(".*.part"))
-
-
-def test_one_at_a_time(config: Config, tmp_path: Path) -> None:
-    config, run = replace(config, epochs=1), tmp_path / "run"
-    run.mkdir()
-    with lock_run_folder(run), pytest.raises(Busy, match=r"expected .*run for this run alone, got one that is under"):
-        train(config, run)
-    assert train(config, run)["best_epoch"]
-
-
 def test_a_folder_is_made_found_finished_or_diverged(config: Config, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     assert open_run(config, run) is None
     assert not list(run.iterdir())
+    (run / ".config.json.part").mkdir()  # of a process that was killed
+    (run / "log.txt").touch()
+    assert open_run(config, run) is None
     write_json(run / "config.json", config.as_dict())
+    assert not (run / ".config.json.part").exists()
     assert open_run(replace(config, data="elsewhere", workers=7), run) is None
     (run / "checkpoint.safetensors").touch()
     write_json(run / "metrics.json", {"best_epoch": 1})
@@ -61,3 +52,5 @@ def test_a_folder_is_made_found_finished_or_diverged(config: Config, tmp_path: P
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"expected .*file to be new or a run's folder"):
         open_run(config, tmp_path / "file")
+    with pytest.raises(InputError, match=r"expected to write a run in /sys/run, got: .*; --out names another folder"):
+        open_run(config, Path("/sys/run"))  # which refuses even the superuser

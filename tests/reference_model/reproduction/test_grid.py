@@ -1,4 +1,4 @@
-"""The grid has every run that the tables need, and shows the state of each."""
+"""The grid has every run that the tables need, shows the state of each, and estimates what they cost."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from locks import held
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.paper import PROTOCOLS, experiments, published, select_rows
+from reference_model.paper import PROTOCOLS, experiments, select_rows
+from reference_model.reproduction import cost
 from reference_model.reproduction.grid import Grid, count_states, plan
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
@@ -61,12 +62,6 @@ def test_another_data_set_takes_the_rows_of_audiocaps() -> None:
             assert mine == {**row, "dataset": "Mine"}
 
 
-def test_published_recalls_belong_to_the_experiments() -> None:
-    assert published().keys() == experiments().keys()
-    assert published()["clotho-frozen-nt_xent"]["audio_to_text"]["R@5"] == {"mean": 27.9, "std": 0.5}
-    assert published()["audiocaps-frozen-nt_xent-batch-128"]["text_to_audio"]["R@1"] == {"mean": 19.5, "std": 0.1}
-
-
 def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
     first = Grid.from_rows(select_rows(("1",), datasets=("Clotho",), losses=("nt_xent",)), (1,), settings(config))
     first.write(tmp_path / "out")
@@ -94,27 +89,21 @@ def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Pa
     assert other.merge_with_stored(tmp_path).settings == grid.settings
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"epochs": 7}, "epochs 2 there, 7 here"),
-        ({"precision": "bf16"}, "precision no there, bf16 here"),
-        (PROTOCOLS["released"], "frozen_mode eval there, train here; spec_augment False there"),
-        ({"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkpoint None"),
-    ],
-)
-def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path, change: Any, words: str) -> None:
-    Grid.from_rows(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
-    other = Grid.from_rows(select_rows(("1",)), (0,), settings(replace(config, **change)))
-    with pytest.raises(InputError, match=f"expected .* to be of these settings, got .*{words}.*choose another --out"):
-        other.merge_with_stored(tmp_path)
-
-
-def test_a_row_of_another_learning_rate_is_refused(config: Config, tmp_path: Path) -> None:
-    Grid.from_rows(select_rows(("1",)), (0,), settings(config)).write(tmp_path)
-    rows = {"1": [{**row, "learning_rate": 1e-3} for row in select_rows(("1",))["1"]]}
-    with pytest.raises(InputError, match=r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"):
-        Grid.from_rows(rows, (0,), settings(config)).merge_with_stored(tmp_path)
+def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path) -> None:
+    rows = select_rows(("1",))
+    Grid.from_rows(rows, (0,), settings(config)).write(tmp_path)
+    faster = {"1": [{**row, "learning_rate": 1e-3} for row in rows["1"]]}
+    changes: list[tuple[Any, dict[str, Any], str]] = [
+        (rows, {"epochs": 7}, "epochs 2 there, 7 here"),
+        (rows, {"precision": "bf16"}, "precision no there, bf16 here"),
+        (rows, PROTOCOLS["released"], "frozen_mode eval there, train here; spec_augment False there"),
+        (rows, {"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkp"),
+        (faster, {}, r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"),
+    ]
+    for others, change, words in changes:
+        other = Grid.from_rows(others, (0,), settings(replace(config, **change)))
+        with pytest.raises(InputError, match=f"expected .* of these settings, got .*{words}.*choose another --out"):
+            other.merge_with_stored(tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(grid: Grid, tmp_path: Path) -> None:
@@ -183,3 +172,26 @@ def test_a_run_of_a_machine_that_went_away_is_shown_as_interrupted(
     os.utime(run.folder / ".lock", (time.time() - 10, time.time() - 10))
     (tmp_path / "link").symlink_to(run.folder, target_is_directory=True)  # a folder that was not looked at before
     assert replace(run, folder=tmp_path / "link").state() == "interrupted"
+
+
+def test_estimates_follow_from_the_settings(config: Config) -> None:
+    """Ten times the epochs take more seconds; losses and seeds are measured once."""
+    frozen = replace(config, encoders="frozen")
+    longer, other = replace(frozen, epochs=20), replace(frozen, loss="triplet_max", seed=3)
+    costs = cost.measure_costs([frozen, longer, other, config])
+    assert costs[frozen] is costs[other]
+    assert costs[longer].seconds > 3 * costs[frozen].seconds
+    assert costs[frozen].features_seconds > 0 == costs[config].features_seconds
+    assert costs[config].gigabytes == pytest.approx(costs[frozen].gigabytes)
+    assert costs[config].temporary_gigabytes > costs[frozen].temporary_gigabytes > 0
+
+
+def test_the_cost_in_words(config: Config, tmp_path: Path) -> None:
+    rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",))
+    runs = Grid.from_rows(rows, (0, 1), settings(config)).runs(tmp_path)
+    for run in runs:
+        run.record_failure("enough")
+    assert cost.estimate(runs, jobs=1, out=tmp_path) == "nothing is left to train"
+    assert [cost.duration(seconds) for seconds in (59, 60, 720, 12600)] == [
+        "less than a minute", "about 1.0 minutes", "about 12.0 minutes", "about 3.5 hours",
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from grids import settings
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from reference_model.config import Config
 from reference_model.paper import select_rows
@@ -84,18 +84,13 @@ def shown(results: tuple[Grid, Path], browser: Browser, tmp_path_factory: pytest
     return Shown(browser, Path(shutil.copy(results[1] / "report.html", tmp_path_factory.mktemp("alone"))))
 
 
-@pytest.fixture(scope="module")
-def page(shown: Shown) -> Page:
-    return shown.page
-
-
 def test_the_page_needs_nothing_and_complains_of_nothing(shown: Shown) -> None:
     assert shown.complaints == []
     assert [url for url in shown.requests if not url.startswith("data:")] == [shown.page.url]
 
 
-def test_every_picture_is_shown(page: Page) -> None:
-    pictures: list[dict[str, Any]] = page.evaluate(
+def test_every_picture_is_shown(shown: Shown) -> None:
+    pictures: list[dict[str, Any]] = shown.page.evaluate(
         "[...document.images].map(i => ({width: i.naturalWidth, height: i.clientHeight, alt: i.alt}))"
     )
     assert [picture["alt"] for picture in pictures] == [
@@ -107,9 +102,9 @@ def test_every_picture_is_shown(page: Page) -> None:
     assert all(picture["width"] > 500 and picture["height"] > 100 for picture in pictures)
 
 
-def test_every_sound_can_be_played(shown: Shown, page: Page) -> None:
-    page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)")
-    sounds: list[list[Any]] = page.evaluate(
+def test_every_sound_can_be_played(shown: Shown) -> None:
+    shown.page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)")
+    sounds: list[list[Any]] = shown.page.evaluate(
         "[...document.querySelectorAll('audio')].map(a => [a.duration, a.error && a.error.message])"
     )
     assert len(sounds) == 4 * 3 + 4  # each of 4 captions with 3 candidates; 4 clips
@@ -119,10 +114,10 @@ def test_every_sound_can_be_played(shown: Shown, page: Page) -> None:
     assert shown.complaints == []
 
 
-def test_the_tables_show_the_numbers(page: Page, results: tuple[Grid, Path]) -> None:
+def test_the_tables_show_the_numbers(shown: Shown, results: tuple[Grid, Path]) -> None:
     for number in ("1", "2"):
         table = json.loads((results[1] / f"table_{number}.json").read_text())
-        cells: list[list[str]] = page.evaluate(
+        cells: list[list[str]] = shown.page.evaluate(
             f"""[...document.querySelector('#table-{number} ~ div table').tBodies[0].rows]
             .map(row => [...row.cells].map(cell => cell.innerHTML))"""
         )
@@ -136,22 +131,18 @@ def test_the_tables_show_the_numbers(page: Page, results: tuple[Grid, Path]) -> 
     ]  # fmt: skip
 
 
-def test_links_within_the_page_lead_somewhere(page: Page) -> None:
+def test_links_within_the_page_lead_somewhere(shown: Shown) -> None:
     missing = "[...document.querySelectorAll('a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
-    assert page.evaluate(missing) == 0
-    assert page.evaluate("document.querySelectorAll('nav a').length") == 8
+    assert shown.page.evaluate(missing) == 0
+    assert shown.page.evaluate("document.querySelectorAll('nav a').length") == 8
 
 
-def test_what_users_wrote_is_text(page: Page) -> None:
+def test_the_page_says_what_was_run(shown: Shown) -> None:
     """Captions and reasons with tags in them do nothing but stand there."""
-    body = page.inner_text("body")
+    body = shown.page.inner_text("body")
     assert f"“{ODD}”" in body or f": {ODD}" in body
     assert f"no room for {ODD}" in body
-    assert page.evaluate("document.scripts.length") == 0
-
-
-def test_the_page_says_what_was_run(page: Page) -> None:
-    body = page.inner_text("body")
+    assert shown.page.evaluate("document.scripts.length") == 0
     for words in ("16 runs: 4 done, 4 failed, 8 pending", "4 finished runs took 0.0", "torch 2.", "select_on",
                   "Some runs of triplet-max and triplet-weighted"):  # fmt: skip
         assert words in body

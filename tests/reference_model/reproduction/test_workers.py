@@ -7,24 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from grids import settings
 from locks import held
+from runs import CommandLine
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import select_rows
 from reference_model.reproduction import workers
 from reference_model.reproduction.grid import Grid, Run
-from reference_model.reproduction.tables import RECALL_COLUMNS
+from reference_model.reproduction.tables import aggregate
 from reference_model.reproduction.workers import NO_RUN, UnexpectedError, gpu_variables, record_death, train_available
-from reference_model.run_folder import Diverged
+from reference_model.run_folder import Diverged, stored_metrics
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
 from reference_model.runtime.lease import Busy
@@ -32,7 +31,6 @@ from reference_model.runtime.signals import EXIT_STOPPED, Stopped
 from reference_model.training.trainer import train
 
 ROOT = Path(__file__).parents[3]
-CommandLine = Callable[..., Result]
 # Two losses and seeds with frozen encoders; and the same with a batch of 128, which the corpus is too small for.
 LOSSES, SEEDS = ("triplet_max", "nt_xent"), (0, 1)
 GOOD = [f"synthetic-frozen-{loss}-seed-{seed}" for seed in SEEDS for loss in LOSSES]
@@ -107,7 +105,7 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_failing_run_is_recorded_and_the_others_go_on(whole: Path, corpus: Path, command_line: CommandLine) -> None:
+def test_a_failing_run_is_recorded_and_no_run_is_repeated(whole: Path, corpus: Path, command_line: CommandLine) -> None:
     assert begun(whole) == dict.fromkeys(GOOD, 1) | dict.fromkeys(BAD, 0)
     for name in BAD:
         failure = json.loads((whole / "failed" / f"{name}.json").read_text())
@@ -120,32 +118,22 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(whole: Path, corpus: Pat
     table = json.loads((whole / "table_2.json").read_text())
     assert [row["runs"]["failed"] for row in table["rows"]] == [0, 0, 2, 2]
     assert "Triplet-max (2 of 2 failed) | - | - |" in (whole / "table_2.md").read_text()
-
-
-def test_the_tables_are_those_of_the_runs(whole: Path) -> None:
-    found = recalls(whole)
-    for loss in LOSSES:
-        of_seeds = [
-            json.loads((whole / f"runs/synthetic-frozen-{loss}-seed-{seed}/metrics.json").read_text())["test"]
-            for seed in SEEDS
-        ]
-        for way, metric in RECALL_COLUMNS:
-            a, b = (recalls[way][metric] for recalls in of_seeds)
-            cell = found[f"synthetic-frozen-{loss}"][way][metric]
-            assert cell["mean"] == pytest.approx((a + b) / 2)
-            assert cell["std"] == pytest.approx(abs(a - b) / 2**0.5)
-    assert (whole / "table_1.png").read_bytes().startswith(b"\x89PNG")
-    assert "<title>" in (whole / "report.html").read_text()
-    assert "| 4.2 | NT-Xent has the best recalls" in (whole / "claims.md").read_text()
-
-
-def test_finished_and_failed_runs_are_not_repeated(whole: Path, corpus: Path, command_line: CommandLine) -> None:
     before = modified(whole)
     again = command_line(*arguments(corpus, whole), status=1)
     assert "| Synthetic | No | Triplet-max" in again.output
     assert "got 4 that failed: --plan says why, --retry-failed tries again" in again.output
     assert modified(whole) == before
     assert set(begun(whole).values()) == {0, 1}
+
+
+def test_the_tables_are_those_of_the_runs(whole: Path) -> None:
+    found = recalls(whole)
+    for loss in LOSSES:
+        of_seeds = [stored_metrics(whole / f"runs/synthetic-frozen-{loss}-seed-{seed}")["test"] for seed in SEEDS]
+        assert found[f"synthetic-frozen-{loss}"] == aggregate(of_seeds)
+    assert (whole / "table_1.png").read_bytes().startswith(b"\x89PNG")
+    assert "<title>" in (whole / "report.html").read_text()
+    assert "| 4.2 | NT-Xent has the best recalls" in (whole / "claims.md").read_text()
 
 
 def test_two_processes_share_a_grid(whole: Path, corpus: Path, tmp_path: Path) -> None:
@@ -213,25 +201,21 @@ def test_a_process_that_dies_is_replaced(whole: Path, corpus: Path, tmp_path: Pa
     assert recalls(out) == recalls(whole)
 
 
-def test_a_plan_writes_nothing(corpus: Path, tmp_path: Path, command_line: CommandLine) -> None:
-    shown = command_line(*arguments(corpus, tmp_path / "out", "--plan"))
-    assert not (tmp_path / "out").exists()
-    assert "8 runs: 8 pending" in shown.output
-    assert re.search(r"8 to train: .* on .*, one after another, and \d+\.\d GB of \d+ GB free", shown.output)
-
-
-def test_wrong_input_is_refused_before_anything_is_written(
+def test_a_plan_and_wrong_input_write_nothing(
     corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*more: object) -> str:
-        result = command_line(*arguments(corpus, tmp_path / "out", *more), status=1)
-        assert isinstance(result.exception, SystemExit)
-        return result.output.splitlines()[-1]
-
-    assert "expected the captions of the train split at" in refused("--dataset", "Clotho", "--clip-seconds", 1)
-    assert "expected a PANNs checkpoint at nowhere.pth" in refused("--audio-checkpoint", "nowhere.pth")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert "expected reproduce on its own, got torchrun" in refused()
+    shown = command_line(*arguments(corpus, tmp_path / "out", "--plan")).output
+    assert "8 runs: 8 pending" in shown
+    assert re.search(r"8 to train: .* on .*, one after another, and \d+\.\d GB of \d+ GB free", shown)
+    for more, words in (
+        (["--dataset", "Clotho", "--clip-seconds", 1], "expected the captions of the train split at"),
+        (["--audio-checkpoint", "nowhere.pth"], "expected a PANNs checkpoint at nowhere.pth"),
+        ([], "expected reproduce on its own, got torchrun"),
+    ):
+        if not more:
+            monkeypatch.setenv("LOCAL_RANK", "0")
+        refused = command_line(*arguments(corpus, tmp_path / "out", *more), status=1)
+        assert words in refused.output.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
@@ -280,18 +264,15 @@ def test_other_runs_are_trained_after_a_failure(runs: list[Run], capsys: pytest.
     with pytest.raises(UnexpectedError):  # to go on in another process
         script.train(runs)
     assert [run.state() for run in runs[:4]] == ["failed", "diverged", "failed", "pending"]
+    script.outcomes[runs[4].name] = [Stopped()]
+    with pytest.raises(Stopped):
+        script.train(runs)
+    assert [run.state() for run in runs[3:6]] == ["done", "pending", "pending"]
     assert (runs[0].reason(), runs[2].reason()) == ("bad input", "MemoryError")
     assert "failed: synthetic-frozen-triplet_sum-seed-0: bad input" in capsys.readouterr().out
     assert script.current[-1] == NO_RUN
     script.train(runs)
     assert [run.state() for run in runs] == ["failed", "diverged", "failed", *["done"] * 5]
-
-
-def test_a_requested_stop_ends_the_training_of_runs(runs: list[Run]) -> None:
-    script = Script({runs[2].name: [Stopped()]})
-    with pytest.raises(Stopped):
-        script.train(runs)
-    assert [run.state() for run in runs[:3]] == ["done", "done", "pending"]
 
 
 def test_a_run_of_another_process_is_left_to_it(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,14 +292,6 @@ def test_a_run_of_another_process_is_left_to_it(runs: list[Run], monkeypatch: py
         assert time.monotonic() - began >= 1.2
     assert script.order == []
     assert not runs[5].finished()
-
-
-def test_frozen_runs_share_features(config: Config, tmp_path: Path) -> None:
-    """Six folders: clips and captions of three splits, once for a data set and its encoders."""
-    rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",), losses=LOSSES)
-    for run in Grid.from_rows(rows, (0,), settings(replace(config, epochs=1))).runs(tmp_path / "out"):
-        train(run.config, run.folder, features=tmp_path / "features")
-    assert len(list((tmp_path / "features").iterdir())) == 6
 
 
 def test_each_worker_has_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
