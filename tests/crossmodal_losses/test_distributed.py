@@ -5,6 +5,8 @@ import random
 import re
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,6 @@ def part(sizes: list[int]) -> slice:
     """Return the rows of this rank."""
     start = sum(sizes[: dist.get_rank()])
     return slice(start, start + sizes[dist.get_rank()])
-
-
-def draw_sizes(draw: random.Random, W: int) -> list[int]:
-    if draw.random() < 0.3:
-        return [draw.randint(1, 5)] * W
-    return [draw.randint(1, 7) for _ in range(W)]
 
 
 def assert_equals_one_process(
@@ -80,19 +76,14 @@ def every_loss() -> None:
     W = dist.get_world_size()
     draw = random.Random(W)
     generator = torch.Generator().manual_seed(W)
-    for wrapper in WRAPPERS:
-        for name in [*LOSSES, LEARNED]:
-            for reduction in ("mean", "sum", "none"):
-                for with_ids in (False, True):
-                    for exact in (False, True):
-                        sizes = draw_sizes(draw, W)
-                        B = sum(sizes)
-                        x, y = map(
-                            Tensor.detach, exact_pair(draw.randrange(2**31), B) if exact else normal_pair(B, B, 4)
-                        )
-                        ids = torch.randint(B // 2 + 1, (B,), generator=generator) if with_ids else None
-                        settings = {"reduction": reduction, "tile_size": draw.choice([1, 2, 3, 100, None])}
-                        assert_equals_one_process(wrapper, name, settings, x, y, ids, sizes)
+    kinds = product(WRAPPERS, [*LOSSES, LEARNED], ("mean", "sum", "none"), (False, True), (False, True))
+    for wrapper, name, reduction, with_ids, exact in kinds:
+        sizes = [draw.randint(1, 7) for _ in range(W)] if draw.random() < 0.7 else [draw.randint(1, 5)] * W
+        B = sum(sizes)
+        x, y = map(Tensor.detach, exact_pair(draw.randrange(2**31), B) if exact else normal_pair(B, B, 4))
+        ids = torch.randint(B // 2 + 1, (B,), generator=generator) if with_ids else None
+        settings = {"reduction": reduction, "tile_size": draw.choice([1, 2, 3, 100, None])}
+        assert_equals_one_process(wrapper, name, settings, x, y, ids, sizes)
 
 
 @pytest.mark.parametrize("W", [1, 2, 3, 4])
@@ -104,45 +95,42 @@ def awkward_inputs() -> None:
     """Half precision, autocast, a NaN, one or no input that requires a gradient, a second backward pass."""
     rank, own = dist.get_rank(), part([3, 5])
     x, y = (e.detach().float() for e in normal_pair(3, 8, 6))
-    for wrapper in WRAPPERS:
-        for name in LOSSES:
-            whole, loss = LOSSES[name](), wrapper(LOSSES[name](tile_size=2))
-            expected = torch.autograd.grad(
-                whole(a := x.clone().requires_grad_(), b := y.clone().requires_grad_()), (a, b)
-            )
-            for dtype, tolerance in ((torch.bfloat16, 3e-2), (torch.float32, 1e-5)):
-                held = [e[own].to(dtype).requires_grad_() for e in (x, y)]
-                with torch.autocast("cpu", enabled=dtype == torch.float32):
-                    value = loss(*held)
-                assert value.dtype == torch.float32
-                torch.testing.assert_close(value, whole(x.to(dtype), y.to(dtype)), rtol=1e-5, atol=1e-6)
-                for _ in range(2):
-                    gradients = torch.autograd.grad(value, held, retain_graph=True)
-                    for gradient, of_whole in zip(gradients, expected, strict=True):
-                        assert gradient.dtype == dtype
-                        scale = float(of_whole.abs().max())
-                        torch.testing.assert_close(
-                            gradient.float() / 2, of_whole[own], rtol=tolerance, atol=tolerance * scale
-                        )
-            with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
-                torch.autograd.grad(loss(*held), held[0], create_graph=True)[0].sum().backward()
-            for needs_grad in ((True, False), (False, True), (False, False)):
-                held = [e[own].clone().requires_grad_(needs) for e, needs in zip((x, y), needs_grad, strict=True)]
+    for wrapper, name in product(WRAPPERS, LOSSES):
+        whole, loss = LOSSES[name](), wrapper(LOSSES[name](tile_size=2))
+        expected = torch.autograd.grad(whole(a := x.clone().requires_grad_(), b := y.clone().requires_grad_()), (a, b))
+        for dtype, tolerance in ((torch.bfloat16, 3e-2), (torch.float32, 1e-5)):
+            held = [e[own].to(dtype).requires_grad_() for e in (x, y)]
+            with torch.autocast("cpu", enabled=dtype == torch.float32):
                 value = loss(*held)
-                torch.testing.assert_close(value, whole(x, y), rtol=1e-5, atol=1e-6)
-                assert value.requires_grad == any(needs_grad)
-                if any(needs_grad):
-                    value.backward()
-                for e, needs, of_whole in zip(held, needs_grad, expected, strict=True):
-                    assert (e.grad is not None) == needs
-                    if e.grad is not None:
-                        torch.testing.assert_close(e.grad / 2, of_whole[own], rtol=1e-5, atol=1e-6)
-            with torch.no_grad():
-                torch.testing.assert_close(loss(x[own], y[own]), whole(x, y), rtol=1e-5, atol=1e-6)
-            poisoned = x[own].clone()
-            if rank == 1:
-                poisoned[2, 0] = torch.nan
-            assert loss(poisoned, y[own]).isnan()
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, whole(x.to(dtype), y.to(dtype)), rtol=1e-5, atol=1e-6)
+            for _ in range(2):
+                gradients = torch.autograd.grad(value, held, retain_graph=True)
+                for gradient, of_whole in zip(gradients, expected, strict=True):
+                    assert gradient.dtype == dtype
+                    scale = float(of_whole.abs().max())
+                    torch.testing.assert_close(
+                        gradient.float() / 2, of_whole[own], rtol=tolerance, atol=tolerance * scale
+                    )
+        with pytest.raises(RuntimeError, match="expected one derivative of a loss in tiles, got a second"):
+            torch.autograd.grad(loss(*held), held[0], create_graph=True)[0].sum().backward()
+        for needs_grad in ((True, False), (False, True), (False, False)):
+            held = [e[own].clone().requires_grad_(needs) for e, needs in zip((x, y), needs_grad, strict=True)]
+            value = loss(*held)
+            torch.testing.assert_close(value, whole(x, y), rtol=1e-5, atol=1e-6)
+            assert value.requires_grad == any(needs_grad)
+            if any(needs_grad):
+                value.backward()
+            for e, needs, of_whole in zip(held, needs_grad, expected, strict=True):
+                assert (e.grad is not None) == needs
+                if e.grad is not None:
+                    torch.testing.assert_close(e.grad / 2, of_whole[own], rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(loss(x[own], y[own]), whole(x, y), rtol=1e-5, atol=1e-6)
+        poisoned = x[own].clone()
+        if rank == 1:
+            poisoned[2, 0] = torch.nan
+        assert loss(poisoned, y[own]).isnan()
 
 
 class Encoders(nn.Module):
@@ -178,27 +166,19 @@ def with_ddp() -> None:
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return self.loss(*self.encoders(a, b))  # type: ignore[no-any-return]
 
-    for wrapper in WRAPPERS:
-        for inside in (True, False):
-            for compiled in (False, True):
-                loss = wrapper(new_loss(LEARNED, tile_size=3))
-                model = WithLoss(loss) if inside else Encoders()
-                ddp = DistributedDataParallel(model)
-                called = torch.compile(ddp, backend="aot_eager") if compiled else ddp
-
-                def value_of(
-                    a: Tensor, b: Tensor, called: Any = called, inside: bool = inside, loss: Any = loss
-                ) -> Any:
-                    return called(a, b) if inside else loss(*called(a, b))
-
-                (first_a, first_b), (a, b) = batches
-                with ddp.no_sync():
-                    value_of(first_a[own], first_b[own]).backward()
-                value_of(a[own], b[own]).backward()
-                parameters = [*model.parameters()] if inside else [*model.parameters(), *loss.parameters()]
-                assert len(parameters) == len(expected)
-                for parameter, of_whole in zip(parameters, expected, strict=True):
-                    torch.testing.assert_close(parameter.grad, of_whole, rtol=1e-9, atol=1e-12)
+    for wrapper, inside, compiled in product(WRAPPERS, (True, False), (False, True)):
+        loss = wrapper(new_loss(LEARNED, tile_size=3))
+        model = WithLoss(loss) if inside else Encoders()
+        ddp = DistributedDataParallel(model)
+        called = torch.compile(ddp, backend="aot_eager") if compiled else ddp
+        for step, (a, b) in enumerate(batches):
+            with ddp.no_sync() if step == 0 else nullcontext():
+                result = called(a[own], b[own])
+                value = result if inside else loss(*result)
+                value.backward()
+        parameters = [*model.parameters()] if inside else [*model.parameters(), *loss.parameters()]
+        found = [parameter.grad for parameter in parameters]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def subgroups() -> None:
@@ -276,17 +256,15 @@ def costs() -> None:
                 value.backward()
         return float(flops.get_total_flops()), sent
 
-    for wrapper in WRAPPERS:
-        for name in LOSSES:
-            for backward in (False, True):
-                loss = LOSSES[name](tile_size=t)
-                whole, _ = cost(loss, slice(0, B), backward)
-                share, sent = cost(wrapper(loss), own, backward)
-                assert whole > 0
-                assert share == whole / W, (wrapper, name)
-                blocks, others = sent.bytes / (8 * B * D), sent.other_bytes / (8 * B)
-                assert (W - 1) / W <= blocks <= (2 if backward else 1), (wrapper, name, blocks)
-                assert others <= 20, (wrapper, name, others)
+    for wrapper, name, backward in product(WRAPPERS, LOSSES, (False, True)):
+        loss = LOSSES[name](tile_size=t)
+        whole, _ = cost(loss, slice(0, B), backward)
+        share, sent = cost(wrapper(loss), own, backward)
+        assert whole > 0
+        assert share == whole / W, (wrapper, name)
+        blocks, others = sent.bytes / (8 * B * D), sent.other_bytes / (8 * B)
+        assert (W - 1) / W <= blocks <= (2 if backward else 1), (wrapper, name, blocks)
+        assert others <= 20, (wrapper, name, others)
 
 
 @pytest.mark.parametrize("W", [2, 4])
@@ -299,16 +277,11 @@ def memory_of_a_rank() -> None:
     rows, D = 20, 150
     x, y = (e.detach() for e in normal_pair(4, rows * W, D))
     own = part([rows] * W)
-    largest = {}
-    for wrapper in WRAPPERS:
-        for name in LOSSES:
-            a, b = x[own].clone().requires_grad_(), y[own].clone().requires_grad_()
-            with Largest() as seen:
-                wrapper(LOSSES[name](tile_size=8))(a, b).backward()
-            largest[wrapper, name] = seen.entries
-    for name in LOSSES:
-        assert largest[RingLoss, name] == rows * D, (W, name)
-        assert largest[GatheredLoss, name] == rows * W * D, (W, name)
+    for wrapper, name in product(WRAPPERS, LOSSES):
+        a, b = x[own].clone().requires_grad_(), y[own].clone().requires_grad_()
+        with Largest() as seen:
+            wrapper(LOSSES[name](tile_size=8))(a, b).backward()
+        assert seen.entries == rows * D * (W if wrapper is GatheredLoss else 1), (wrapper, name)
 
 
 @pytest.mark.parametrize("W", [2, 4])

@@ -184,20 +184,6 @@ def test_of_equal_similarities_the_lowest_index_wins(place: str, values: int) ->
     assert (of_columns - I.start).tolist() == first_of_largest(S.T)
 
 
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", AGGREGATIONS)
-def test_many_blocks(name: str) -> None:
-    """Rows beside columns that are no multiples of a block, and not of each other."""
-    batch, aggregation = Batch(120, True), AGGREGATIONS[name]
-    I, J = slice(0, 49), slice(49, 120)  # noqa: E741
-    fused, plain = batch.epilogue(Fused, aggregation, I, J), batch.epilogue(Plain, aggregation, I, J)
-    assert_same_states(fused, plain)
-    if not aggregation.selects:
-        state = batch.state(aggregation)
-        factors = aggregation.anchor_factors(state, batch.upstream).detach()
-        assert_close_in_scale(fused.grad_products(state, factors), plain.grad_products(state, factors))
-
-
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_without_negatives(name: str) -> None:
     """All ids equal: the numbers mean nothing, but they are those of plain torch, and the gradients are 0."""

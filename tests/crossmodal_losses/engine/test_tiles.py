@@ -1,6 +1,7 @@
 """The loss and the gradients over tiles are those of the oracle and of the reference, for any input."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,6 +49,16 @@ def test_tiles_equal_dense(
     loss = LOSSES[name](reduction=reduction, tile_size=t, **data.draw(settings_of(name)))
     close, close_gradients = {"rtol": 1e-10, "atol": 1e-10}, {"rtol": 1e-8, "atol": 1e-9}
     assert_same_loss(loss(x, y, ids), dense(loss, x, y, ids), (x, y), close, close_gradients)
+
+
+@each_loss
+def test_only_equality_of_ids_counts(name: str) -> None:
+    """Also of ids that would be equal as floats."""
+    x, y = normal_pair(22, 6, 4)
+    far, near = torch.tensor([2**60, -3, 2**60 + 1, -3, 5, 2**60]), torch.tensor([0, 1, 2, 1, 3, 0])
+    for loss in (LOSSES[name](tile_size=2), LOSSES[name]()):
+        for compute in (loss, partial(dense, loss)):
+            assert torch.equal(compute(x, y, far), compute(x, y, near))
 
 
 @pytest.mark.parametrize("tile_size", [4, 100])
