@@ -2,15 +2,20 @@
 
 They run before anything is computed. They look at shapes, dtypes, devices and Python numbers, never at the values of a
 tensor, so no check synchronises with a device. All raise TypeError or ValueError.
+
+A check returns its argument in the form that the package works with: a number as a plain float or int; a tensor as it
+is, or, where it was made in inference mode, as a copy, since autograd does not save such a tensor.
 """
 
 import math
+import sys
 from collections.abc import Sequence
-from numbers import Real
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = get_args(Reduction)
@@ -18,100 +23,158 @@ REDUCTIONS = get_args(Reduction)
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
+# Beyond this, float32 has no digits left for a similarity beside a setting; and sums over B x B pairs stay finite.
+LARGEST = 1e6
+
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _check_floating(name: str, value: Tensor) -> None:
+def check_dense(name: str, value: Tensor) -> None:
+    """Require a tensor whose numbers lie side by side in this process's memory."""
+    if isinstance(value, UninitializedParameter):
+        kind = "a parameter without a shape yet"
+    elif value.is_nested:
+        kind = "a nested tensor"
+    elif value.layout is not torch.strided:
+        kind = f"one of layout {value.layout}"
+    elif hasattr(value, "full_tensor"):
+        kind = "a DTensor, whose full_tensor() is one"
+    else:
+        return
+    raise TypeError(f"expected {name} to be a dense tensor of this process, got {kind}")
+
+
+@torch.library.custom_op("crossmodal_losses::copy", mutates_args=())
+def _copy(value: Tensor) -> Tensor:
+    """A copy for compiled programs: an operator that the compiler does not move into the backward pass."""
+    return value.clone()
+
+
+@_copy.register_fake
+def _(value: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
+def _usable(value: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() or value.requires_grad:
+        return value
+    if torch.compiler.is_compiling():  # which does not tell whether a tensor was made in inference mode
+        copied: Tensor = _copy(value)
+        return copied
+    return value.clone() if value.is_inference() else value
+
+
+def _check_floating(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {name} to be a tensor, got {type(value).__name__}")
+    check_dense(name, value)
     if value.dtype not in FLOATING:
         raise TypeError(f"expected {name} to be of a floating dtype ({_names(FLOATING)}), got {value.dtype}")
+    return _usable(value)
 
 
-def check_embeddings(x: Tensor, y: Tensor) -> None:
-    """Require x and y to be floating ``[B, D]`` on one device, with B >= 1 and D >= 1."""
+def check_embeddings(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and y; require x and y to be floating ``[B, D]`` on one device, with B >= 1 and D >= 1."""
+    x, y = _check_floating("x", x), _check_floating("y", y)
     for name, value in (("x", x), ("y", y)):
-        _check_floating(name, value)
         if value.dim() != 2 or 0 in value.shape:
             raise ValueError(f"expected {name} of shape [B, D] with B >= 1 and D >= 1, got {list(value.shape)}")
     if x.shape != y.shape:
         raise ValueError(f"expected x and y of one shape [B, D], got {list(x.shape)} and {list(y.shape)}")
     if x.device != y.device:
         raise ValueError(f"expected x and y on one device, got {x.device} and {y.device}")
+    return x, y
 
 
-def check_similarities(S: Tensor) -> None:
-    """Require S to be floating ``[B, B]`` with B >= 1."""
-    _check_floating("S", S)
+def check_similarities(S: Tensor) -> Tensor:
+    """Return S; require S to be floating ``[B, B]`` with B >= 1."""
+    S = _check_floating("S", S)
     if S.dim() != 2 or S.shape[0] != S.shape[1] or S.shape[0] == 0:
         raise ValueError(f"expected S of shape [B, B] with B >= 1, got {list(S.shape)}")
+    return S
 
 
-def check_ids(ids: Tensor | None, like: Tensor) -> None:
-    """Require ids to be None, or integers ``[B]`` on the device of ``like``, whose first dimension is B."""
+def check_ids(ids: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return ids; require ids to be None, or integers ``[B]`` on the device of ``like``, whose first dimension is B."""
     if ids is None:
-        return
+        return None
     if not isinstance(ids, Tensor):
         raise TypeError(f"expected ids to be None or an integer tensor [B], got {type(ids).__name__}")
+    check_dense("ids", ids)
     if ids.dtype not in INTEGER:  # float32 holds whole numbers exactly only up to 2^24
         raise TypeError(f"expected ids of an integer dtype ({_names(INTEGER)}), got {ids.dtype}")
     if ids.shape != like.shape[:1]:
         raise ValueError(f"expected ids of shape [{like.shape[0]}], one for each pair, got {list(ids.shape)}")
     if ids.device != like.device:
         raise ValueError(f"expected ids on the device of the pairs, {like.device}, got {ids.device}")
+    return _usable(ids)
 
 
 def check_reduction(reduction: str) -> None:
     """Require reduction to be "mean", "sum" or "none"."""
+    if not isinstance(reduction, str):
+        raise TypeError(f"expected reduction to be 'mean', 'sum' or 'none', got {type(reduction).__name__}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"expected reduction to be 'mean', 'sum' or 'none', got {reduction!r}")
 
 
-def _check_number(name: str, value: float) -> None:
+def _check_number(name: str, value: Any, least: float = -LARGEST, sign: str = "") -> float:
+    """Return the value as a float; require a finite number of that sign (">= 0", "> 0", or any), from least to 1e6."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # of a large whole number or fraction
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
+    in_sign = {"": True, ">= 0": number >= 0, "> 0": number > 0}[sign]
+    if not in_sign or not -math.inf < number < math.inf:
+        raise ValueError(f"expected {name} to be finite{sign and ' and ' + sign}, got {number:g}")
+    if not least <= number <= LARGEST:
+        limits = f"{least:g} and {LARGEST:g}".replace("e+0", "e").replace("e-0", "e-")  # 1e6, 1e-6
+        raise ValueError(f"expected {name} between {limits}, got {number:g}")
+    return number
 
 
-def check_margin(margin: float) -> None:
-    """Require margin to be a finite number >= 0."""
-    _check_number("margin", margin)
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"expected margin to be finite and >= 0, got {margin}")
+def check_margin(name: str, margin: float) -> float:
+    """Return the margin as a float; require a number between 0 and 1e6."""
+    return _check_number(name, margin, least=0, sign=">= 0")
 
 
-def check_tile_size(tile_size: int | None) -> None:
-    """Require tile_size to be None or a whole number >= 1."""
-    if tile_size is None:
-        return
-    if not isinstance(tile_size, int) or isinstance(tile_size, bool):
-        raise TypeError(f"expected tile_size to be None or a whole number, got {type(tile_size).__name__}")
-    if tile_size < 1:
-        raise ValueError(f"expected tile_size to be >= 1, got {tile_size}")
+def check_temperature(name: str, temperature: float | Tensor) -> float | Tensor:
+    """Return the temperature; require a number between 1e-6 and 1e6, or a floating ``[]`` tensor of any value."""
+    if not isinstance(temperature, Tensor):
+        return _check_number(name, temperature, least=1e-6, sign="> 0")
+    temperature = _check_floating(name, temperature)
+    if temperature.dim() != 0:
+        raise ValueError(f"expected {name} to be one number, got a tensor of shape {list(temperature.shape)}")
+    return temperature
 
 
-def check_temperature(temperature: float | Tensor) -> None:
-    """Require temperature to be a number between 1e-6 and 1e6, or a floating ``[]`` tensor, whose value is not read."""
-    if isinstance(temperature, Tensor):
-        _check_floating("temperature", temperature)
-        if temperature.dim() != 0:
-            raise ValueError(f"expected temperature to be one number, got a tensor of shape {list(temperature.shape)}")
-        return
-    _check_number("temperature", temperature)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"expected temperature to be finite and > 0, got {temperature}")
-    if not 1e-6 <= temperature <= 1e6:  # beyond these, exponents of float32 do not suffice
-        raise ValueError(f"expected temperature between 1e-6 and 1e6, got {temperature}")
-
-
-def check_coefficients(name: str, coefficients: Sequence[float]) -> None:
-    """Require coefficients to be at least one finite number, the constant term first."""
+def check_coefficients(name: str, coefficients: Sequence[float]) -> tuple[float, ...]:
+    """Return coefficients as floats; require at least one number between -1e6 and 1e6, the constant term first."""
     if isinstance(coefficients, str) or not isinstance(coefficients, Sequence):
         raise TypeError(f"expected {name} to be a sequence of numbers, got {type(coefficients).__name__}")
     if len(coefficients) == 0:
         raise ValueError(f"expected {name} to hold at least the constant term, got {coefficients!r}")
-    for power, coefficient in enumerate(coefficients):
-        _check_number(f"{name}[{power}]", coefficient)
-        if not -math.inf < coefficient < math.inf:
-            raise ValueError(f"expected {name}[{power}] to be finite, got {coefficient}")
+    return tuple(_check_number(f"{name}[{power}]", value) for power, value in enumerate(coefficients))
+
+
+def _check_size(name: str, size: int, kind: str = "a whole number") -> int:
+    """Return a size as an int; require a whole number >= 1 of any integer type."""
+    if not isinstance(size, Integral) or isinstance(size, bool):
+        raise TypeError(f"expected {name} to be {kind}, got {type(size).__name__}")
+    if size < 1:
+        raise ValueError(f"expected {name} to be >= 1, got {max(int(size), -sys.maxsize)}")
+    return min(int(size), sys.maxsize)
+
+
+def check_tile_size(tile_size: int | None) -> int | None:
+    """Return the tile size as an int, or None; require None or a whole number >= 1."""
+    return None if tile_size is None else _check_size("tile_size", tile_size, "None or a whole number")
+
+
+def check_micro_batch_size(size: int) -> int:
+    """Return the size as an int; require a whole number >= 1."""
+    return _check_size("micro_batch_size", size)

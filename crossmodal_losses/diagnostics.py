@@ -71,9 +71,9 @@ def diagnose(x: Tensor, y: Tensor, ids: Tensor | None = None, *, margin: float =
     >>> bool(diagnose(torch.ones(4, 2), torch.ones(4, 2)).collapsed)
     True
     """
-    check_margin(margin)
-    check_embeddings(x, y)
-    check_ids(ids, x)
+    margin = check_margin("margin", margin)
+    x, y = check_embeddings(x, y)
+    ids = check_ids(ids, x)
     S = cosine_similarity(x, y)
     negative = is_negative(ids, S)
     has_negative = negative.any(1)

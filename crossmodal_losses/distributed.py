@@ -4,6 +4,7 @@ Each process computes its part of S once, 1 / W of the work. :mod:`crossmodal_lo
 messages.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from crossmodal_losses.engine.communication import AllGather, GroupCommunicator,
 from crossmodal_losses.engine.compat import not_compiled
 from crossmodal_losses.engine.dispatch import largest_tile
 from crossmodal_losses.engine.operands import Operands, measure_norms
-from crossmodal_losses.engine.tiled import loss_of_problem
+from crossmodal_losses.engine.tiled import loss_of_problem, refuse_transformations
 from crossmodal_losses.engine.tiles import Problem
 from crossmodal_losses.losses.base import PairLoss
 
@@ -38,6 +39,13 @@ def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, An
             if not name.startswith("its") and other[name] != value:
                 raise ValueError(f"expected one {name} on all ranks, got {value} on rank 0 and {other[name]} on {rank}")
     return everyone
+
+
+def _is_process_group(group: Any) -> bool:
+    """Return whether this is None, a process group, or what torch gives a process that is not in a new group."""
+    if group is None or not dist.is_available():
+        return group is None
+    return group == dist.GroupMember.NON_GROUP_MEMBER or isinstance(group, dist.ProcessGroup)
 
 
 class DistributedLoss(nn.Module):
@@ -62,8 +70,22 @@ class DistributedLoss(nn.Module):
         super().__init__()
         if not isinstance(loss, PairLoss):
             raise TypeError(f"expected loss to be a PairLoss, such as NTXent(), got {type(loss).__name__}")
+        if not _is_process_group(process_group):
+            got = type(process_group).__name__
+            raise TypeError(f"expected process_group to be a process group or None, got {got}")
         self.loss = loss
         self.process_group = process_group
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: all but the process group, which no other process can use; None stands for it."""
+        return {**vars(self), "process_group": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DistributedLoss":
+        """Return a copy that works with the same process group."""
+        memo[id(self.process_group)] = self.process_group
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
         """Compute the loss of the whole batch.
@@ -93,8 +115,11 @@ class DistributedLoss(nn.Module):
         objective, tile_size, operands = self.loss.objective, 0, None
         said: dict[str, Any] = {"its error": None}
         try:
-            check_embeddings(x, y)
-            check_ids(ids, x)
+            x, y = check_embeddings(x, y)
+            ids = check_ids(ids, x)
+            refuse_transformations(x, y, objective.aggregation.parameter)
+            if x.device.type == "meta":
+                raise ValueError("expected x and y to hold numbers, got tensors on the device meta")
         except (TypeError, ValueError) as error:
             said["its error"] = type(error).__name__, str(error)
         else:

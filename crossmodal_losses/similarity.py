@@ -1,5 +1,6 @@
 """Cosine similarity (equation 1), and the negatives among the B x B pairs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +56,22 @@ class _ProductWithoutAutocast(torch.autograd.Function):
             )
 
 
+class _ProductWithTangents(_ProductWithoutAutocast):
+    """The same with a forward-mode derivative, which torch.compile (2.4 to 2.15) does not take."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_a: Tensor, tangent_b: Tensor) -> Tensor:
+        a, b = ctx.saved_tensors
+        with torch.autocast(a.device.type, enabled=False):
+            tangent: Tensor = tangent_a @ b.T + a @ tangent_b.T
+            return tangent
+
+
 def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     r"""Compute the cosine similarity of every row of x with every row of y.
 
@@ -77,12 +94,14 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     tensor([[1.0000, 0.6000],
             [0.8000, 0.0000]])
     """
-    check_embeddings(x, y)
+    x, y = check_embeddings(x, y)
     dtype = computation_dtype(x, y)
     x, y = normalise(x.to(dtype)), normalise(y.to(dtype))
-    needs_grad = x.requires_grad or y.requires_grad
-    # Without gradients, torch 2.4 cannot compile the whole autograd function.
-    product = _ProductWithoutAutocast.apply if needs_grad else _ProductWithoutAutocast.forward
+    if not torch.compiler.is_compiling():
+        product: Callable[..., Tensor] = _ProductWithTangents.apply
+    else:  # without gradients, torch 2.4 cannot compile the whole autograd function
+        needs_grad = x.requires_grad or y.requires_grad
+        product = _ProductWithoutAutocast.apply if needs_grad else _ProductWithoutAutocast.forward
     S: Tensor = product(x, y)
     return S
 

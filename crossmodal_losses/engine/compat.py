@@ -21,12 +21,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 NormalisationLayer = _NormBase
 
 
-def is_transformed() -> bool:
-    """Return whether this runs under vmap, another transformation of torch.func, or forward-mode differentiation.
+def is_transformed(*inputs: Tensor | None) -> bool:
+    """Return whether this runs under a transformation of torch.func, or an input has a tangent of forward mode.
 
-    torch 2.4 to 2.15 have no public way to ask.
+    torch 2.4 to 2.15 have no public way to ask for either.
     """
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(value is not None and forward_ad.unpack_dual(value).tangent is not None for value in inputs)
 
 
 def is_batched(value: Tensor | None) -> bool:
@@ -38,6 +42,11 @@ def is_batched(value: Tensor | None) -> bool:
     return value is not None and (
         functorch.is_functorch_wrapped_tensor(value) or functorch.is_legacy_batchedtensor(value)
     )
+
+
+def can_look(values: Tensor) -> bool:
+    """Return whether numbers can be read without waiting: on a CPU, and not in FakeTensorMode, where there are none."""
+    return values.device.type == "cpu" and type(values) is Tensor
 
 
 def multiplies_into_float32(x: Tensor, y: Tensor) -> bool:

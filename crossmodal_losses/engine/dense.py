@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.engine.aggregation import EXCLUDED
-from crossmodal_losses.engine.compat import is_batched, without_autocast
+from crossmodal_losses.engine.compat import is_batched, is_transformed, without_autocast
 from crossmodal_losses.engine.hardest_backward import hardest_gradients
 from crossmodal_losses.engine.objective import Anchors, Objective
 from crossmodal_losses.engine.operands import Operands, measure_norms
@@ -63,7 +63,7 @@ class _Dense(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or is_batched(upstream):
+        if torch.is_grad_enabled() or is_batched(upstream) or is_transformed(upstream):
             return _differentiable_gradients(ctx, upstream)
         x, y, _, _, inv_norm, scales, tile, positive, aggregate, has_negative, *parts = ctx.saved_tensors
         state, objective, aggregation, B = tuple(parts), ctx.objective, ctx.objective.aggregation, len(x)

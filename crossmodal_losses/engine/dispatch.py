@@ -32,9 +32,9 @@ def pair_loss(
     x: Tensor, y: Tensor, ids: Tensor | None, objective: Objective, reduction: Reduction, tile_size: int | None
 ) -> Tensor:
     """Compute the loss of x and y, ``[B, D]``, whose i-th rows are a pair."""
-    if len(x) > (tile_size or largest_dense(objective.aggregation)):
+    if x.shape[0] > (tile_size or largest_dense(objective.aggregation)):
         return tiled_loss(x, y, ids, objective, reduction, tile_size or largest_tile(x.device))
     # Where torch transforms the program it gets the reference, which can be transformed in any way.
-    if torch.compiler.is_compiling() or is_transformed():
+    if torch.compiler.is_compiling() or is_transformed(x, y, objective.aggregation.parameter):
         return reference_loss(objective, cosine_similarity(x, y), ids=ids, reduction=reduction)
     return dense_loss(x, y, ids, objective, reduction)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, along
+from crossmodal_losses.engine.compat import can_look
 
 
 def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,7 +98,7 @@ class Plain(Epilogue):
         return grad.to(self.dtype)
 
     def any_gradient(self) -> bool:
-        return self.grad.device.type != "cpu" or bool(self.grad.any())
+        return not can_look(self.grad) or bool(self.grad.any())
 
     def grad_parameter(self) -> Tensor:
         return self._grad_parameter

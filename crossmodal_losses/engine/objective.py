@@ -1,9 +1,9 @@
 """Objectives: the loss of an anchor, made of its positive and of an aggregation over its negatives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,17 @@ from crossmodal_losses.engine.aggregation import Aggregation, State
 class Objective(ABC):
     """The loss of one anchor in one direction. A subclass is a frozen dataclass of the settings.
 
-    Settings are numbers, sequences of numbers, and at most one tensor, the aggregation's parameter.
+    Settings are floats, tuples of floats, and at most one tensor, the aggregation's parameter.
     """
 
     registry: ClassVar[dict[str, type["Objective"]]] = {}
     __match_args__: ClassVar[tuple[str, ...]]  # the names of the settings, as dataclass leaves them
+    checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {}  # of settings; a check returns what is kept
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name, check in self.checks.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def __init_subclass__(cls) -> None:
         """Register the class for the custom operator."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from crossmodal_losses.engine.compat import multiplies_into_float32, without_autocast
+from crossmodal_losses.engine.compat import can_look, multiplies_into_float32, without_autocast
 from crossmodal_losses.similarity import HALF, computation_dtype
 
 # Rows of a length in this range are multiplied as they are; others are divided by a scale first.
@@ -137,9 +137,8 @@ def measure_norms(x: Tensor, y: Tensor, step: int) -> Operands:
     with without_autocast(x.device):
         if x.device.type == "cpu" and x.dtype == y.dtype == dtype:
             norms = torch.stack([torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)])
-            # On a CPU looking at values does not take waiting for the device. There may be zeros and NaNs, too.
-            shortest, longest = norms.aminmax()
-            if float(shortest) > SHORTEST and float(longest) < LONGEST:
+            shortest, longest = norms.aminmax()  # there may be zeros and NaNs
+            if can_look(norms) and float(shortest) > SHORTEST and float(longest) < LONGEST:
                 return Operands(x, y, norms.reciprocal_(), None)
         scales = torch.stack([_scale(x, dtype), _scale(y, dtype)])
         operands = Operands(x, y, x.new_zeros(2, len(x), dtype=dtype), scales)

@@ -17,8 +17,8 @@ def reference_loss(objective: Objective, S: Tensor, *, ids: Tensor | None, reduc
     An anchor without negatives contributes exactly 0 and a zero gradient. An anchor whose row or column holds a NaN or
     an inf contributes NaN, and so does its gradient.
     """
-    check_similarities(S)
-    check_ids(ids, S)
+    S = check_similarities(S)
+    ids = check_ids(ids, S)
     check_reduction(reduction)
     S = at_least_float32(S)
     negative = is_negative(ids, S)

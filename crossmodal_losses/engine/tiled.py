@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.engine.communication import SingleProcess
+from crossmodal_losses.engine.compat import is_batched, is_transformed
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.operands import Operands, measure_norms
 from crossmodal_losses.engine.tiles import Problem, Saved, backward, cast_gradient, forward, scaled
@@ -16,6 +17,18 @@ SECOND_DERIVATIVE = (
     "expected one derivative of a loss in tiles, got a second: no similarities are kept to differentiate again. "
     "Use tile_size=None and a small batch, or the function of the similarities, as in nt_xent(cosine_similarity(x, y))"
 )
+
+TRANSFORMED = (
+    "expected a loss in tiles outside of torch.func and forward-mode differentiation, got one inside: only a loss of "
+    "all of S goes through these. Use tile_size=None and a small batch, or the function of the similarities, as in "
+    "nt_xent(cosine_similarity(x, y))"
+)
+
+
+def refuse_transformations(*tensors: Tensor | None) -> None:
+    """Raise ValueError under a transformation of torch.func, or where a tensor has a tangent or is a batch of them."""
+    if is_transformed(*tensors) or any(is_batched(tensor) for tensor in tensors):
+        raise ValueError(TRANSFORMED)
 
 
 def tiled_loss(
@@ -28,6 +41,7 @@ def tiled_loss(
         needs_grad = [torch.is_grad_enabled() and value.requires_grad for value in (x, y)]
         loss: Tensor = torch.ops.crossmodal_losses.tiled(*inputs, *settings, needs_grad)[0]
         return loss
+    refuse_transformations(x, y, objective.aggregation.parameter)
     problem = Problem(measure_norms(x, y, tile_size), ids, objective, reduction, tile_size, SingleProcess())
     return loss_of_problem(problem)
 
@@ -66,6 +80,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_transformations(upstream)
         x, y, inv_norm, scales, scale_y, ids, parameter, positive, kept, *state = ctx.saved_tensors
         problem = Problem(Operands(x, y, inv_norm, scales, scale_y, ctx.start), ids, *ctx.settings)
         gradients: tuple[Tensor | None, ...]
@@ -110,13 +125,13 @@ def _tiled_operator(*arguments: Any) -> list[Tensor]:
 def _(*arguments: Any) -> list[Tensor]:
     x, y, _, parameter, name, numbers, reduction, _, needs_grad = arguments
     aggregation = Objective.registry[name].from_numbers(numbers, parameter).aggregation
-    dtype = computation_dtype(x, y)
+    B, dtype = x.shape[0], computation_dtype(x, y)  # not len(x), which makes a constant of a dynamic size
     tile = x.new_empty(1, 1, dtype=dtype)
-    state = [x.new_empty(2, len(x), dtype=part.dtype) for part in aggregation.tile_state(tile, 1, 0, tile[0], tile)]
-    loss = x.new_empty((len(x),) if reduction == "none" else (), dtype=dtype)
+    state = [x.new_empty(2, B, dtype=part.dtype) for part in aggregation.tile_state(tile, 1, 0, tile[0], tile)]
+    loss = x.new_empty((B,) if reduction == "none" else (), dtype=dtype)
     found = aggregation.one_pass and reduction != "none"
     gradients = [x.new_empty(x.shape if found and needed else 0, dtype=dtype) for needed in needs_grad]
-    return [loss, x.new_empty(len(x), dtype=dtype), *gradients, *state]
+    return [loss, x.new_empty(B, dtype=dtype), *gradients, *state]
 
 
 @torch.library.custom_op(

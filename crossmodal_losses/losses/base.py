@@ -7,9 +7,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from crossmodal_losses.checks import Reduction, check_embeddings, check_ids, check_reduction, check_tile_size
+from crossmodal_losses.engine.compat import can_look
 from crossmodal_losses.engine.dispatch import pair_loss
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.reference import reference_loss
+
+
+def _shown(setting: Any) -> str:
+    if not isinstance(setting, Tensor):
+        return repr(setting)
+    learned = setting.detach()
+    return f"{float(learned):.6g}" if can_look(learned) else repr(learned)
 
 
 class PairLoss(nn.Module):
@@ -30,9 +38,8 @@ class PairLoss(nn.Module):
     def __init__(self, *, reduction: Reduction = "mean", tile_size: int | None = None, **settings: Any) -> None:
         super().__init__()
         check_reduction(reduction)
-        check_tile_size(tile_size)
         self.reduction = reduction
-        self.tile_size = tile_size
+        self.tile_size = check_tile_size(tile_size)
         vars(self).update(vars(self.objective_type(**settings)))
 
     @property
@@ -54,13 +61,13 @@ class PairLoss(nn.Module):
         Returns:
             A scalar, or ``[B]`` for ``reduction="none"``; float64 if x or y is, else float32.
         """
-        check_embeddings(x, y)
-        check_ids(ids, x)
+        x, y = check_embeddings(x, y)
+        ids = check_ids(ids, x)
         return pair_loss(x, y, ids, self.objective, self.reduction, self.tile_size)
 
     def extra_repr(self) -> str:
-        """The arguments of the constructor; of a learned setting its initial value."""
+        """The arguments of the constructor, with the values in use."""
         names = dict.fromkeys([*self.objective_type.__match_args__, *inspect.signature(type(self)).parameters])
-        return ", ".join(f"{name}={vars(self)[name]!r}" for name in names if name in vars(self))
+        return ", ".join(f"{name}={_shown(getattr(self, name))}" for name in names)
 
     __call__: Callable[..., Tensor]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,7 @@ class NTXentObjective(Objective):
 
     temperature: float | Tensor
 
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+    checks: ClassVar = {"temperature": check_temperature}
 
     @property
     def aggregation(self) -> LogSumExp:
@@ -101,10 +101,11 @@ class NTXent(PairLoss):
             raise TypeError("expected temperature to be a number, got Tensor; to learn it: learn_temperature=True")
         super().__init__(temperature=temperature, reduction=reduction, tile_size=tile_size)
         if not isinstance(learn_temperature, bool):
-            raise TypeError(f"expected learn_temperature to be True or False, got {learn_temperature!r}")
-        self.initial_temperature = temperature
+            raise TypeError(f"expected learn_temperature to be True or False, got {type(learn_temperature).__name__}")
+        self.initial_temperature: float = vars(self)["temperature"]
         self.learn_temperature = learn_temperature
         if learn_temperature:
+            temperature = self.initial_temperature
             if not LOWEST_LEARNED_TEMPERATURE < temperature < 1:
                 raise ValueError(
                     f"expected a learned temperature to start strictly between {LOWEST_LEARNED_TEMPERATURE} and 1, "

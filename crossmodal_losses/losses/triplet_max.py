@@ -1,6 +1,7 @@
 """Equation 3: only the hardest negative of each anchor costs."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,10 +18,8 @@ class TripletMaxObjective(Objective):
 
     margin: float
 
+    checks: ClassVar = {"margin": check_margin}
     aggregation = HardestNegative()
-
-    def __post_init__(self) -> None:
-        check_margin(self.margin)
 
     def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         return (self.margin + hardest - positive).relu()

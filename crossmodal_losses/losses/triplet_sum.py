@@ -1,6 +1,7 @@
 """Equation 2: every negative that comes within the margin of the positive costs."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ class TripletSumObjective(Objective):
 
     margin: float
 
-    def __post_init__(self) -> None:
-        check_margin(self.margin)
+    checks: ClassVar = {"margin": check_margin}
 
     @property
     def aggregation(self) -> HingeSum:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,13 +39,8 @@ class TripletWeightedObjective(Objective):
     positive_coefficients: Sequence[float]
     negative_coefficients: Sequence[float]
 
+    checks: ClassVar = {"positive_coefficients": check_coefficients, "negative_coefficients": check_coefficients}
     aggregation = HardestNegative()
-
-    def __post_init__(self) -> None:
-        """Check the settings; a list becomes a tuple."""
-        for name in ("positive_coefficients", "negative_coefficients"):
-            check_coefficients(name, getattr(self, name))
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         g_pos = polynomial(self.positive_coefficients, positive)

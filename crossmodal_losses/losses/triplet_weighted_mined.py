@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,14 +30,12 @@ class TripletWeightedMinedObjective(Objective):
     positive_coefficients: Sequence[float]
     negative_coefficients: Sequence[float]
 
+    checks: ClassVar = {
+        "margin": check_margin,
+        "positive_coefficients": check_coefficients,
+        "negative_coefficients": check_coefficients,
+    }
     aggregation = HardestNegative()
-
-    def __post_init__(self) -> None:
-        """Check the settings; a list becomes a tuple."""
-        check_margin(self.margin)
-        for name in ("positive_coefficients", "negative_coefficients"):
-            check_coefficients(name, getattr(self, name))
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def _counts(self, positive: Tensor, hardest: Tensor) -> Tensor:
         return (hardest + self.margin > positive) & (positive < PERFECT)

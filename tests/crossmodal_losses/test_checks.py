@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -22,6 +23,10 @@ S = torch.eye(3)
         (TypeError, "expected S to be of a floating dtype (float16, bfloat16, float32, float64), got torch.int64",
          torch.ones(2, 2, dtype=torch.int64), {}),
         (TypeError, "got torch.complex64", torch.ones(2, 2, dtype=torch.complex64), {}),
+        (TypeError, "expected S to be a dense tensor of this process, got one of layout torch.sparse_coo",
+         S.to_sparse(), {}),
+        (TypeError, "expected ids to be a dense tensor of this process, got one of layout torch.sparse_coo", S,
+         {"ids": torch.arange(3).to_sparse()}),
         (ValueError, "expected S of shape [B, B] with B >= 1, got [2, 3]", torch.ones(2, 3), {}),
         (ValueError, "expected S of shape [B, B] with B >= 1, got [0, 0]", torch.ones(0, 0), {}),
         (ValueError, "expected S of shape [B, B] with B >= 1, got [4]", torch.ones(4), {}),
@@ -57,6 +62,9 @@ TEMPERATURE = functions_and_modules("nt_xent")
         (MARGIN, ValueError, "expected margin to be finite and >= 0, got -0.1", {"margin": -0.1}),
         (MARGIN, ValueError, "expected margin to be finite and >= 0, got nan", {"margin": math.nan}),
         (MARGIN, ValueError, "expected margin to be finite and >= 0, got inf", {"margin": math.inf}),
+        (MARGIN, ValueError, "expected margin to be finite and >= 0, got inf", {"margin": 10**400}),
+        (MARGIN, ValueError, "expected margin between 0 and 1e6, got 1e+38", {"margin": 1e38}),
+        (MARGIN, ValueError, "expected margin between 0 and 1e6, got 1.18059e+21", {"margin": 2**70}),
         (TEMPERATURE, TypeError, "expected temperature to be a number, got str", {"temperature": "cold"}),
         (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got 0", {"temperature": 0}),
         (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got inf", {"temperature": math.inf}),
@@ -69,6 +77,10 @@ TEMPERATURE = functions_and_modules("nt_xent")
          {"negative_coefficients": ()}),
         (POLYNOMIAL, TypeError, "expected positive_coefficients[1] to be a number, got NoneType",
          {"positive_coefficients": (1.0, None)}),
+        (POLYNOMIAL, ValueError, "expected positive_coefficients[1] between -1e6 and 1e6, got -1e+39",
+         {"positive_coefficients": [0.5, -1e39]}),
+        (POLYNOMIAL, ValueError, "expected positive_coefficients[0] to be finite, got -inf",
+         {"positive_coefficients": [Fraction(-(10**400), 3)]}),
         (POLYNOMIAL, ValueError, "expected negative_coefficients[0] to be finite, got nan",
          {"negative_coefficients": (math.nan,)}),
     ],
@@ -87,7 +99,7 @@ def test_temperature_tensors_are_refused() -> None:
         nt_xent(S, temperature=torch.tensor(1))
     with pytest.raises(TypeError, match=re.escape("got Tensor; to learn it: learn_temperature=True")):
         NTXent(temperature=torch.tensor(0.07))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="expected learn_temperature to be True or False, got 'no'"):
+    with pytest.raises(TypeError, match="expected learn_temperature to be True or False, got str"):
         NTXent(learn_temperature="no")  # type: ignore[arg-type]
     for start in (0.01, 1.0):
         words = f"expected a learned temperature to start strictly between 0.01 and 1, got {start}"

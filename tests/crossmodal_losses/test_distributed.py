@@ -1,6 +1,8 @@
 """A loss of a batch on several processes has the value and gradients of one process, at 1 / W of the work."""
 
+import copy
 import os
+import pickle
 import random
 import re
 import signal
@@ -17,6 +19,7 @@ from comparisons import Largest, each_loss, exact_pair, normal_pair
 from processes import exit_codes, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.traffic import Traffic
@@ -210,7 +213,7 @@ def refusals() -> None:
             r"expected one dtypes of x and y on all ranks, got \(torch.float32, torch.float32\) on rank 0 and "
             r"\(torch.float32, torch.float64\) on 1",
         ),
-        (lambda: (x.to(["cpu", "meta"][rank]),) * 2, "expected one kind of device on all ranks, got cpu .* meta"),
+        (lambda: (x.to(["cpu", "meta"][rank]),) * 2, "rank 1: expected x and y to hold numbers, got .* device meta"),
         (lambda: (x, x, [None, torch.arange(4)][rank]), r"expected one ids \(given or None\) on all ranks"),
         (lambda: (x[: 4 * (1 - rank)],) * 2, r"rank 1: expected x of shape \[B, D\] with B >= 1 .*, got \[0, 4\]"),
         (lambda: (x.clone().requires_grad_(rank == 1), x), "expected one wish for gradients on all ranks"),
@@ -323,6 +326,26 @@ def test_without_a_process_group_it_is_the_plain_loss(name: str, wrapper: Wrappe
 def test_only_losses_of_pairs_are_wrapped(wrapper: Wrapper) -> None:
     with pytest.raises(TypeError, match="expected loss to be a PairLoss, such as NTXent\\(\\), got CrossEntropyLoss"):
         wrapper(nn.CrossEntropyLoss())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected process_group to be a process group or None, got str"):
+        wrapper(NTXent(), "gloo")  # type: ignore[arg-type]
+
+
+@each_wrapper
+def test_copies_of_a_wrapper(wrapper: Wrapper) -> None:
+    """A copy works with the same process group; what is pickled has none; averages of weights copy, too."""
+    group = dist.ProcessGroup(0, 1)  # type: ignore[call-arg]
+    loss = wrapper(NTXent(learn_temperature=True), group)
+    copied, again = copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))
+    assert copied.process_group is group
+    assert again.process_group is None
+    assert loss.process_group is group
+    model = nn.Sequential(nn.Linear(2, 2), loss)
+    averaged: Any = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    averaged.update_parameters(model)
+    for found in (copied, again, averaged.module[1]):
+        assert type(found) is wrapper
+        torch.testing.assert_close(found.state_dict(), loss.state_dict())
+        assert found.loss.exponent_logit is not loss.loss.exponent_logit
 
 
 def test_a_learned_temperature_is_a_parameter_of_the_wrapper() -> None:

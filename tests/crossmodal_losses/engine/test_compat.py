@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from crossmodal_losses.engine import compat
@@ -13,7 +14,7 @@ def test_transformations_are_noticed() -> None:
     seen: list[bool] = []
 
     def look(x: Tensor) -> Tensor:
-        seen.append(compat.is_transformed())
+        seen.append(compat.is_transformed(x, None))
         return x.sin()
 
     x = torch.ones(3)
@@ -23,8 +24,16 @@ def test_transformations_are_noticed() -> None:
     torch.func.jvp(look, (x,), (x,))
     with forward_ad.dual_level():
         look(x)
+        look(forward_ad.make_dual(x, x))
     look(x.requires_grad_()).sum().backward()
-    assert seen == [False, True, True, True, True, False]
+    assert seen == [False, True, True, True, False, True, False]
+
+
+def test_where_numbers_can_be_read() -> None:
+    assert compat.can_look(torch.ones(2))
+    assert not compat.can_look(torch.ones(2, device="meta"))
+    with FakeTensorMode():
+        assert not compat.can_look(torch.ones(2))
 
 
 def test_batches_of_gradients_are_noticed() -> None:

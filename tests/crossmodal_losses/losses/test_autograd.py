@@ -1,19 +1,22 @@
 """Derivatives of every order, torch.func, torch.compile."""
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from comparisons import assert_same_loss, each_loss, learning_loss, normal_pair
+from comparisons import assert_same_loss, dense, each_loss, gradients, learning_loss, normal_pair
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import oracle
 from strategies import losses, settings_of
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import crossmodal_losses
-from crossmodal_losses import LOSSES, cosine_similarity, diagnose, nt_xent
+from crossmodal_losses import LOSSES, GatheredLoss, RingLoss, TripletSum, cosine_similarity, diagnose, nt_xent
 
 STEP = 1e-6  # of gradcheck's central differences
 
@@ -77,8 +80,134 @@ def test_under_torch_func(name: str, of_similarities: bool, ids: Tensor | None) 
     with forward_ad.dual_level():
         found = forward_ad.unpack_dual(loss(forward_ad.make_dual(batch[0], tangent))).tangent
     torch.testing.assert_close(found, directional)
-    if of_similarities:
-        assert torch.func.hessian(loss)(batch[0]).shape == (4, 4, 4, 4)
+    _, twice = torch.autograd.functional.vhp(loss, batch[0], tangent)
+    torch.testing.assert_close(torch.func.jvp(torch.func.grad(loss), (batch[0],), (tangent,))[1], twice)
+    hessian = torch.func.hessian(loss)(batch[0])
+    torch.testing.assert_close(torch.einsum("ijkl,kl->ij", hessian, tangent), twice)
+
+
+TRANSFORMATIONS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "vmap": lambda loss, x: torch.func.vmap(loss)(x[None]),
+    "grad": lambda loss, x: torch.func.grad(loss)(x),
+    "jvp": lambda loss, x: torch.func.jvp(loss, (x,), (x,)),
+    "hessian": lambda loss, x: torch.func.hessian(loss)(x),
+    "batch of gradients": lambda loss, x: torch.autograd.grad(loss(x), x, torch.ones(2), is_grads_batched=True),
+}
+
+
+@each_loss
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("transform", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_tiles_refuse_torch_func_in_words(name: str, wrapped: bool, transform: Any) -> None:
+    x, y = normal_pair(0, 5, 3)
+    loss = GatheredLoss(LOSSES[name](tile_size=2)) if wrapped else LOSSES[name](tile_size=2)
+    with pytest.raises(ValueError, match=r"expected a loss in tiles outside of torch.func .*, got one inside"):
+        transform(lambda x: loss(x, y.detach()), x)
+
+
+def test_tiles_refuse_tangents_in_words_and_work_beside_them() -> None:
+    x, y = normal_pair(0, 5, 3)
+    loss = TripletSum(tile_size=2)
+    with forward_ad.dual_level():
+        torch.testing.assert_close(loss(x, y), dense(loss, x, y))
+        with pytest.raises(ValueError, match=r"expected a loss in tiles outside of torch\.func"):
+            loss(forward_ad.make_dual(x.detach(), torch.ones(5, 3, dtype=torch.float64)), y)
+
+
+INFERENCE = ("x", "y", "ids", "x ids", "y ids")
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [None, 3])
+@pytest.mark.parametrize("made_in_inference_mode", INFERENCE)
+def test_inference_tensors(name: str, tile_size: int | None, made_in_inference_mode: str) -> None:
+    """Embeddings of a frozen encoder, and ids, may have been made in inference mode."""
+    x, y = normal_pair(0, 7, 4)
+    inputs = {"x": x, "y": y, "ids": torch.arange(7) // 2}
+    made = made_in_inference_mode.split()
+    inputs |= {key: inputs[key].detach() for key in made}
+    loss = learning_loss(name, tile_size=tile_size)
+    ordinary = tuple(inputs.values())
+    leaves = tuple(leaf for leaf in (*ordinary, *loss.parameters()) if leaf.requires_grad)
+    with torch.inference_mode():
+        inputs |= {key: inputs[key].clone() for key in made}
+        torch.testing.assert_close(loss(**inputs), dense(loss, *ordinary))
+    for wrapped in (loss, GatheredLoss(loss), RingLoss(loss)):
+        assert_same_loss(wrapped(**inputs), dense(loss, *ordinary), leaves, {}, {})
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [None, 3])
+@pytest.mark.filterwarnings("default")
+def test_inference_tensors_in_a_compiled_loss(name: str, tile_size: int | None) -> None:
+    torch._dynamo.reset()
+    x, _ = normal_pair(0, 7, 4)
+    with torch.inference_mode():
+        y, ids = x + 1, torch.arange(7) // 2
+    loss = learning_loss(name, tile_size=tile_size)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same_loss(compiled(x, y, ids), loss(x, y, ids), (x, *loss.parameters()), {}, {})
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [None, 3])
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.filterwarnings("default")
+def test_compiles_at_most_twice_over_all_batch_sizes(name: str, tile_size: int | None, dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    compilations = CompileCounterWithBackend("aot_eager")
+    loss = learning_loss(name, tile_size=tile_size)
+    compiled = torch.compile(loss, fullgraph=True, backend=compilations, dynamic=dynamic)
+    for B in (12, 7, 20, 9, 31):
+        x, y = normal_pair(B, B, 4)
+        ids = torch.arange(B) // 2
+        assert_same_loss(compiled(x, y, ids), loss(x, y, ids), (x, y, *loss.parameters()), {}, {})
+    assert compilations.frame_count <= 2
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [None, 3])
+@pytest.mark.filterwarnings("default")
+def test_sizes_that_are_marked_dynamic(name: str, tile_size: int | None) -> None:
+    torch._dynamo.reset()
+    x, y = normal_pair(0, 12, 4)
+    for value in (x, y):
+        torch._dynamo.mark_dynamic(value, 0)
+    loss = LOSSES[name](tile_size=tile_size)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same_loss(compiled(x, y), loss(x, y), (x, y), {}, {})
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [None, 3])
+@pytest.mark.filterwarnings("default")
+def test_exports_with_any_batch_size(name: str, tile_size: int | None) -> None:
+    loss, B = LOSSES[name](tile_size=tile_size), torch.export.Dim("B", min=4, max=1000)
+    example = tuple(value.detach() for value in normal_pair(0, 12, 4))
+    exported = torch.export.export(loss, example, dynamic_shapes={"x": {0: B}, "y": {0: B}})
+    x, y = (value.detach() for value in normal_pair(1, 33, 4))
+    torch.testing.assert_close(exported.module()(x, y), loss(x, y))
+
+
+WANTED = [wanted for wanted in itertools.product([False, True], repeat=2) if any(wanted)]
+
+
+@each_loss
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("form", ["dense", "large dense", "tiles", "of similarities"])
+def test_every_subset_of_wanted_gradients(name: str, wanted: tuple[bool, ...], form: str) -> None:
+    """The gradients that are wanted are those of all, and are there; no other is."""
+    x, y = normal_pair(0, 70 if form == "large dense" else 9, 4)
+    loss = learning_loss(name, tile_size=4 if form == "tiles" else None)
+    compute: Any = (lambda x, y: dense(loss, x, y)) if form == "of similarities" else loss
+    expected = gradients(compute(x, y), (x, y))
+    leaves = tuple(value.detach().requires_grad_(want) for value, want in zip((x, y), wanted, strict=True))
+    compute(*leaves).backward()
+    for value, gradient, want in zip(leaves, expected, wanted, strict=True):
+        if want:
+            torch.testing.assert_close(value.grad, 2 * gradient)  # the upstream gradient of one number is 0.5
+        else:
+            assert value.grad is None
 
 
 @each_loss
