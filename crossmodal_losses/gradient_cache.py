@@ -11,8 +11,8 @@ A loss over B pairs needs all embeddings at once, but not the activations of the
 change when they are called (DistributedDataParallel, normalisation layers) from changing a second time in step 3.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from crossmodal_losses.checks import check_dense, check_micro_batch_size
+from crossmodal_losses.encoder_modules import check_parameters, modules_of
 from crossmodal_losses.engine.compat import NormalisationLayer, not_compiled
 
 Encoder = Callable[[Any], Tensor]
@@ -44,35 +46,12 @@ def _tensors_of(name: str, inputs: Any) -> list[Tensor]:
     """Return the tensors of nested inputs; require them to be ``[B, ...]`` of one B >= 1."""
     tensors: list[Tensor] = []
     _map_tensors(name, inputs, tensors.append)
+    for tensor in tensors:
+        check_dense(name, tensor)
     shapes = [list(tensor.shape) for tensor in tensors]
     if not shapes or any(not shape or shape[:1] != shapes[0][:1] or shape[0] == 0 for shape in shapes):
         raise ValueError(f"expected {name} to hold tensors [B, ...] of one B >= 1, got shapes {shapes}")
     return tensors
-
-
-@contextmanager
-def _record_called_modules(called: list[nn.Module]) -> Iterator[None]:
-    """Append the modules that are called to the list, without the modules that these call in turn.
-
-    nn.Module's ``__call__`` is replaced meanwhile. torch has hooks common to all modules for this, but torch.compile
-    compiles a module again when there is such a hook.
-    """
-    module_class: Any = nn.Module
-    original = module_class.__call__
-
-    def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        called.append(module)
-        module_class.__call__ = original
-        try:
-            return original(module, *args, **kwargs)
-        finally:
-            module_class.__call__ = recording
-
-    module_class.__call__ = recording
-    try:
-        yield
-    finally:
-        module_class.__call__ = original
 
 
 # In place of DistributedDataParallel's reducer, which must not be prepared again in a backward pass.
@@ -84,15 +63,14 @@ class _Recomputation(ExitStack):
 
     Otherwise DistributedDataParallel would prepare for another backward pass in the middle of this one, and copy the
     buffers of rank 0 to all ranks; normalisation layers would count a micro-batch twice in their running statistics.
-    The modules are those that were called the first time.
     """
 
-    def __init__(self, called: list[nn.Module]) -> None:
+    def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__()
-        self.called = called
+        self.modules = modules
 
     def __enter__(self) -> "_Recomputation":
-        for module in {part for called in self.called for part in called.modules()}:
+        for module in self.modules:
             if isinstance(module, DistributedDataParallel):
                 self.enter_context(module.no_sync())
                 self._set(module, "require_forward_param_sync", False)
@@ -146,39 +124,51 @@ class GradientCache(nn.Module):
         super().__init__()
         if not callable(loss):
             raise TypeError(f"expected loss to be callable, got {type(loss).__name__}")
-        if not isinstance(micro_batch_size, int) or isinstance(micro_batch_size, bool):
-            raise TypeError(f"expected micro_batch_size to be a whole number, got {type(micro_batch_size).__name__}")
-        if micro_batch_size < 1:
-            raise ValueError(f"expected micro_batch_size to be >= 1, got {micro_batch_size}")
         self.loss = loss
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size = check_micro_batch_size(micro_batch_size)
 
     @not_compiled  # torch.compile cannot follow what happens in the backward pass; encoders may be compiled
     def forward(
-        self, encode_x: Encoder, encode_y: Encoder, inputs_x: Any, inputs_y: Any, ids: Tensor | None = None
+        self,
+        encode_x: Encoder,
+        encode_y: Encoder,
+        inputs_x: Any,
+        inputs_y: Any,
+        ids: Tensor | None = None,
+        *,
+        modules: Iterable[nn.Module] = (),
     ) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
             encode_x, encode_y: modules, compiled or not, or functions that call modules. The one argument is a
-                micro-batch of the inputs; the result is floating ``[rows, D]``.
+                micro-batch of the inputs; the result is floating ``[rows, D]``. A function must refer to its modules:
+                in its closure, its defaults, an object or functions of its file that it names, or globals.
             inputs_x, inputs_y: tensors ``[B, ...]``, or dicts, lists or tuples of them, nested or not. The encoder gets
                 a mapping of any kind as a dict, and None as None.
             ids: passed to the loss, unless None.
+            modules: modules that the encoders call, where a function hides them.
 
         Raises:
-            TypeError, ValueError: the inputs, or the embeddings that an encoder returns, are not as described.
+            TypeError, ValueError: the inputs, or the embeddings that an encoder returns, are not as described; or a
+                function hides a module whose parameters it uses.
         """
+        for name, encode in (("encode_x", encode_x), ("encode_y", encode_y)):
+            if not callable(encode):
+                raise TypeError(f"expected {name} to be a module or a function, got {type(encode).__name__}")
         tensors_x, tensors_y = _tensors_of("inputs_x", inputs_x), _tensors_of("inputs_y", inputs_y)
-        size_x, size_y = len(tensors_x[0]), len(tensors_y[0])
+        size_x, size_y, modules = len(tensors_x[0]), len(tensors_y[0]), tuple(modules)
         if size_x != size_y:
             raise ValueError(f"expected inputs_x and inputs_y of one B, got {size_x} and {size_y}")
-        x = self._embeddings("encode_x", encode_x, inputs_x, tensors_x)
-        y = self._embeddings("encode_y", encode_y, inputs_y, tensors_y)
+        x = self._embeddings("encode_x", encode_x, inputs_x, tensors_x, modules)
+        y = self._embeddings("encode_y", encode_y, inputs_y, tensors_y, modules)
         return self.loss(x, y) if ids is None else self.loss(x, y, ids)
 
-    def _embeddings(self, name: str, encode: Encoder, inputs: Any, tensors: list[Tensor]) -> Tensor:
+    def _embeddings(
+        self, name: str, encode: Encoder, inputs: Any, tensors: list[Tensor], further: Iterable[nn.Module]
+    ) -> Tensor:
         """Encode micro-batches of the inputs, whose tensors are ``tensors``; return the embeddings, ``[B, D]``."""
+        modules, parameters = modules_of(encode, further)
         # checkpoint restores random states on the devices of its arguments. An encoder may draw random numbers on a GPU
         # although its inputs come from the CPU, so there is one more argument.
         device = torch.empty(0, device="cuda" if torch.cuda.is_initialized() else "cpu")
@@ -188,10 +178,9 @@ class GradientCache(nn.Module):
             return encode(_map_tensors(name, inputs, lambda _: next(parts)))
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            called: list[nn.Module] = []
-            return _record_called_modules(called), _Recomputation(called)
+            return nullcontext(), _Recomputation(modules)
 
-        embeddings = []
+        embeddings: list[Tensor] = []
         for micro_batch in zip(*(tensor.split(self.micro_batch_size) for tensor in tensors), strict=True):
             rows = checkpoint(encode_tensors, device, *micro_batch, use_reentrant=False, context_fn=contexts)
             if not isinstance(rows, Tensor) or not rows.is_floating_point():
@@ -199,6 +188,8 @@ class GradientCache(nn.Module):
                 raise TypeError(f"expected {name} to return a floating tensor, got {got}")
             if rows.dim() != 2 or len(rows) != len(micro_batch[0]):
                 raise ValueError(f"expected {name} to return [{len(micro_batch[0])}, D], got {list(rows.shape)}")
+            if not embeddings and not isinstance(encode, nn.Module):
+                check_parameters(name, rows, parameters | {id(tensor) for tensor in tensors})
             embeddings.append(rows)
         return torch.cat(embeddings)
 
