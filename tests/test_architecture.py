@@ -29,7 +29,6 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "reference_model.search.model_card": "the card of a saved model is tested with it, in test_retriever.py",
     "reference_model.reproduction.cost": "the runs of a grid are planned with their cost, in test_grid.py",
     "reference_model.reproduction.table_formats": "the numbers and their formats are tested in test_tables.py",
-    "reference_model.cli.search": "the tests of the retriever and of its index run the commands",
 }
 
 
