@@ -44,19 +44,19 @@ def _samples(split: int, clip: int) -> NDArray[np.int16]:
     return np.round(2**15 * (tone + noise)).astype(np.int16)
 
 
-def _captions(split: int, clip: int, number: int) -> tuple[str, ...]:
+def _captions(split: int, clip: int) -> tuple[str, ...]:
     height = f"{round(200 * 1.19 ** (clip % 16))} hertz"
     return (
         f"A tone of {height}, hissing", f'Somebody plays "{height}", steadily', f"A café’s “hum” of {height}",
         f" {height} and a space before", f"Noise &amp; a tone: {height} (number {split}.{clip})",
-    )[:number]  # fmt: skip
+    )  # fmt: skip
 
 
 def clotho_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
     """Return the clips of Clotho by split: five captions each."""
     names = [*TRAPS, *(f"sound {k:02d}.wav" for k in range(max(clips)))]
     return {
-        name: [Clip(names[clip], _captions(split, clip, 5), _samples(split, clip)) for clip in range(clips[split])]
+        name: [Clip(names[clip], _captions(split, clip), _samples(split, clip)) for clip in range(clips[split])]
         for split, name in enumerate(SPLITS)
     }
 
@@ -75,8 +75,8 @@ def audiocaps_clips(clips: Sequence[int] = CLIPS) -> dict[str, list[Clip]]:
     """Return the clips of AudioCaps by split: one caption each for training, five for validation and test."""
     return {
         name: [
-            Clip(f"Y{video(split, clip)}.wav", _captions(split, clip, 1 if split == 0 else 5), _samples(split, clip))
-            for clip in range(clips[split])
+            Clip(f"Y{video(split, k)}.wav", _captions(split, k)[: 5 if split else 1], _samples(split, k))
+            for k in range(clips[split])
         ]
         for split, name in enumerate(SPLITS)
     }
@@ -122,7 +122,13 @@ def audiocaps(
 ) -> Path:
     """Write the tables of the official repository, and a folder of clips or one for each split."""
     for split, (name, of_split) in enumerate(audiocaps_clips(clips).items()):
-        _one_row_a_caption_of_a_video(folder / f"{name}.csv", split, of_split)
+        rows = [
+            [f"{split}{n}{k}", video(split, k), str(start(k)), caption]
+            for n in range(5)
+            for k, clip in enumerate(of_split)
+            for caption in clip.captions[n : n + 1]
+        ]
+        _write_table(folder / f"{name}.csv", ["audiocap_id", "youtube_id", "start_time", "caption"], rows)
         files = {CLIP_NAMES[names](video(split, k), start(k)): clip for k, clip in enumerate(of_split)}
         _write(folder / clips_in if flat else folder / clips_in / name, files)
     return folder
@@ -132,15 +138,6 @@ def aac_datasets_audiocaps(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
     """Write the output of ``aac-datasets-download --root FOLDER audiocaps``."""
     inside = audiocaps(folder / "AUDIOCAPS", clips, names="<id>_<start>", clips_in="audio_32000Hz")
     (inside / "class_labels_indices.csv").write_text("index,mid,display_name\n")
-    return folder
-
-
-def aac_datasets_audiocaps_since_0_7(folder: Path, clips: Sequence[int] = CLIPS) -> Path:
-    """Write the same with the tables in a folder of their own."""
-    inside = aac_datasets_audiocaps(folder, clips) / "AUDIOCAPS"
-    (inside / "csv_files_v1").mkdir()
-    for split in SPLITS:
-        (inside / f"{split}.csv").rename(inside / "csv_files_v1" / f"{split}.csv")
     return folder
 
 
@@ -156,16 +153,6 @@ def audiocaps_by_file_name(folder: Path, clips: Sequence[int] = CLIPS, *, flat: 
 def _one_row_a_clip(path: Path, clips: list[Clip]) -> None:
     header = ["file_name", *(f"caption_{k + 1}" for k in range(len(clips[0].captions)))]
     _write_table(path, header, [[clip.file_name, *clip.captions] for clip in clips])
-
-
-def _one_row_a_caption_of_a_video(path: Path, split: int, clips: list[Clip]) -> None:
-    rows = [
-        [str(1000 * split + 10 * k + n), video(split, k), str(start(k)), caption]
-        for n in range(5)
-        for k, clip in enumerate(clips)
-        for caption in clip.captions[n : n + 1]
-    ]
-    _write_table(path, ["audiocap_id", "youtube_id", "start_time", "caption"], rows)
 
 
 def _write_table(path: Path, header: list[str], rows: list[list[str]], *, encoding: str = "utf-8") -> None:

@@ -25,6 +25,8 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     },
     "crossmodal_losses.engine.epilogue": "the plain epilogue is part of every loss in tiles, tested in test_tiles.py",
     "crossmodal_losses.engine.communication": "the losses on several processes use all of it, in test_distributed.py",
+    "reference_model.models.encoders": "the encoders are tested with the model of both, in test_dual_encoder.py",
+    "reference_model.training.setup": "data and seeds of a run are tested with the run, in test_trainer.py",
     "reference_model.training.curves": "the curves are drawn and tested with what is monitored, in test_monitor.py",
     "reference_model.search.model_card": "the card of a saved model is tested with it, in test_retriever.py",
     "reference_model.reproduction.cost": "the runs of a grid are planned with their cost, in test_grid.py",

@@ -1,6 +1,7 @@
 """The documented commands, unchanged but for small models, from raw downloads to metrics.json."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from published import panns, save_bert
 from runs import CommandLine
+from safetensors.torch import load_file
 
+from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.models.resnet38 import ResNet38
 from reference_model.paper import PROTOCOLS
 
@@ -70,18 +73,26 @@ def test_from_raw_downloads_to_metrics(
 
 def test_with_the_published_encoders(prepared: Callable[[str], Path], command_line: CommandLine) -> None:
     """ResNet-38 has its real size and comes from a file in PANNs' layout; a small BERT comes from a folder."""
-    folder = prepared("Clotho")
-    torch.save(panns(ResNet38()), "ResNet38_mAP=0.434.pth")
-    save_bert(Path("bert"), ["a tone of 200 hertz, hissing"] * 2)
-    encoders = ("--audio-checkpoint", "ResNet38_mAP=0.434.pth", "--bert", "bert", *SMALL)
+    folder, audio, bert = prepared("Clotho"), Path("ResNet38_mAP=0.434.pth"), Path("bert")
+    torch.save(panns(ResNet38()), audio)
+    save_bert(bert, ["a tone of 200 hertz, hissing"] * 2)
+    encoders = ("--audio-checkpoint", audio, "--bert", bert, *SMALL)
     command_line("train", "--experiment", "clotho-frozen-nt_xent", *encoders)
-    assert json.loads(Path("runs/clotho-frozen-nt_xent-seed-0/metrics.json").read_text())["config"]["model"] == "full"
+    run, name = Path("runs/clotho-frozen-nt_xent-seed-0"), "conv_block_after1.conv2.weight"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["config"]["model"] == "full"
+    assert load_file(run / "best.safetensors")["heads.audio.2.weight"].shape == (1024, 2048)
+    kept = load_file(run / "frozen.safetensors")[f"audio_encoder.{name}"]
+    assert torch.equal(kept, torch.load(audio, weights_only=True)["model"][name])
     manifest = folder / "manifest.csv"
     checksum = manifest.read_text().splitlines()[1].split(",")[-2]
     manifest.write_text(manifest.read_text().replace(checksum, "0" * 64))  # another clip makes other features
-    kept = len(list((folder / "features").glob("audio-*")))
+    before = len(list((folder / "features").glob("audio-*")))
     command_line("train", "--experiment", "clotho-frozen-triplet_max", *encoders)
-    assert len(list((folder / "features").glob("audio-*"))) == kept + 1
+    assert len(list((folder / "features").glob("audio-*"))) == before + 1
+    audio.unlink()
+    shutil.rmtree(bert)
+    assert evaluate_run(run, split="test", data=None) == metrics["test"]  # the run's folder is enough
 
 
 def test_from_raw_downloads_to_both_tables_and_the_report(

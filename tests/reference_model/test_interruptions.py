@@ -115,8 +115,9 @@ def test_asked_while_features_are_computed(config: Config, tmp_path: Path, monke
     assert [path.name for path in kept] == ["000000.safetensors"]
     assert "stopped when asked to" in (tmp_path / "run" / "log.txt").read_text()
     modified = kept[0].stat().st_mtime_ns
-    train(config, tmp_path / "run", features=tmp_path / "features")
+    metrics = train(config, tmp_path / "run", features=tmp_path / "features")
     assert kept[0].stat().st_mtime_ns == modified
+    assert metrics == train(config, tmp_path / "whole", features=tmp_path / "new")
 
 
 def _train_on_a_full_disk(size: int, config: Config, run: Path) -> None:

@@ -8,57 +8,62 @@ import pytest
 import soundfile
 
 from reference_model import InputError
-from reference_model.data.layouts import DownloadedClip, clip_seconds, read_download
+from reference_model.data.layouts import clip_seconds, read_download
 
 
-def check(found: dict[str, list[DownloadedClip]], expected: dict[str, list[miniature.Clip]]) -> None:
-    """Require the same names, captions and sounds, in the same order."""
+def check(raw: Path, dataset: str, expected: dict[str, list[miniature.Clip]], **settings: Path) -> None:
+    """Require that a download is read with the same names, captions and sounds, in the same order."""
+    found = read_download(raw, dataset, **settings)
     assert list(found) == ["train", "val", "test"]
     for split, clips in expected.items():
-        assert [c.file_name for c in found[split]] == [clip.file_name for clip in clips]
-        assert [c.captions for c in found[split]] == [clip.captions for clip in clips]
-        for clip_read, clip in zip(found[split], clips, strict=True):
-            assert clip_read.source is not None, clip_read.file_name
-            assert np.array_equal(soundfile.read(clip_read.source, dtype="int16")[0], clip.samples), clip_read
+        assert [(c.file_name, c.captions) for c in found[split]] == [(c.file_name, c.captions) for c in clips]
+        for read, clip in zip(found[split], clips, strict=True):
+            assert read.source is not None, read.file_name
+            assert np.array_equal(soundfile.read(read.source, dtype="int16")[0], clip.samples), read
 
 
 def test_every_layout_of_clotho(tmp_path: Path) -> None:
     clips = miniature.clotho_clips()
     published, tool = miniature.clotho(tmp_path / "published"), miniature.aac_datasets_clotho(tmp_path / "aac")
-    check(read_download(published, "Clotho"), clips)
-    check(read_download(tool, "Clotho"), clips)
-    check(read_download(tool / "CLOTHO_v2.1", "Mine"), clips)
-    check(read_download(miniature.standard(tmp_path / "ours", clips), "Clotho"), clips)
+    check(published, "Clotho", clips)
+    check(tool, "Clotho", clips)
+    check(tool / "CLOTHO_v2.1", "Mine", clips)
+    check(miniature.standard(tmp_path / "ours", clips), "Clotho", clips)
     (tmp_path / "elsewhere").mkdir()
     for folder in miniature.CLOTHO_SPLITS:
         (published / folder).rename(tmp_path / "elsewhere" / folder)
     assert {clip.source for clip in read_download(published, "Clotho")["val"]} == {None}
-    check(read_download(published, "Clotho", audio=tmp_path / "elsewhere"), clips)
+    check(published, "Clotho", clips, audio=tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("names", miniature.CLIP_NAMES)
 def test_every_name_of_a_clip_of_audiocaps(tmp_path: Path, names: str, flat: bool) -> None:
-    clips = miniature.audiocaps_clips()
-    check(read_download(miniature.audiocaps(tmp_path, names=names, flat=flat), "AudioCaps"), clips)
+    check(miniature.audiocaps(tmp_path, names=names, flat=flat), "AudioCaps", miniature.audiocaps_clips())
 
 
 def test_every_layout_of_audiocaps(tmp_path: Path) -> None:
-    clips = miniature.audiocaps_clips()
-    tool = miniature.aac_datasets_audiocaps(tmp_path / "both")
-    check(read_download(tool, "AudioCaps"), clips)
-    check(read_download(tool / "AUDIOCAPS", "Mine"), clips)
-    newer = miniature.aac_datasets_audiocaps_since_0_7(tmp_path / "newer")
-    check(read_download(newer, "AudioCaps"), clips)
-    check(read_download(newer / "AUDIOCAPS", "AudioCaps"), clips)
-    miniature.aac_datasets_clotho(tmp_path / "both")
-    check(read_download(tool, "AudioCaps"), clips)
-    check(read_download(tool, "Clotho"), miniature.clotho_clips())
-    check(read_download(miniature.audiocaps_by_file_name(tmp_path / "flat"), "AudioCaps"), clips)
-    check(read_download(miniature.audiocaps_by_file_name(tmp_path / "split", flat=False), "AudioCaps"), clips)
-    check(read_download(miniature.standard(tmp_path / "ours", clips), "AudioCaps"), clips)
-    check(read_download(miniature.audiocaps(tmp_path / "beside", clips_in="."), "AudioCaps"), clips)
-    check(read_download(miniature.audiocaps(tmp_path / "among", clips_in=".", flat=True), "AudioCaps"), clips)
+    clips, both = miniature.audiocaps_clips(), tmp_path / "both"
+    miniature.aac_datasets_clotho(both)
+    miniature.aac_datasets_audiocaps(both)
+    check(both, "Clotho", miniature.clotho_clips())
+    check(both / "AUDIOCAPS", "Mine", clips)
+    newer = miniature.aac_datasets_audiocaps(tmp_path / "newer")
+    (inside := newer / "AUDIOCAPS" / "csv_files_v1").mkdir()  # since aac-datasets 0.7
+    for split in miniature.SPLITS:
+        (newer / "AUDIOCAPS" / f"{split}.csv").rename(inside / f"{split}.csv")
+    for raw in (
+        both,
+        miniature.aac_datasets_audiocaps(tmp_path / "alone"),
+        newer,
+        newer / "AUDIOCAPS",
+        miniature.audiocaps_by_file_name(tmp_path / "flat"),
+        miniature.audiocaps_by_file_name(tmp_path / "split", flat=False),
+        miniature.standard(tmp_path / "ours", clips),
+        miniature.audiocaps(tmp_path / "beside", clips_in="."),
+        miniature.audiocaps(tmp_path / "among", clips_in=".", flat=True),
+    ):
+        check(raw, "AudioCaps", clips)
 
 
 def test_videos_are_told_apart(tmp_path: Path) -> None:
@@ -111,23 +116,16 @@ def test_names_and_ids_that_are_paths_are_refused(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", "expected the header file_name,caption .* in .*val.csv, got nothing"),
-        ("name,caption\na.wav,One\n", "expected the header file_name,caption .* got name,caption"),
-        ("file_name\na.wav\n", "expected the header file_name,caption .* got file_name"),
         ("youtube_id,caption\na,One\n", "expected the header file_name,caption .* got youtube_id,caption"),
-        ("file_name,caption\n", "expected at least one clip in .*val.csv, got the header alone"),
-        ("file_name,caption\na.wav,One\nb.wav\n", "expected 2 fields with text in line 3 of .*val.csv"),
-        ("file_name,caption\na.wav,One\nb.wav, \n", "expected 2 fields with text in line 3 of .*val.csv"),
         ("youtube_id,start_time,caption\na,soon,One\n", "expected start_time in seconds in line 2 of .*val.csv"),
         ("youtube_id,start_time,caption\na,1,One\na,2,Two\n", "expected one start_time .* another in line 3 of .*val"),
-        ("file_name,caption\na.wav,café\n", r"expected a CSV file in UTF-8 at .*val\.csv"),
     ],
 )
-def test_bad_tables_are_refused(tmp_path: Path, text: str, words: str) -> None:
-    folder = miniature.audiocaps(tmp_path, (1, 1, 1))
-    (folder / "val.csv").write_text(text, encoding="latin-1")
+def test_bad_tables_of_videos_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    """Other bad tables are those of test_dataset.py."""
+    (miniature.audiocaps(tmp_path, (1, 1, 1)) / "val.csv").write_text(text)
     with pytest.raises(InputError, match=words):
-        read_download(folder, "AudioCaps")
+        read_download(tmp_path, "AudioCaps")
 
 
 def test_unknown_layouts_are_refused_with_what_is_there(tmp_path: Path) -> None:
@@ -158,9 +156,9 @@ def test_one_data_set_is_not_taken_for_another(tmp_path: Path) -> None:
     for folder, name, other in ((clotho, "Clotho", "AudioCaps"), (audiocaps, "AudioCaps", "Clotho")):
         with pytest.raises(InputError, match=f"expected tables of {other} in .*, got those of {name}; say --d"):
             read_download(folder, other)
-    check(read_download(clotho, "Mine"), miniature.clotho_clips())
+    check(clotho, "Mine", miniature.clotho_clips())
     by_file_name = miniature.audiocaps_by_file_name(tmp_path / "f")  # tables that any data set may have
-    check(read_download(by_file_name, "Clotho"), miniature.audiocaps_clips())
+    check(by_file_name, "Clotho", miniature.audiocaps_clips())
 
 
 def test_two_downloads_are_not_one(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_folders_of_clips_are_not_guessed(tmp_path: Path) -> None:
     (folder / ".hidden").mkdir()
     with pytest.raises(InputError, match=r"expected one folder of clips .* given by --audio, got another, one"):
         read_download(folder, "AudioCaps")
-    check(read_download(folder, "AudioCaps", audio=folder / "one"), miniature.audiocaps_clips((1, 1, 1)))
+    check(folder, "AudioCaps", miniature.audiocaps_clips((1, 1, 1)), audio=folder / "one")
     for name, got in (("nowhere", "nothing"), ("train.csv", "a file")):
         with pytest.raises(InputError, match=f"expected the folder of the clips at .*{name}, got {got}"):
             read_download(folder, "AudioCaps", audio=folder / name)

@@ -1,6 +1,7 @@
 """A manifest is read as it was written, anything else is refused, and its checksums are used by split."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,17 @@ def test_equal_sounds_are_listed_when_they_are_in_different_splits() -> None:
     assert manifest.in_several_splits([ROWS[0], ROWS[0]]) == []
 
 
-def test_summary_counts_clips_by_split_and_status() -> None:
-    lines = [line.split() for line in manifest.summary("Mine", ROWS).splitlines()]
-    assert "paper" not in lines[0]
-    assert [line[:-2] for line in lines[1:]] == [
-        ["train", "2", "1", "0", "0", "0", "0", "1"],
-        ["val", "1", "0", "1", "0", "0", "0", "0"],
-        ["test", "1", "1", "0", "0", "0", "0", "0"],
-        ["all", "4", "2", "1", "0", "0", "0", "1"],
+def test_the_summary_counts_clips_by_split_and_status_beside_the_paper() -> None:
+    hours = [ManifestRow("test", "g.wav", "ok", 3600 * 36.5), ManifestRow("test", "h.wav", "silent", 3600)]
+    lines = manifest.summary("Clotho", [*ROWS, *hours]).splitlines()
+    assert [re.split(" {2,}", line) for line in lines] == [
+        ["split", "listed", *manifest.STATUSES, "paper", "hours", "GB"],
+        ["train", "2", "1", "0", "0", "0", "0", "1", "3,839", "0.00", "0.00"],
+        ["val", "1", "0", "1", "0", "0", "0", "0", "1,045", "0.00", "0.00"],
+        ["test", "3", "2", "0", "0", "0", "0", "1", "1,045", "36.50", "16.82"],  # of 32,000 samples of 4 bytes a second
+        ["all", "6", "3", "1", "0", "0", "0", "2", "5,929", "36.50", "16.82"],
     ]
+    assert "paper" not in manifest.summary("Mine", ROWS)
 
 
 def test_checksums_are_those_of_the_split_or_of_the_file(tmp_path: Path) -> None:

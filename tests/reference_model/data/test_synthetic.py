@@ -23,30 +23,23 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
+def test_the_same_settings_make_the_same_files_and_what_is_there_stays(tmp_path: Path) -> None:
+    """Thus an interrupted rendering continues."""
     corpora = SMALL, SMALL, replace(SMALL, seed=1)
-    first, second, other = (contents(synthesize(corpus, tmp_path / str(k))) for k, corpus in enumerate(corpora))
+    folder, *others = (synthesize(corpus, tmp_path / str(k)) for k, corpus in enumerate(corpora))
+    first, second, other = map(contents, (folder, *others))
     assert first == second
     assert first.keys() == other.keys()
     assert not {name for name, _ in first.items() & other.items() if name.endswith(".wav")}
-
-
-def test_an_interrupted_rendering_continues(tmp_path: Path) -> None:
-    folder = synthesize(SMALL, tmp_path)
-    expected = contents(folder)
     kept = folder / "waveforms/train/00000.wav"
     before = kept.stat().st_mtime_ns
     for gone in ("waveforms/train/00003.wav", "waveforms/test/00001.wav", "csv_files/test.csv"):
         (folder / gone).unlink()
-    synthesize(SMALL, tmp_path)
-    assert contents(folder) == expected
+    synthesize(SMALL, folder.parent)
+    assert contents(folder) == first
     assert kept.stat().st_mtime_ns == before
-
-
-def test_what_is_there_already_is_not_overwritten(tmp_path: Path) -> None:
-    synthesize(SMALL, tmp_path)
     with pytest.raises(InputError, match="to be new or of the same settings, got a corpus of others"):
-        synthesize(replace(SMALL, train=5), tmp_path)
+        synthesize(replace(SMALL, train=5), folder.parent)
     (tmp_path / "foreign" / "Synthetic").mkdir(parents=True)
     with pytest.raises(InputError, match=r"got a folder without corpus\.json"):
         synthesize(SMALL, tmp_path / "foreign")
@@ -54,35 +47,29 @@ def test_what_is_there_already_is_not_overwritten(tmp_path: Path) -> None:
         Corpus(train=1)
 
 
-def test_layout(tmp_path: Path) -> None:
-    synthesize(SMALL, tmp_path)
-    for split, number in (("train", 4), ("val", 2), ("test", 2)):
-        clips = read_split(tmp_path, "Synthetic", split)
-        assert len(clips) == number
-        for clip in clips:
-            assert len(set(clip.captions)) == 5
-            info = soundfile.info(clip.path)
-            assert (info.samplerate, info.channels, info.frames) == (32_000, 1, 16_000)
-
-
 def test_tags_and_captions_are_of_the_same_scene(tmp_path: Path) -> None:
+    def named(kinds: Any, caption: str) -> set[str]:
+        """The kinds of which the caption has one of the names, as whole words."""
+        words = f" {caption.lower().replace(',', '')} "
+        return {kind for kind, names in kinds.items() if any(f" {name} " in words for name in names)}
+
     synthesize(Corpus(train=40, val=2, test=2, seconds=0.5), tmp_path)
+    sounds = {kind: names for kind, (_, names) in SOUNDS.items()}
     for split, number in (("train", 40), ("val", 2), ("test", 2)):
         clips, tags = read_split(tmp_path, "Synthetic", split), read_tags(tmp_path, "Synthetic", split)
         assert list(tags) == [clip.path.name for clip in clips]
         assert len(tags) == number
         for clip in clips:
+            info = soundfile.info(clip.path)
+            assert (info.samplerate, info.channels, info.frames) == (32_000, 1, 16_000)
             events = [Event(kind, register, level) for register, level, kind in map(str.split, tags[clip.path.name])]
             assert 1 <= len(events) <= 2
             assert set(events) <= set(EVENTS)
-            for caption in map(str.lower, clip.captions):
-                words = set(caption.replace(",", "").split())
-                kinds = {kind for kind, (_, names) in SOUNDS.items() if any(name in caption for name in names)}
-                assert kinds == {event.kind for event in events}
-                registers = {register for register, named in synthetic.REGISTERS.items() if words & set(named)}
-                assert registers == {event.register for event in events}
-                levels = {level for level, named in synthetic.LEVELS.items() if words & set(named)}
-                assert levels <= {event.level for event in events}
+            assert len(set(clip.captions)) == 5
+            for caption in clip.captions:
+                assert named(sounds, caption) == {event.kind for event in events}
+                assert named(synthetic.REGISTERS, caption) == {event.register for event in events}
+                assert named(synthetic.LEVELS, caption) <= {event.level for event in events}
 
 
 def test_scenes_of_a_split_are_different() -> None:

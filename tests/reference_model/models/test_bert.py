@@ -56,13 +56,6 @@ def test_the_first_token_stands_for_the_sentence_and_padding_for_nothing(tokeniz
     assert torch.equal(alone, encoder.bert(**pad_tokens(ids[:1])).last_hidden_state[:, 0])
 
 
-def test_from_a_folder(tmp_path: Path) -> None:
-    bert = save_bert(tmp_path, CAPTIONS).eval()
-    encoder, tokenizer = text_encoder.pretrained(str(tmp_path))
-    tokens = pad_tokens(text_encoder.tokenize(tokenizer, CAPTIONS[:3]))
-    torch.testing.assert_close(encoder.eval()(**tokens), bert(**tokens).last_hidden_state[:, 0])
-
-
 def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"expected BERT by name or in a folder with config\.json"):

@@ -1,26 +1,53 @@
-"""Heads, frozen and fine-tuned encoders, and one training step at full size."""
+"""The encoders of each model, the heads on them, frozen and fine-tuned, and one training step at full size."""
 
+import json
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from crossmodal_losses import NTXent
-from reference_model.config import Config
+from reference_model.config import Config, Size
 from reference_model.data.batches import pad_tokens
 from reference_model.models import bert as text_encoder
-from reference_model.models.bert import BertEncoder
 from reference_model.models.dual_encoder import DualEncoder, Heads, new_model
+from reference_model.models.encoders import MODELS, ModelSpec
 from reference_model.models.resnet38 import ResNet38
 
 CAPTIONS = ["A low hum", "A high hum and a click", "Two clicks", "Nothing but hiss"]
 
 
-def batch(model: DualEncoder, tokens: list[list[int]], samples: int) -> dict[str, torch.Tensor]:
+def batch(tokens: list[list[int]], samples: int) -> dict[str, torch.Tensor]:
     waveforms = 0.1 * torch.randn(len(tokens), samples, generator=torch.Generator().manual_seed(0))
     return {"waveforms": waveforms, **pad_tokens(tokens)}
+
+
+# The encoders of each model: built anew, from published weights and from a folder by their entry in MODELS alone.
+
+
+def test_every_model_of_a_config_has_encoders() -> None:
+    assert MODELS.keys() == set(get_args(Size))
+
+
+@pytest.mark.parametrize("spec, size", [(MODELS["full"], 2048), (MODELS["tiny"], 256)], ids=["full", "tiny"])
+def test_the_encoders_of_a_model(spec: ModelSpec, size: int, tmp_path: Path) -> None:
+    """Every cache on disk is named by their settings, which change only together with the features."""
+    audio = spec.audio.new(dropout=0.3, spec_augment=True)
+    assert audio.output_size == size
+    assert {block.dropout for block in audio.modules() if hasattr(block, "downsample")} == {0.3}
+    assert json.dumps(spec.audio.front_end) == '{"rate": 32000, "window": 1024, "hop": 320, "mel": [64, 50, 14000]}'
+    encoder, tokenizer = spec.text.new(CAPTIONS, dropout=0.1)
+    activation, tokenizer_settings, longest = settings = spec.text.settings(encoder, tokenizer)
+    assert (activation, tokenizer_settings["model"]["type"], longest) == (["gelu", 4, 1e-12], "WordPiece", 64)
+    spec.text.save(tmp_path, encoder, tokenizer)
+    assert set(spec.text.files) <= {path.name for path in tmp_path.iterdir()}
+    again, same_tokenizer = spec.text.saved(tmp_path)
+    again.load_state_dict(encoder.state_dict())
+    assert spec.text.tokenize(same_tokenizer, CAPTIONS) == spec.text.tokenize(tokenizer, CAPTIONS)
+    assert spec.text.settings(again, same_tokenizer) == settings  # though the tokenizers were used meanwhile
 
 
 def test_a_head_is_two_linear_layers_with_a_relu_between_them_and_a_norm_of_one() -> None:
@@ -41,7 +68,7 @@ def test_a_head_is_two_linear_layers_with_a_relu_between_them_and_a_norm_of_one(
 def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: Any) -> None:
     torch.manual_seed(0)
     model, tokenizer = new_model(replace(config, encoders=encoders), CAPTIONS)
-    inputs = batch(model, text_encoder.tokenize(tokenizer, CAPTIONS), 16_000)
+    inputs = batch(text_encoder.tokenize(tokenizer, CAPTIONS), 16_000)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     x, y = model(**inputs)
@@ -64,13 +91,13 @@ def test_one_training_step_at_full_size() -> None:
     """ResNet-38 and BERT-base with the paper's heads, new weights: every parameter is reached and moves."""
     torch.manual_seed(0)
     bert = BertModel(BertConfig(), add_pooling_layer=False)
-    model = DualEncoder(ResNet38(), BertEncoder(bert), frozen=False, constant=False)
+    model = DualEncoder(ResNet38(), text_encoder.BertEncoder(bert), frozen=False, constant=False)
     assert sum(p.numel() for p in model.parameters()) > 180_000_000
     assert model.heads.audio[0].weight.shape == (2048, 2048)
     assert model.heads.audio[2].weight.shape == (1024, 2048)
     assert model.heads.text[0].weight.shape == (2048, 768)
     model.train()
-    inputs = batch(model, [[101, 2000, 3000, 102], [101, 4000, 102]], 32_000)
+    inputs = batch([[101, 2000, 3000, 102], [101, 4000, 102]], 32_000)
     x, y = model(**inputs)
     assert x.shape == y.shape == (2, 1024)
     NTXent()(x, y).backward()

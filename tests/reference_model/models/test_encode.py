@@ -14,7 +14,7 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.batches import pad_tokens
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.encode import BatchEncoder, unique
+from reference_model.models.encode import BatchEncoder
 from reference_model.runtime.signals import Stopped, handle_signals, request_stop
 
 
@@ -103,9 +103,3 @@ def test_it_stops_between_batches(model: DualEncoder) -> None:
             request_stop()
             with pytest.raises(Stopped):
                 next(batches)
-
-
-def test_unique_captions_and_the_row_of_every_caption() -> None:
-    sentences, rows = unique([[1, 2], [3], [1, 2], [1], [3]])
-    assert sentences == [[1, 2], [3], [1]]
-    assert rows.tolist() == [0, 1, 0, 2, 1]

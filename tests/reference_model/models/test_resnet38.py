@@ -86,15 +86,6 @@ def test_width_and_shortest_clip() -> None:
         encoder(torch.zeros(SHORTEST))
 
 
-def test_dropout_and_batch_norm_only_in_training() -> None:
-    torch.manual_seed(0)
-    encoder = ResNet38(width=1 / 16)
-    waveforms = torch.randn(2, 16_000)
-    assert not torch.equal(encoder(waveforms), encoder(waveforms))
-    encoder.eval()
-    assert torch.equal(encoder(waveforms), encoder(waveforms))
-
-
 def test_the_stripes_stand_after_bn0() -> None:
     torch.manual_seed(0)
     encoder, waveforms = ResNet38(width=1 / 16, spec_augment=True).train(), torch.randn(4, 32_000)

@@ -39,14 +39,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert all(torch.equal(theirs[name], value) for name, value in ours.items())
 
 
-def test_bad_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
+def test_a_bad_checkpoint_is_refused(config: Config, tmp_path: Path) -> None:
     (run := tmp_path / "run").mkdir()
     (run / "config.json").write_text(json.dumps(config.as_dict()))
     (run / "checkpoint.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"expected a safetensors file at .*checkpoint\.safetensors"):
-        train(config, run)
-    (run / "config.json").write_text(json.dumps({**config.as_dict(), "colour": "blue"}))
-    with pytest.raises(InputError, match=r"expected the settings of this version .* that differ: colour"):
         train(config, run)
 
 
@@ -63,38 +60,26 @@ def test_names_of_clips_are_part_of_the_fingerprint(corpus: Path) -> None:
     first, *rest = clips["val"]
     renamed = {**clips, "val": [replace(first, path=first.path.with_name("other.wav")), *rest]}
     assert fingerprint(renamed) != fingerprint(clips)
-    elsewhere = {split: [replace(c, path=Path("/moved") / c.path.name) for c in of] for split, of in clips.items()}
-    assert fingerprint(elsewhere) == fingerprint(clips)
 
 
-@pytest.fixture
-def half_done(config: Config, tmp_path: Path) -> tuple[Config, Path]:
-    """Return a run of frozen encoders in its second epoch."""
-    config, run = replace(config, encoders="frozen"), tmp_path / "run"
-    with at_step(8, interrupt), pytest.raises(Interrupted):
+def test_other_data_and_other_frozen_encoders_are_refused_and_the_run_is_left_as_it_was(
+    config: Config, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, moved = replace(config, encoders="frozen"), tmp_path / "run", tmp_path / "moved"
+    with at_step(8, interrupt), pytest.raises(Interrupted):  # in the second epoch
         train(config, run)
-    return config, run
-
-
-def test_a_refused_call_leaves_the_run_as_it_was(half_done: tuple[Config, Path], corpus: Path, tmp_path: Path) -> None:
-    config, run = half_done
-    moved = shutil.copytree(corpus, tmp_path / "moved")
-    table = moved / "Synthetic" / "csv_files" / "train.csv"
-    table.write_text(table.read_text().replace("low", "deep").replace("hiss", "zzz"))
     files = [p for p in run.rglob("*") if p.is_file() and p.name != "log.txt" and "events" not in p.name]
     before = {path: path.read_bytes() for path in files}
+    table = shutil.copytree(corpus, moved) / "Synthetic" / "csv_files" / "train.csv"
+    table.write_text(table.read_text().replace("low", "deep").replace("hiss", "zzz"))
     with pytest.raises(InputError, match="expected the clips and captions that"):
         train(replace(config, data=str(moved)), run)
-    assert {path: path.read_bytes() for path in files} == before
 
-
-def test_other_frozen_encoders_are_refused(half_done: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that the settings name may have been replaced."""
-
-    def other_model(*arguments: Any) -> Any:
+    def other_model(*arguments: Any) -> Any:  # the file that the settings name may have been replaced
         torch.manual_seed(1)
         return dual_encoder.new_model(*arguments)
 
     monkeypatch.setattr(setup, "new_model", other_model)
     with pytest.raises(InputError, match=r"expected the frozen encoders that .* was begun with, got others in"):
-        train(*half_done)
+        train(config, run)
+    assert {path: path.read_bytes() for path in files} == before

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError
+from reference_model.config import Config
 from reference_model.data.audio import load_waveform
 from reference_model.data.dataset import Clip, captions_of, read_split
 from reference_model.data.layouts import DATA_SETS, DataSet
@@ -23,7 +25,7 @@ from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.signals import Stopped
-from reference_model.training import pretrain
+from reference_model.training import pretrain, trainer
 
 Losses = dict[str, list[float]]
 AUDIO, TEXT = "ResNet38_tiny.pth", "bert"
@@ -112,15 +114,6 @@ def test_the_folder_of_bert_is_read_as_the_published_one(corpus: Path, learned: 
     assert encoder.output_size == 128
 
 
-def test_the_seed_decides(corpus: Path, tmp_path: Path) -> None:
-    first, again, other = (make(corpus, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
-    for ours, theirs, others in zip(*map(weights_of, (first, again, other)), strict=True):
-        assert same(ours, theirs)
-        assert not same(ours, others)
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (first / TEXT / name).read_bytes() == (again / TEXT / name).read_bytes()
-
-
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """Its calls say what is learned, in its order."""
@@ -128,7 +121,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Mock:
     return fit
 
 
-def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
+def test_what_is_done_is_not_repeated_what_was_interrupted_is_and_the_seed_decides(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Mock
 ) -> None:
     out = tmp_path / "out"
@@ -141,11 +134,14 @@ def test_what_is_done_is_not_repeated_and_what_was_interrupted_is(
     before = (out / AUDIO).stat().st_mtime_ns
     make(corpus, out)
     assert (out / AUDIO).stat().st_mtime_ns == before
-    assert fit.call_count == 4
     make(corpus, out)
     assert [call.args[3] for call in fit.mock_calls] == [TAGGING, TAGGING, FILLING_IN, FILLING_IN]
-    whole = make(corpus, tmp_path / "whole")
-    assert all(same(ours, theirs) for ours, theirs in zip(weights_of(out), weights_of(whole), strict=True))
+    whole, other = make(corpus, tmp_path / "whole"), make(corpus, tmp_path / "other", seed=1)
+    for ours, theirs, others in zip(*map(weights_of, (out, whole, other)), strict=True):
+        assert same(ours, theirs)
+        assert not same(ours, others)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (out / TEXT / name).read_bytes() == (whole / TEXT / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -166,45 +162,36 @@ def test_an_encoder_is_there_whole_or_not_at_all(
     from_panns(tmp_path / AUDIO, width=TINY_WIDTH)
 
 
-def test_encoders_of_other_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
-    make(corpus, tmp_path)
-    for settings in ({"epochs": 2}, {"seed": 1}):
+def test_encoders_of_other_settings_are_refused(corpus: Path, learned: tuple[Path, Losses]) -> None:
+    for epochs, seed in ((1, 0), (15, 1)):
         with pytest.raises(InputError, match=r"expected .* of these settings, got encoders of others; see .*\.json"):
-            make(corpus, tmp_path, **settings)
+            make(corpus, learned[0], epochs=epochs, seed=seed)
 
 
-def test_a_data_set_without_tags_is_refused(corpus: Path, tmp_path: Path, command_line: CommandLine) -> None:
-    shutil.copytree(corpus / "Synthetic", tmp_path / "Clotho", ignore=shutil.ignore_patterns("tags"))
-    result = command_line("pretrain", "--data", tmp_path, "--dataset", "Clotho", "--out", tmp_path / "out", status=1)
-    table = tmp_path / "Clotho" / "tags" / "train.csv"
-    assert result.output == f"Error: expected the events of each clip in {table}, got no file; synthesize makes it\n"
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_clip_that_is_missing_is_refused_before_anything_is_learned(corpus: Path, tmp_path: Path, fit: Mock) -> None:
-    data = shutil.copytree(corpus, tmp_path / "data")
-    (data / "Synthetic" / "waveforms" / "train" / "00007.wav").unlink()
-    with pytest.raises(InputError, match=r"got 1 bad of 16 files:\n.*00007\.wav: missing"):
-        make(data, tmp_path / "out")
-    fit.assert_not_called()
-    assert not (tmp_path / "out").exists()
-
-
-def test_training_begins_with_them(
-    corpus: Path, learned: tuple[Path, Losses], tmp_path: Path, command_line: CommandLine
+def test_what_cannot_be_learned_from_is_refused_before_anything_is_learned(
+    corpus: Path, tmp_path: Path, fit: Mock, command_line: CommandLine
 ) -> None:
+    folder, out = shutil.copytree(corpus, tmp_path / "data") / "Synthetic", tmp_path / "out"
+    (folder / "waveforms" / "train" / "00007.wav").unlink()
+    with pytest.raises(InputError, match=r"got 1 bad of 16 files:\n.*00007\.wav: missing"):
+        make(folder.parent, out)
+    (table := folder / "tags" / "train.csv").unlink()
+    result = command_line("pretrain", "--data", folder.parent, "--out", out, status=1)
+    assert result.output == f"Error: expected the events of each clip in {table}, got no file; synthesize makes it\n"
+    fit.assert_not_called()
+    assert not out.exists()
+
+
+def test_training_begins_with_them(config: Config, learned: tuple[Path, Losses], tmp_path: Path) -> None:
     """A run of frozen encoders keeps their weights as they are in the files."""
-    out, _ = learned
-    settings = ["--data", corpus, "--dataset", "Synthetic", "--clip-seconds", 0.5, "--loss", "nt_xent", "--encoders",
-                "frozen", "--batch-size", 16, "--learning-rate", 1e-3, "--epochs", 1, "--workers", 0, "--features",
-                tmp_path / "features", "--out", tmp_path / "run"]  # fmt: skip
-    encoders = ["--model", "tiny", "--audio-checkpoint", out / AUDIO, "--bert", out / TEXT]
-    command_line("train", *settings, *encoders)
-    run = {**load_file(tmp_path / "run" / "frozen.safetensors"), **load_file(tmp_path / "run" / "best.safetensors")}
+    out, run = learned[0], tmp_path / "run"
+    config = replace(config, encoders="frozen", audio_checkpoint=str(out / AUDIO), bert=str(out / TEXT), epochs=1)
+    trainer.train(config, run, features=tmp_path / "features")
+    kept = {**load_file(run / "frozen.safetensors"), **load_file(run / "best.safetensors")}
     audio, text = weights_of(out)
     expected = {f"audio_encoder.{name}": value for name, value in audio.items() if not name.startswith("fc")}
     expected |= {f"text_encoder.bert.{name}": value for name, value in text.items() if not name.startswith("pooler")}
-    assert same({name: value for name, value in run.items() if not name.startswith("heads.")}, expected)
+    assert same({name: value for name, value in kept.items() if not name.startswith("heads.")}, expected)
 
 
 # What they learn from.
@@ -246,14 +233,13 @@ CLIP_OF = [0, 0, 0, 1, 1, 2]
 
 
 def test_pairs_of_captions() -> None:
-    """Label 0: both of one clip. Label 1: the second is any, of the same clip as well."""
+    """Label 0: both of one clip. Label 1: the second is any, of the same clip as well. Long pairs are cut."""
     tokenizer = text_encoder.train_tokenizer(captions_of(CLIPS))
     sentences = text_encoder.tokenize(tokenizer, captions_of(CLIPS))
     pairs = pretrain.CaptionPairs(CLIPS, tokenizer)
     assert len(pairs) == 6
     torch.manual_seed(0)
-    seen: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
-    labels = []
+    seen: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
     for index in [*range(6)] * 100:
         pair = pairs[index]
         length = len(sentences[index])
@@ -261,17 +247,13 @@ def test_pairs_of_captions() -> None:
         rest = pair["input_ids"][length:]
         assert pair["token_type_ids"] == [0] * length + [1] * len(rest)
         second = [sentence[1:] for sentence in sentences].index(rest)  # [CLS] one [SEP] another [SEP]
-        seen[pair["next_sentence_label"]].add((index, second))
-        labels.append(pair["next_sentence_label"])
-    assert seen[0] == {(i, j) for i in range(6) for j in range(6) if CLIP_OF[i] == CLIP_OF[j]}
-    assert seen[1] == {(i, j) for i in range(6) for j in range(6)}
-    assert sum(labels) / len(labels) == pytest.approx(0.5, abs=0.06)
-
-
-def test_long_pairs_are_cut() -> None:
-    clips = [Clip(Path("a.wav"), ("word " * 40, "word " * 41))]
-    pair = pretrain.CaptionPairs(clips, text_encoder.train_tokenizer(captions_of(clips)))[0]
-    assert len(pair["input_ids"]) == len(pair["token_type_ids"]) == 64
+        seen[pair["next_sentence_label"]].append((index, second))
+    assert set(seen[0]) == {(i, j) for i in range(6) for j in range(6) if CLIP_OF[i] == CLIP_OF[j]}
+    assert set(seen[1]) == {(i, j) for i in range(6) for j in range(6)}
+    assert len(seen[1]) / 600 == pytest.approx(0.5, abs=0.06)
+    long = [Clip(Path("a.wav"), ("word " * 40, "word " * 41))]
+    pair = pretrain.CaptionPairs(long, text_encoder.train_tokenizer(captions_of(long)))[0]
+    assert len(pair["input_ids"]) == 64
     assert pair["token_type_ids"] == [0] * 42 + [1] * 22
 
 
@@ -282,7 +264,7 @@ def test_words_are_masked_as_in_bert(given: Callable[[], Any]) -> None:
     tokenizer = text_encoder.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
     bert = pretrain.train_bert(clips, tokenizer, 2)
-    model, loader, epochs, *_ = given()
+    model, loader, epochs, _, loss_of = given()
     assert bert is model.bert
     assert epochs == 2
     batches = [batch for _ in range(10) for batch in loader]
@@ -304,14 +286,8 @@ def test_words_are_masked_as_in_bert(given: Callable[[], Any]) -> None:
     assert masked / of_words == pytest.approx(0.15, abs=0.01)
     assert replaced / masked == pytest.approx(0.8, abs=0.02)
     assert kept / masked == pytest.approx(0.1, abs=0.02)
-
-
-def test_the_loss_of_text_is_of_the_words_and_of_the_label(given: Callable[[], Any]) -> None:
-    torch.manual_seed(0)
-    pretrain.train_bert(CLIPS, text_encoder.train_tokenizer(captions_of(CLIPS)), 1)
-    model, loader, _, _, loss_of = given()
-    batch = next(batch for batch in loader if (batch["labels"] != -100).any())
-    out = model.eval()(**batch)
-    words = F.cross_entropy(out.prediction_logits.flatten(0, 1), batch["labels"].flatten())
-    label = F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
-    torch.testing.assert_close(loss_of(batch), words + label)
+    # The loss is of the words and of the label.
+    out = model.eval()(**batches[0])
+    of_the_words = F.cross_entropy(out.prediction_logits.flatten(0, 1), batches[0]["labels"].flatten())
+    of_the_label = F.cross_entropy(out.seq_relationship_logits, batches[0]["next_sentence_label"])
+    torch.testing.assert_close(loss_of(batches[0]), of_the_words + of_the_label)

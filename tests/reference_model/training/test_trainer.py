@@ -1,5 +1,6 @@
-"""A run from files to metrics: what it leaves, which epoch is kept, in which order it steps."""
+"""A run from files to metrics: what it refuses and leaves, which epoch is kept, in which order it steps."""
 
+import itertools
 import json
 import math
 import shutil
@@ -10,17 +11,16 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import soundfile
 import torch
-from published import panns, save_bert
-from runs import Interrupted
 from safetensors.torch import load_file
 
 from crossmodal_losses import LOSSES
+from reference_model import InputError
 from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.evaluation.metrics import NotFinite, retrieval_metrics
 from reference_model.models import dual_encoder
-from reference_model.models.resnet38 import ResNet38
 from reference_model.run_folder import Diverged
 from reference_model.runtime.tensors import load_tensors, save_tensors
 from reference_model.training import setup
@@ -65,51 +65,54 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     assert evaluate_run(run, split="val", data=None) == metrics["val"]
 
 
-def test_the_best_epoch_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epoch 2 of 3 has the highest sum of recalls; its weights are kept, and it is it that is reported."""
+@pytest.mark.parametrize("sums, best", [([1.0, 3.0, 2.0, 0.0], 2), ([1.0, 1.0, 1.0, 1.0], 1)])
+def test_the_best_epoch_is_kept_and_of_equal_ones_the_first(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sums: list[float], best: int
+) -> None:
+    """It has the highest sum of recalls; its weights are kept, and it is it that is reported."""
     scores: dict[int, float] = {}
-
-    def scripted(metrics: Any, _: Any) -> float:
-        return scores.setdefault(id(metrics), [1.0, 3.0, 2.0, 0.0][len(scores)])
-
-    monkeypatch.setattr(train, "sum_of_recalls", scripted)
     saved: list[dict[str, torch.Tensor]] = []
 
-    def recorded(path: Path, tensors: Any, *record: Any) -> None:
+    def save(path: Path, tensors: Any, *record: Any) -> None:
         save_tensors(path, tensors, *record)
         if path.name == "best.safetensors":
             saved.append(load_file(path))
 
-    monkeypatch.setattr(train, "save_tensors", recorded)
+    monkeypatch.setattr(train, "sum_of_recalls", lambda recalls, _: scores.setdefault(id(recalls), sums[len(scores)]))
+    monkeypatch.setattr(train, "save_tensors", save)
     metrics = train.train(replace(config, epochs=3), tmp_path / "run")
-    assert metrics["best_epoch"] == 2
-    assert len(saved) == 2
-    assert all(torch.equal(saved[1][name], value) for name, value in weights(tmp_path / "run").items())
-
-
-def test_the_seed_decides(config: Config, tmp_path: Path) -> None:
-    config = replace(config, epochs=1)
-    first, again = train.train(config, tmp_path / "a"), train.train(config, tmp_path / "b")
-    other = train.train(replace(config, seed=1), tmp_path / "c")
-    assert first == again
-    assert first["history"][0]["loss"] != other["history"][0]["loss"]
-
-
-def test_workers_change_nothing(config: Config, tmp_path: Path) -> None:
-    alone = train.train(config, tmp_path / "a")
-    helped = train.train(replace(config, workers=2), tmp_path / "b")
-    assert helped["test"] == alone["test"]
-    assert [r["loss"] for r in helped["history"]] == [r["loss"] for r in alone["history"]]
-    assert train.train(replace(config, workers=1), tmp_path / "a") == json.loads(json.dumps(alone))  # the same run
+    assert metrics["best_epoch"] == len(saved) == best
+    assert all(torch.equal(saved[-1][name], value) for name, value in weights(tmp_path / "run").items())
+    others = [record["val"] for record in metrics["history"]]
+    assert metrics["val"] == others.pop(best - 1)
+    assert metrics["val"] not in others
 
 
 def test_embeddings_that_are_not_finite_stop_the_run(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diverged = NotFinite("expected finite audio embeddings, got NaN or inf; the model has diverged")
-    monkeypatch.setattr(train, "evaluate", Mock(side_effect=diverged))
+    monkeypatch.setattr(train, "evaluate", Mock(side_effect=NotFinite("expected finite audio embeddings, got NaN")))
     with pytest.raises(Diverged, match="after epoch 1: expected finite audio embeddings"):
         train.train(config, tmp_path / "run")
+
+
+def test_a_batch_of_more_pairs_than_there_are_is_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected at least one batch of 500 pairs, got 80"):
+        train.train(replace(config, batch_size=500), tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_sample_that_is_not_finite_is_no_divergence(
+    config: Config, corpus: Path, tmp_path: Path, split: str, workers: int
+) -> None:
+    data = shutil.copytree(corpus, tmp_path / "data")
+    bad = data / "Synthetic" / "waveforms" / split / "00001.wav"
+    soundfile.write(bad, [0.0, math.nan, 0.0], 32_000, "FLOAT")
+    with pytest.raises(InputError) as refusal:
+        train.train(replace(config, data=str(data), workers=workers), tmp_path / "run")
+    assert not isinstance(refusal.value, Diverged)
+    assert str(refusal.value) == f"expected finite samples, got NaN or inf in {bad}"
 
 
 def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,23 +145,6 @@ def test_mixed_precision(config: Config, tmp_path: Path) -> None:
     assert weights(tmp_path / "run")["heads.audio.0.weight"].dtype == torch.float32
 
 
-def test_the_full_model_from_its_checkpoints(config: Config, tmp_path: Path) -> None:
-    """A run of the full-size audio encoder from a file in PANNs' layout, with BERT (a small one) from a folder."""
-    audio, bert, run = tmp_path / "panns.pth", tmp_path / "bert", tmp_path / "run"
-    torch.manual_seed(0)
-    encoder = ResNet38()
-    torch.save(panns(encoder), audio)
-    save_bert(bert, ["a low hum, then a high hiss"] * 2)
-    full = replace(config, model="full", encoders="frozen", audio_checkpoint=str(audio), bert=str(bert))
-    metrics = train.train(replace(full, epochs=1, batch_size=40), run)
-    assert weights(run)["heads.audio.2.weight"].shape == (1024, 2048)
-    kept = load_file(run / "frozen.safetensors")["audio_encoder.conv_block_after1.conv2.weight"]
-    assert torch.equal(kept, encoder.conv_block_after1.conv2.weight)
-    audio.unlink()
-    shutil.rmtree(bert)
-    assert evaluate_run(run, split="test", data=None) == metrics["test"]  # the run's folder is enough
-
-
 def test_every_loss_trains(config: Config, tmp_path: Path) -> None:
     for name in LOSSES:
         assert train.train(replace(config, loss=name, epochs=1), tmp_path / name)["history"][0]["loss"] > 0
@@ -179,38 +165,20 @@ def test_order_seed_rate_and_loss_of_every_step(
     monkeypatch.setattr(Step, "__call__", noted)
     # 80 pairs: three steps an epoch, and 8 pairs left over.
     config = replace(config, encoders="frozen", batch_size=24, epochs=3, decay_every=2)
-    orders, seeds = [], []
+    orders, seeds = set(), set()
     for seed in (0, 1):
         seen.clear()
         metrics = train.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
-        assert [len(ids) for ids, *_ in seen] == [24] * 9
-        assert [rate for _, _, rate, _ in seen] == pytest.approx([1e-3] * 6 + [1e-4] * 3)
-        epochs = [seen[k : k + 3] for k in (0, 3, 6)]
-        means = [statistics.mean(value for *_, value in epoch) for epoch in epochs]
+        ids, of_steps, rates, losses = zip(*seen, strict=True)
+        assert [len(batch) for batch in ids] == [24] * 9
+        assert rates == pytest.approx([1e-3] * 6 + [1e-4] * 3)
+        means = [statistics.mean(losses[k : k + 3]) for k in (0, 3, 6)]
         assert [record["loss"] for record in metrics["history"]] == pytest.approx(means)
-        orders += [tuple(ids for ids, *_ in epoch) for epoch in epochs]
-        seeds += [of_step for _, of_step, *_ in seen]
-    assert len(set(orders)) == 6
-    assert len(set(seeds)) == 18
+        orders |= {ids[k : k + 3] for k in (0, 3, 6)}
+        seeds |= set(of_steps)
+    assert (len(orders), len(seeds)) == (6, 18)
 
 
-def test_of_equal_epochs_the_first_is_kept(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "sum_of_recalls", lambda *_: 1.0)
-    monkeypatch.setattr(train, "save_tensors", save := Mock(side_effect=save_tensors))
-    metrics = train.train(config, tmp_path / "run")
-    assert metrics["best_epoch"] == 1
-    assert [call.args[0].name for call in save.mock_calls] == ["best.safetensors", "test_embeddings.safetensors"]
-    assert metrics["val"] == metrics["history"][0]["val"] != metrics["history"][1]["val"]
-
-
-def test_killed_between_the_metrics_and_the_end(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, run = replace(config, epochs=1, encoders="frozen"), tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", Mock(side_effect=Interrupted))
-        with pytest.raises(Interrupted):
-            train.train(config, run, features=tmp_path / "features")
-    assert (run / "checkpoint.safetensors").exists()
-    train.train(config, run, features=tmp_path / "features")
-    assert not (run / "checkpoint.safetensors").exists()
+def test_every_process_draws_other_numbers() -> None:
+    numbers = itertools.product((0, 1), (1, 2), (1, 2), (0, 1))  # seed, epoch, step, process
+    assert len({setup.spread_seed(*each) for each in numbers}) == 16
