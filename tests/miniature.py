@@ -195,3 +195,8 @@ def spoil(path: Path, kind: str) -> str:
     status, change = FAULTS[kind]
     change(path)
     return status
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file in a folder and its subfolders, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -155,12 +155,6 @@ TAKEN = [
         "epochs 50: section 3.2",
     ),
     (
-        of("Synthetic", "frozen", "triplet_sum"),
-        (32, 1e-4, 50),
-        "batch size 32, learning rate 0.0001: the paper's, table 1, AudioCaps, frozen, Triplet-sum, "
-        "for it has no row of Synthetic; epochs 50: section 3.2",
-    ),
-    (
         of("Clotho", "frozen", "triplet_weighted_mined", "--batch-size", 8, "--epochs", 3),
         (8, 5e-5, 3),
         "learning rate 5e-05: the paper's, table 1, Clotho, frozen, Triplet-weighted, "

@@ -1,6 +1,5 @@
 """The synthetic corpus depends on its seed alone, has the standard layout, and its captions describe its sounds."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from miniature import everything_in
 
 from reference_model import InputError
 from reference_model.data import synthetic
@@ -18,16 +18,11 @@ from reference_model.training.pretrain import read_tags
 SMALL = Corpus(train=4, val=2, test=2, seconds=0.5)
 
 
-def contents(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_the_same_settings_make_the_same_files_and_what_is_there_stays(tmp_path: Path) -> None:
     """Thus an interrupted rendering continues."""
     corpora = SMALL, SMALL, replace(SMALL, seed=1)
     folder, *others = (synthesize(corpus, tmp_path / str(k)) for k, corpus in enumerate(corpora))
-    first, second, other = map(contents, (folder, *others))
+    first, second, other = map(everything_in, (folder, *others))
     assert first == second
     assert first.keys() == other.keys()
     assert not {name for name, _ in first.items() & other.items() if name.endswith(".wav")}
@@ -36,7 +31,7 @@ def test_the_same_settings_make_the_same_files_and_what_is_there_stays(tmp_path:
     for gone in ("waveforms/train/00003.wav", "waveforms/test/00001.wav", "csv_files/test.csv"):
         (folder / gone).unlink()
     synthesize(SMALL, folder.parent)
-    assert contents(folder) == first
+    assert everything_in(folder) == first
     assert kept.stat().st_mtime_ns == before
     with pytest.raises(InputError, match="to be new or of the same settings, got a corpus of others"):
         synthesize(replace(SMALL, train=5), folder.parent)

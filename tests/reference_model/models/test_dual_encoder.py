@@ -28,13 +28,10 @@ def batch(tokens: list[list[int]], samples: int) -> dict[str, torch.Tensor]:
 # The encoders of each model: built anew, from published weights and from a folder by their entry in MODELS alone.
 
 
-def test_every_model_of_a_config_has_encoders() -> None:
-    assert MODELS.keys() == set(get_args(Size))
-
-
 @pytest.mark.parametrize("spec, size", [(MODELS["full"], 2048), (MODELS["tiny"], 256)], ids=["full", "tiny"])
 def test_the_encoders_of_a_model(spec: ModelSpec, size: int, tmp_path: Path) -> None:
     """Every cache on disk is named by their settings, which change only together with the features."""
+    assert MODELS.keys() == set(get_args(Size))
     audio = spec.audio.new(dropout=0.3, spec_augment=True)
     assert audio.output_size == size
     assert {block.dropout for block in audio.modules() if hasattr(block, "downsample")} == {0.3}

@@ -26,7 +26,6 @@ from reference_model.models import bert as text_encoder
 from reference_model.models import features
 from reference_model.models.bert import BertEncoder
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.features import FeatureBatches, cached_features
 from reference_model.models.resnet38 import ResNet38
 from reference_model.training.step import Step
 from reference_model.training.trainer import train
@@ -55,26 +54,26 @@ def test_training_on_features_is_training_through_the_encoders(
     """
     config, accelerator = replace(frozen, loss=loss, mask_same_clip=True), Accelerator(cpu=True)
 
-    def train_on(features: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def train_on(*, cached: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The loss of every step, and the heads at the end."""
         model, clips, token_ids = inputs_of(config, "train")
         token_ids = [sentence[:5] for sentence in token_ids] if one_length else token_ids
         assert (len(set(map(len, token_ids))) == 1) == one_length
         order = RandomSampler(token_ids, generator=torch.Generator().manual_seed(3))
         sampler = DistributedBatchSampler(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
-        batches: FeatureBatches | WaveformBatches
-        if features:
+        batches: features.FeatureBatches | WaveformBatches
+        if cached:
             checksums = audio_checksums(config.data, config.dataset, "train", clips)
-            kept = cached_features(tmp_path, model, clips, checksums, token_ids, config, accelerator)
-            batches, step = FeatureBatches(kept, sampler), Step(model.heads, config, accelerator)
+            kept = features.cached_features(tmp_path, model, clips, checksums, token_ids, config, accelerator)
+            batches, step = features.FeatureBatches(kept, sampler), Step(model.heads, config, accelerator)
         else:
             pairs = Pairs(clips, token_ids, config.clip_seconds)
             batches, step = WaveformBatches(pairs, sampler, 0, accelerator.device), Step(model, config, accelerator)
         model.train()
         return [step(batch) for _ in range(3) for batch in batches.from_step(0)], model.heads.state_dict()
 
-    losses, heads = train_on(features=True)
-    expected, expected_heads = train_on(features=False)
+    losses, heads = train_on(cached=True)
+    expected, expected_heads = train_on(cached=False)
     assert len(losses) == 15
     torch.testing.assert_close(losses, expected, rtol=0 if one_length else 1e-5, atol=0)
     if one_length:
@@ -134,7 +133,7 @@ def test_processes_divide_the_parts_whatever_is_there_already(
     saved: list[set[int]] = []
     for third.process_index in range(3):
         with pytest.raises(Interrupted):
-            cached_features(tmp_path / "kept", model, clips, ["checksum"] * 13, token_ids, frozen, third)
+            features.cached_features(tmp_path / "kept", model, clips, ["checksum"] * 13, token_ids, frozen, third)
         saved.append({int(path.stem) for path in tmp_path.glob("kept/audio-*/*.safetensors")})
     assert saved == [{0, 6, 12}, {0, 6, 12, 2, 8}, {0, 6, 12, 2, 8, 4, 10}]
 
@@ -154,7 +153,7 @@ def test_the_names_of_caches_follow_from_weights_settings_and_inputs_alone(
 
     config = replace(frozen, precision=precision)
     model, clips, token_ids = inputs_of(config, "val", 2)
-    cached_features(tmp_path, model, clips, ["a", "b"], token_ids, config, Accelerator(cpu=True))
+    features.cached_features(tmp_path, model, clips, ["a", "b"], token_ids, config, Accelerator(cpu=True))
     front_end = {"rate": 32_000, "window": 1024, "hop": 320, "mel": [64, 50, 14_000]}
     sentences = [list(sentence) for sentence in dict.fromkeys(map(tuple, token_ids))]
     audio = name(sha256_of(model.audio_encoder.state_dict()), [front_end, 0.5, precision, "cpu"], ["a", "b"])

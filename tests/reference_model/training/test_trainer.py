@@ -1,10 +1,12 @@
-"""A run from files to metrics: what it refuses and leaves, which epoch is kept, in which order it steps."""
+"""A run from files to metrics: what it refuses and leaves, which epoch is kept, its steps, its processes."""
 
 import itertools
 import json
 import math
 import shutil
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 import soundfile
 import torch
+from runs import train_arguments
 from safetensors.torch import load_file
 
 from crossmodal_losses import LOSSES
@@ -21,20 +24,15 @@ from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.evaluation.metrics import NotFinite, retrieval_metrics
 from reference_model.models import dual_encoder
-from reference_model.run_folder import Diverged
+from reference_model.run_folder import Diverged, stored_metrics
 from reference_model.runtime.tensors import load_tensors, save_tensors
-from reference_model.training import setup
-from reference_model.training import trainer as train
+from reference_model.training import setup, trainer
 from reference_model.training.step import Step
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "best.safetensors")
 
 
 def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
-    metrics = train.train(config, run)
+    metrics = trainer.train(config, run)
     stored = json.loads((run / "metrics.json").read_text())
     assert stored == json.loads(json.dumps(metrics))
     for split in ("test", "val"):
@@ -78,11 +76,11 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_first(
         if path.name == "best.safetensors":
             saved.append(load_file(path))
 
-    monkeypatch.setattr(train, "sum_of_recalls", lambda recalls, _: scores.setdefault(id(recalls), sums[len(scores)]))
-    monkeypatch.setattr(train, "save_tensors", save)
-    metrics = train.train(replace(config, epochs=3), tmp_path / "run")
+    monkeypatch.setattr(trainer, "sum_of_recalls", lambda recalls, _: scores.setdefault(id(recalls), sums[len(scores)]))
+    monkeypatch.setattr(trainer, "save_tensors", save)
+    metrics = trainer.train(replace(config, epochs=3), tmp_path / "run")
     assert metrics["best_epoch"] == len(saved) == best
-    assert all(torch.equal(saved[-1][name], value) for name, value in weights(tmp_path / "run").items())
+    torch.testing.assert_close(saved[-1], load_file(tmp_path / "run" / "best.safetensors"), rtol=0, atol=0)
     others = [record["val"] for record in metrics["history"]]
     assert metrics["val"] == others.pop(best - 1)
     assert metrics["val"] not in others
@@ -91,14 +89,14 @@ def test_the_best_epoch_is_kept_and_of_equal_ones_the_first(
 def test_embeddings_that_are_not_finite_stop_the_run(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "evaluate", Mock(side_effect=NotFinite("expected finite audio embeddings, got NaN")))
+    monkeypatch.setattr(trainer, "evaluate", Mock(side_effect=NotFinite("expected finite audio embeddings, got NaN")))
     with pytest.raises(Diverged, match="after epoch 1: expected finite audio embeddings"):
-        train.train(config, tmp_path / "run")
+        trainer.train(config, tmp_path / "run")
 
 
 def test_a_batch_of_more_pairs_than_there_are_is_refused(config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected at least one batch of 500 pairs, got 80"):
-        train.train(replace(config, batch_size=500), tmp_path / "run")
+        trainer.train(replace(config, batch_size=500), tmp_path / "run")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -110,13 +108,13 @@ def test_a_sample_that_is_not_finite_is_no_divergence(
     bad = data / "Synthetic" / "waveforms" / split / "00001.wav"
     soundfile.write(bad, [0.0, math.nan, 0.0], 32_000, "FLOAT")
     with pytest.raises(InputError) as refusal:
-        train.train(replace(config, data=str(data), workers=workers), tmp_path / "run")
+        trainer.train(replace(config, data=str(data), workers=workers), tmp_path / "run")
     assert not isinstance(refusal.value, Diverged)
     assert str(refusal.value) == f"expected finite samples, got NaN or inf in {bad}"
 
 
 def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    healthy = train.train(replace(config, epochs=8), tmp_path / "healthy")
+    healthy = trainer.train(replace(config, epochs=8), tmp_path / "healthy")
     assert not healthy["collapsed"]
     assert healthy["history"][-1]["diagnosis"]["spread"] > 0.03
     config = replace(config, loss="triplet_max", epochs=1)
@@ -132,7 +130,7 @@ def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: 
         return model, tokenizer
 
     monkeypatch.setattr(setup, "new_model", collapsed_model)
-    metrics = train.train(config, tmp_path / "collapsed")
+    metrics = trainer.train(config, tmp_path / "collapsed")
     assert metrics["collapsed"]
     assert metrics["history"][0]["loss"] == pytest.approx(2 * 0.2, rel=1e-4)
     assert "has collapsed" in (tmp_path / "collapsed" / "log.txt").read_text()
@@ -140,14 +138,14 @@ def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: 
 
 
 def test_mixed_precision(config: Config, tmp_path: Path) -> None:
-    metrics = train.train(replace(config, precision="bf16", epochs=1), tmp_path / "run")
+    metrics = trainer.train(replace(config, precision="bf16", epochs=1), tmp_path / "run")
     assert math.isfinite(metrics["history"][0]["loss"])
-    assert weights(tmp_path / "run")["heads.audio.0.weight"].dtype == torch.float32
+    assert load_file(tmp_path / "run" / "best.safetensors")["heads.audio.0.weight"].dtype == torch.float32
 
 
 def test_every_loss_trains(config: Config, tmp_path: Path) -> None:
     for name in LOSSES:
-        assert train.train(replace(config, loss=name, epochs=1), tmp_path / name)["history"][0]["loss"] > 0
+        assert trainer.train(replace(config, loss=name, epochs=1), tmp_path / name)["history"][0]["loss"] > 0
 
 
 def test_order_seed_rate_and_loss_of_every_step(
@@ -168,7 +166,7 @@ def test_order_seed_rate_and_loss_of_every_step(
     orders, seeds = set(), set()
     for seed in (0, 1):
         seen.clear()
-        metrics = train.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
+        metrics = trainer.train(replace(config, seed=seed), tmp_path / str(seed), features=tmp_path / "features")
         ids, of_steps, rates, losses = zip(*seen, strict=True)
         assert [len(batch) for batch in ids] == [24] * 9
         assert rates == pytest.approx([1e-3] * 6 + [1e-4] * 3)
@@ -182,3 +180,48 @@ def test_order_seed_rate_and_loss_of_every_step(
 def test_every_process_draws_other_numbers() -> None:
     numbers = itertools.product((0, 1), (1, 2), (1, 2), (0, 1))  # seed, epoch, step, process
     assert len({setup.spread_seed(*each) for each in numbers}) == 16
+
+
+# A run divided among processes, as torchrun starts them.
+
+
+def launched(processes: int, config: Config, run: Path, *options: str) -> dict[str, Any]:
+    """The metrics of ``torchrun --nproc-per-node PROCESSES -m reference_model train``."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *launch, *train_arguments(config, run), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    assert f", {processes} processes" in (run / "log.txt").read_text()
+    return stored_metrics(run)
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "triplet_max"])
+def test_two_processes_give_the_numbers_of_one(loss: str, config: Config, tmp_path: Path) -> None:
+    """With frozen encoders a step is the same up to rounding, however the batch is divided; an odd one too."""
+    config = replace(config, loss=loss, encoders="frozen", batch_size=15)
+    one, two = trainer.train(config, tmp_path / "one"), launched(2, config, tmp_path / "two")
+    for alone, together in zip(one["history"], two["history"], strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert together["val"] == alone["val"]
+    assert (two["test"], two["best_epoch"]) == (one["test"], one["best_epoch"])
+    first, second = (load_file(tmp_path / run / "best.safetensors") for run in ("one", "two"))
+    torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-4)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_fine_tuning_on_two_processes(config: Config, tmp_path: Path) -> None:
+    """Dropout differs from process to process, and so does batch-norm on a CPU: no more than a run that works."""
+    metrics = launched(2, replace(config, epochs=1), tmp_path / "run", "--gradient-cache-micro-batch", "3")
+    assert metrics["config"]["gradient_cache_micro_batch"] == 3
+    assert 0 < metrics["history"][0]["loss"] < 10
+
+
+@pytest.mark.parametrize("encoders, part", [("frozen", 16), ("fine-tuned", 16), ("frozen", 5)])
+def test_a_gradient_cache_changes_nothing(encoders: Any, part: int, config: Config, tmp_path: Path) -> None:
+    """Of the whole batch with any encoders, of parts with frozen ones."""
+    config = replace(config, encoders=encoders)
+    plain = trainer.train(config, tmp_path / "plain")
+    cached = trainer.train(replace(config, gradient_cache_micro_batch=part), tmp_path / "cached")
+    for without, with_cache in zip(plain["history"], cached["history"], strict=True):
+        assert with_cache["loss"] == pytest.approx(without["loss"], rel=1e-5)
+    assert cached["test"] == plain["test"]
