@@ -38,8 +38,9 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
     for arguments, words in (
         ([*train, "--audio-checkpoint", "nowhere.pth"], "a PANNs checkpoint at nowhere.pth, got no file"),
         (["train", *data], "--encoders, --loss, got none; an experiment"),
+        ([*train, *tiny, "--batch-size", 500], "at least one batch of 500 pairs, got 80"),
         ([*train, *tiny, "--data", tmp_path, "--out", tmp_path / "other"], "the captions of the train split"),
-        (["reproduce", *data, *tiny, "--learning-rate", 0, "--out", tmp_path / "out"], "learning_rate > 0, got 0.0"),
+        (["reproduce", *data, *tiny, "--learning-rate", 0, "--out", tmp_path / "grid"], "learning_rate > 0, got 0.0"),
         (["evaluate", "--run", tmp_path], "a run with a finished epoch in"),
         (["synthesize", "--out", tmp_path, "--seconds", 0.1], "at least 2 clips a split, 0.5 seconds"),
     ):
@@ -82,7 +83,7 @@ def test_the_help_of_a_setting_says_its_value_in_both_protocols(command: str, co
     assert "No such option" in command_line(command, "--decay-factor", 0.5, status=2).output  # the paper has one only
 
 
-def test_several_values_one_by_one(
+def test_several_values_one_by_one_and_by_default_both_tables_with_three_seeds(
     monkeypatch: pytest.MonkeyPatch, command_line: CommandLine, corpus: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("reference_model.reproduction.workers.train_all", train_all := Mock())
@@ -96,12 +97,8 @@ def test_several_values_one_by_one(
     assert {config.batch_size for config in configs} == {32, 128}  # of table 1, and of table 2 as well
     for values, message in (([], "Option '--seeds' requires an argument"), ([4, 5], "unexpected extra argument (5)")):
         assert message in command_line(*start, "--seeds", *values, status=2).output
-
-
-def test_by_default_both_tables_with_three_seeds() -> None:
-    """Section 3.3: all experiments are repeated three times."""
     defaults = {option.name: option.default for option in main.commands["reproduce"].params}
-    assert (defaults["seeds"], defaults["tables"]) == ((0, 1, 2), ("1", "2"))
+    assert (defaults["seeds"], defaults["tables"]) == ((0, 1, 2), ("1", "2"))  # section 3.3: each run three times
 
 
 @pytest.fixture

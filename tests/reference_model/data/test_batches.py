@@ -70,18 +70,13 @@ def test_a_batch_is_divided_without_remainder() -> None:
 
 
 PROGRAM = """
+from pathlib import Path
 import torch
-from reference_model import InputError
-from reference_model.data.batches import data_loader, read_batches
+from reference_model.data.batches import Waveforms, data_loader, read_batches
+from reference_model.data.dataset import Clip
 
-class Bad(torch.utils.data.Dataset):
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        raise InputError("expected audio, got noise")
-
-loader = data_loader(Bad(), 2, torch.device("cpu"), batch_size=32, persistent_workers=True)
+clips = [Clip(Path("none.wav"), ("a tone",))] * 64
+loader = data_loader(Waveforms(clips, 0.5), 2, torch.device("cpu"), batch_size=32, persistent_workers=True)
 list(read_batches(loader))
 """
 
@@ -91,4 +86,5 @@ def test_a_process_whose_worker_raises_ends() -> None:
     command, root = [sys.executable, "-c", PROGRAM], Path(__file__).parents[3]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "reference_model.InputError: expected audio, got noise"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("reference_model.InputError: expected readable audio, got none.wav")

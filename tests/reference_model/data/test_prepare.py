@@ -34,15 +34,9 @@ def run(raw: Path, root: Path, dataset: str = "Clotho", **settings: Any) -> prep
     return prepare.prepare(raw, dataset, root, **{"workers": 0, **settings})
 
 
-@pytest.fixture(scope="session")
-def clotho(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature download, only to be read."""
-    return miniature.clotho(tmp_path_factory.mktemp("raw"))
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A smaller download that a test may damage."""
+    """A download that a test may damage."""
     return miniature.clotho(tmp_path / "raw", SMALL)
 
 
@@ -118,9 +112,10 @@ def test_prepared_files_are_the_originals_bit_for_bit(tmp_path: Path) -> None:
     assert max(row.peak or 0 for row in prepared.rows) > 1
 
 
-def test_parallel_is_serial(tmp_path: Path, clotho: Path) -> None:
-    run(clotho, tmp_path / "one")
-    run(clotho, tmp_path / "two", workers=2)
+def test_parallel_is_serial(tmp_path: Path) -> None:
+    raw = miniature.clotho(tmp_path / "raw")
+    run(raw, tmp_path / "one")
+    run(raw, tmp_path / "two", workers=2)
     assert everything_in(tmp_path / "one") == everything_in(tmp_path / "two")
 
 
@@ -239,9 +234,9 @@ def test_damage_to_prepared_files_is_repaired_or_named(tmp_path: Path, small: Pa
         run(small, tmp_path)
 
 
-def test_clips_that_are_listed_no_longer_are_removed(tmp_path: Path, clotho: Path, small: Path) -> None:
+def test_clips_that_are_listed_no_longer_are_removed(tmp_path: Path, small: Path) -> None:
     """A data set prepared from one download is brought up to date with another."""
-    run(clotho, tmp_path)
+    run(miniature.clotho(tmp_path / "larger"), tmp_path)
     left = tmp_path / "Clotho" / "waveforms" / "val" / ".x.wav.part" / "x.wav"
     left.parent.mkdir()
     left.write_bytes(b"what an interruption left")
@@ -338,6 +333,10 @@ def test_wrong_places_and_names_are_refused(tmp_path: Path, small: Path) -> None
         run(small, tmp_path / "file")
     with pytest.raises(InputError, match="expected --dataset Clotho, got clotho"):
         run(small, tmp_path / "root", "clotho")
+    for split in miniature.SPLITS:
+        (tmp_path / f"{split}.csv").write_text(f"file_name,caption\n{split}a,x\n{split}a.wav,y\n")
+    with pytest.raises(InputError, match=r"once \.wav is appended, got traina and traina\.wav in train"):
+        run(tmp_path, tmp_path / "out", "Mine", audio=tmp_path)
 
 
 def test_originals_are_never_overwritten(tmp_path: Path) -> None:
@@ -363,13 +362,6 @@ def test_folders_with_other_contents_are_left_alone(tmp_path: Path, small: Path,
     with pytest.raises(InputError, match=words):
         run(small, tmp_path)
     assert everything_in(other) == before
-
-
-def test_names_that_become_the_same_are_refused(tmp_path: Path) -> None:
-    for split in miniature.SPLITS:
-        (tmp_path / f"{split}.csv").write_text(f"file_name,caption\n{split}a,x\n{split}a.wav,y\n")
-    with pytest.raises(InputError, match=r"once \.wav is appended, got traina and traina\.wav in train"):
-        run(tmp_path, tmp_path / "out", "Mine", audio=tmp_path)
 
 
 def test_a_decoder_that_gives_less_than_promised(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

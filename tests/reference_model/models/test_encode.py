@@ -1,7 +1,6 @@
 """The loop that runs encoders over clips and captions: batches, unreadable clips, precision, workers, stopping."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,9 +33,7 @@ def model(config: Config) -> DualEncoder:
     return new_model(config, ["a low tone, then a high tone"] * 2)[0].eval()
 
 
-def encoder(
-    model: DualEncoder, workers: int = 0, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-) -> BatchEncoder:
+def encoder(model: DualEncoder, workers: int = 0, autocast: Any = nullcontext) -> BatchEncoder:
     return BatchEncoder(model, torch.device("cpu"), autocast, workers)
 
 

@@ -78,9 +78,8 @@ def test_width_and_shortest_clip() -> None:
     encoder = ResNet38(width=1 / 8).eval()
     assert encoder(torch.zeros(2, SHORTEST)).shape == (2, 256)
     assert encoder.output_size == 256
-    with pytest.raises(
-        ValueError, match=r"expected waveforms of shape \[B, samples\] with at least 9920 samples .*got"
-    ):
+    words = r"expected waveforms of shape \[B, samples\] with at least 9920 samples .*got"
+    with pytest.raises(ValueError, match=words):
         encoder(torch.zeros(2, SHORTEST - 1))
     with pytest.raises(ValueError, match=r"got \[9920\]"):
         encoder(torch.zeros(SHORTEST))

@@ -116,7 +116,7 @@ def test_the_folder_of_bert_is_read_as_the_published_one(corpus: Path, learned: 
 
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """Its calls say what is learned, in its order."""
+    """Its calls say what is learned, in its order; its arguments are model, loader, epochs, task and loss."""
     monkeypatch.setattr(pretrain, "fit", fit := Mock(side_effect=pretrain.fit))
     return fit
 
@@ -197,18 +197,12 @@ def test_training_begins_with_them(config: Config, learned: tuple[Path, Losses],
 # What they learn from.
 
 
-@pytest.fixture
-def given(fit: Mock) -> Callable[[], Any]:
-    """Returns the arguments of fit: the model, its loader, the number of epochs, the task and the loss."""
-    fit.side_effect = None
-    return lambda: fit.call_args.args
-
-
-def test_tags_stand_beside_samples_and_each_has_a_loss_of_its_own(corpus: Path, given: Callable[[], Any]) -> None:
+def test_tags_stand_beside_samples_and_each_has_a_loss_of_its_own(corpus: Path, fit: Mock) -> None:
     clips, tags = read_split(corpus, "Synthetic", "train"), pretrain.read_tags(corpus, "Synthetic", "train")
     assert tags.keys() == {clip.path.name for clip in clips}
+    fit.side_effect = None
     weights = pretrain.train_tagger(clips, tags, 0.5, 3)
-    model, loader, epochs, _, loss_of = given()
+    model, loader, epochs, _, loss_of = fit.call_args.args
     assert epochs == 3
     assert same(weights, {name.removeprefix("encoder."): value for name, value in model.state_dict().items()})
     known = sorted({tag for of_clip in tags.values() for tag in of_clip})
@@ -257,14 +251,15 @@ def test_pairs_of_captions() -> None:
     assert pair["token_type_ids"] == [0] * 42 + [1] * 22
 
 
-def test_words_are_masked_as_in_bert(given: Callable[[], Any]) -> None:
+def test_words_are_masked_as_in_bert(fit: Mock) -> None:
     """15 % of the words, never [CLS], [SEP] or padding; of them 80 % read [MASK], 10 % a random word."""
     words = [f"{a}{b}" for a in "bcdfghjklm" for b in "aeiou"]
     clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
     tokenizer = text_encoder.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
+    fit.side_effect = None
     bert = pretrain.train_bert(clips, tokenizer, 2)
-    model, loader, epochs, _, loss_of = given()
+    model, loader, epochs, _, loss_of = fit.call_args.args
     assert bert is model.bert
     assert epochs == 2
     batches = [batch for _ in range(10) for batch in loader]

@@ -94,11 +94,6 @@ def test_embeddings_that_are_not_finite_stop_the_run(
         trainer.train(config, tmp_path / "run")
 
 
-def test_a_batch_of_more_pairs_than_there_are_is_refused(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected at least one batch of 500 pairs, got 80"):
-        trainer.train(replace(config, batch_size=500), tmp_path / "run")
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_sample_that_is_not_finite_is_no_divergence(
