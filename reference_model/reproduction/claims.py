@@ -11,6 +11,7 @@ from typing import Any
 
 from reference_model.paper import LOSS_NAMES, TABLE_2_BATCH_SIZE, experiments, published
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table
+from reference_model.runtime.markdown import escape
 
 ROBUST = ("triplet_sum", "nt_xent")
 HARDEST_NEGATIVE = ("triplet_max", "triplet_weighted")
@@ -240,6 +241,7 @@ def markdown(checked: Sequence[Mapping[str, str]]) -> str:
     """Return the checked claims as a Markdown table."""
     lines = ["| Section | What the paper reports | Its tables | These runs | |", "|---|---|---|---|---|"]
     lines += [
-        f"| {c['section']} | {c['claim']} | {c['paper']} | {c['ours']} | {c['ours, evidence']} |" for c in checked
+        f"| {c['section']} | {c['claim']} | {c['paper']} | {c['ours']} | {escape(c['ours, evidence'])} |"
+        for c in checked
     ]
     return "\n".join(lines) + "\n"

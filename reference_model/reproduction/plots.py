@@ -35,7 +35,7 @@ def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str,
         for number, (seed, history) in enumerate(history_of_seed.items()):
             style = LINE_STYLES[number % len(LINE_STYLES)]
             epochs = [record["epoch"] for record in history]
-            losses = [record["loss"] / history[0]["loss"] for record in history]
+            losses = [record["loss"] / (history[0]["loss"] or 1.0) for record in history]
             recalls = [
                 np.mean([record["val"][way][f"R@{k}"] for way in DIRECTIONS for k in RANKS]) for record in history
             ]
@@ -59,7 +59,7 @@ def plot_table(table: Table) -> Figure:
     for axes_row, block in zip(axes_grid, blocks, strict=True):
         for axes, direction in zip(axes_row, DIRECTIONS, strict=True):
             _draw_bars(axes, block, direction)
-            axes.set_title(f"{block_title(table, block[0])}: {TITLES[direction]}", fontsize=9)
+            axes.set_title(f"{block_title(table, block[0])}: {TITLES[direction]}", fontsize=9, parse_math=False)
         axes_row[0].set_ylabel("recall, %")
         axes_row[0].set_ylim(bottom=0)  # after all bars are drawn: both directions share the axis
     handles, labels = axes_grid[0, 0].get_legend_handles_labels()

@@ -1,21 +1,23 @@
 """A table of :mod:`reference_model.reproduction.tables` in Markdown and in LaTeX, in the form of the paper's."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
 from reference_model.paper import LEARNING_RATE, LOSS_NAMES
 from reference_model.reproduction.grid import FINISHED
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, TableRow, best_cells, row_blocks
+from reference_model.runtime.markdown import escape
 
 
-def caption(table: Table) -> str:
-    """Return the caption: test sets, seeds, and the number of runs so far if some are missing."""
+def caption(table: Table, show_name: Callable[[str], str] = str) -> str:
+    """Return the caption: test sets, named by ``show_name``, seeds, and the runs so far if some are missing."""
     pools = []
     for dataset, pool in table["pools"].items():
         paper = pool["clips in the paper"]
         other = "" if paper in (pool["clips"], None) else f" ({paper} in the paper)"
-        pools.append(f"{dataset}: {pool['clips']} test clips{other}, {pool['captions']} captions")
+        pools.append(f"{show_name(dataset)}: {pool['clips']} test clips{other}, {pool['captions']} captions")
     seeds = ", ".join(map(str, table["seeds"]))
     over = f"seed {seeds}" if len(table["seeds"]) == 1 else f"mean ± standard deviation over seeds {seeds}"
     planned, done, finished = (
@@ -155,9 +157,8 @@ def markdown(table: Table) -> str:
     found = [f"| {' | '.join(header_line)} |", "|" + "---|" * len(texts) + "---:|" * len(RECALL_COLUMNS)]
     for line in lines(table):
         cells = [f"**{cell.text}**" if cell.bold else cell.text for cell in line.cells]
-        texts = [text.replace("*", "\\*") for text in line.texts]
-        found.append(f"| {' | '.join([*texts, *cells])} |")
-    return "\n".join([caption(table), "", *found, "", " ".join(notes(table))]) + "\n"
+        found.append(f"| {' | '.join([*map(escape, line.texts), *cells])} |")
+    return "\n".join([caption(table, escape), "", *found, "", " ".join(notes(table))]) + "\n"
 
 
 def latex(table: Table) -> str:
@@ -205,7 +206,7 @@ _LATEX_ESCAPES = {
 
 
 def _escape(text: str) -> str:
-    escaped = "".join(_LATEX_ESCAPES.get(character, character) for character in text)
+    escaped = "".join(_LATEX_ESCAPES.get(character, character) for character in " ".join(text.split()))
     return re.sub("-(?=-)", "-{}", escaped)  # two hyphens side by side would become a dash
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from reference_model.config import Config
 from reference_model.evaluation.metrics import DIRECTIONS
+from reference_model.runtime.markdown import escape
 
 MEASURES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP@10": "mAP@10", "median_rank": "Median rank"}
 TONES = "Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
@@ -21,8 +22,8 @@ def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: in
     encoders = "ResNet-38 and BERT" if config.model == "full" else "A small ResNet-38 and a small BERT"
     synthetic = f" {TONES}" if config.dataset == "Synthetic" else ""
     millions = parameters / 1e6
-    dataset = _cell(config.dataset)
-    settings = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _settings(config).items())
+    dataset = escape(config.dataset)
+    settings = "\n".join(f"| {name} | {escape(value)} |" for name, value in _settings(config).items())
     return f"""---
 library_name: crossmodal_losses
 pipeline_tag: feature-extraction
@@ -109,8 +110,3 @@ def _settings(config: Config) -> dict[str, Any]:
         if settings[name] is not None and Path(settings[name]).is_absolute():
             settings[name] = Path(settings[name]).name
     return settings
-
-
-def _cell(value: object) -> str:
-    """Return a text for a cell of a table: on one line, with escaped bars."""
-    return " ".join(str(value).split()).replace("|", "\\|")

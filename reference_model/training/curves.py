@@ -21,7 +21,7 @@ def plot_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
     """Plot the training loss, and R@1, R@5 and R@10 of both directions on the validation set, over the epochs."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, recall = figure.subplots(1, 2)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     epochs = [record["epoch"] for record in history]
     loss.plot(epochs, [record["loss"] for record in history], marker=".")
     loss.set(xlabel="epoch", ylabel="training loss")
