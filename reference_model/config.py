@@ -1,15 +1,19 @@
 """The settings of a run, each with its meaning and its source; a run can be repeated from them alone."""
 
 import dataclasses
-import json
+import functools
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from typing_extensions import TypedDict
 
 from crossmodal_losses import LOSSES
-from reference_model import InputError
+from reference_model import InputError, reason_of
 from reference_model.data.audio import SAMPLE_RATE, SHORTEST
 from reference_model.paper import DECAY_FACTOR
+from reference_model.runtime.records import fault_of_form, read_json
 
 Encoders = Literal["frozen", "fine-tuned"]
 Size = Literal["full", "tiny"]
@@ -18,6 +22,8 @@ FrozenMode = Literal["eval", "train"]
 WeightedRule = Literal["equation-6", "mined"]
 SelectOn = Literal["both-directions", "text-to-audio"]
 WITHOUT_EFFECT = ("data", "workers")  # on the result of a run: where the data is, and how many processes read it
+LARGEST = {"clip_seconds": 3600.0, "workers": 1024}  # what the memory and the processes of a machine allow
+LARGEST_FLOAT, LARGEST_INT = 3.4e38, 2**63 - 1  # that torch can hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +57,13 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse settings with which no run is possible."""
-        if self.loss not in LOSSES:
-            raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
         for field in dataclasses.fields(self):
             if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
                 listed = ", ".join(get_args(field.type))
                 raise InputError(f"expected {field.name} to be one of {listed}, got {getattr(self, field.name)}")
+        self._check_types()
+        if self.loss not in LOSSES:
+            raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
         for name in ("audio_checkpoint", "bert"):
             if getattr(self, name) is None and self.model == "full":
                 raise InputError(f"expected {name} for the full model, got none; only the tiny one can begin anew")
@@ -78,6 +85,17 @@ class Config:
         if self.batch_size < 2:
             raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
 
+    def _check_types(self) -> None:
+        """Refuse values of other types, texts that cannot be part of a path, and numbers that are too large."""
+        if fault := fault_of_form(vars(self), _form()):
+            raise InputError(f"expected settings of the right types, got {fault}")
+        for name, value in vars(self).items():
+            if isinstance(value, str) and ("\0" in value or value.encode(errors="replace").decode() != value):
+                raise InputError(f"expected {name} to be a text in UTF-8 without NUL, got {value!r}")
+            largest = LARGEST.get(name, LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT)
+            if isinstance(value, int | float) and not abs(value) <= largest:
+                raise InputError(f"expected {name} to be a number of at most {largest:g}, got {reprlib.repr(value)}")
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name, as config.json holds them."""
         return dataclasses.asdict(self)
@@ -89,18 +107,22 @@ class Config:
     @classmethod
     def read(cls, path: Path) -> "Config":
         """Read the config.json of a run or of a saved model, in its older form too."""
-        try:
-            stored = in_current_form(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise InputError(f"expected the settings of a run as JSON in {path}, got {error}") from error
+        kind = "the settings of a run"
+        stored = in_current_form(read_json(path, Any, kind))
         found = stored.keys() if isinstance(stored, dict) else {type(stored).__name__}
         if differing := found ^ {field.name for field in dataclasses.fields(cls)}:
             differ = ", ".join(sorted(differing))
             raise InputError(f"expected the settings of this version in {path}, got these that differ: {differ}")
         try:
             return cls(**stored)
-        except TypeError as error:  # a text where a number should be
-            raise InputError(f"expected the settings of a run in {path}, got: {error}") from error
+        except InputError as error:
+            raise InputError(f"expected {kind} in {path}, got: {reason_of(error)}") from error
+
+
+@functools.cache
+def _form() -> Any:
+    """Return the form of the settings by name, with their types."""
+    return TypedDict("_form", get_type_hints(Config))  # type: ignore[operator]
 
 
 def in_current_form(stored: Any) -> Any:

@@ -57,6 +57,7 @@ def main() -> None:
     """
     # Tokenizers warn when processes are forked after they were used; they are used before, and not after.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # what it warns of is checked, and said in one line
 
 
 # Every command of these modules.

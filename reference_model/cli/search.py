@@ -32,6 +32,23 @@ def _require_one(audio: Path | None, captions: Path | None) -> None:
         raise InputError(f"expected --audio or --captions, got {'neither' if audio is None else 'both'}")
 
 
+def _refuse_other_files(out: Path) -> None:
+    """Refuse a folder with files under the names of those of ``embed`` that it has not made."""
+    from reference_model.runtime.records import read_json
+    from reference_model.runtime.tensors import load_tensors
+
+    arrays, items = out / "embeddings.safetensors", out / "index.json"
+    if arrays.exists() or items.exists():  # the arrays are written first
+        try:
+            names = set(load_tensors(arrays)[0])
+            if items.exists():
+                read_json(items, list[str], "the names of clips, or captions,")
+        except InputError as error:
+            raise InputError(f"expected {out} to have no file but those of embed, got another: {error}") from error
+        if names != {"embeddings"}:
+            raise InputError(f"expected {out} to have no file but those of embed, got {arrays.name} of other arrays")
+
+
 @click.command()
 @_source_options
 @click.option("--out", type=FOLDER, required=True, help="Where to put embeddings.safetensors and index.json.")
@@ -63,6 +80,7 @@ def embed(run: Path, audio: Path | None, captions: Path | None, index: Path | No
             row = {caption: number for number, caption in enumerate(items)}
             items = read_captions(captions)
             embeddings = embeddings[[row[caption] for caption in items]]
+        _refuse_other_files(out)
         out.mkdir(parents=True, exist_ok=True)
         save_tensors(out / "embeddings.safetensors", {"embeddings": embeddings})
         write_json(out / "index.json", items)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reference_model import InputError
+from reference_model import InputError, reason_of
 from reference_model.data.audio import SAMPLE_RATE
 from reference_model.data.dataset import Clip, write_csv
 from reference_model.paper import DATASET_SIZES
+from reference_model.runtime.files import require_file
 
 MANIFEST = "manifest.csv"  # in the folder of the data set
 STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
@@ -39,14 +41,15 @@ MANIFEST_COLUMNS = [field.name for field in fields(ManifestRow)]
 
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Return the rows of a manifest; anything else is an InputError."""
-    with path.open(encoding="utf-8", newline="") as lines:
-        try:
+    require_file(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
             header, *rows = csv.reader(lines)
-            if header != MANIFEST_COLUMNS:
-                raise ValueError(",".join(header))
-            return [_parse(row) for row in rows]
-        except (ValueError, csv.Error) as error:
-            raise InputError(f"expected a manifest of prepared clips at {path}, got {error}") from error
+        if header != MANIFEST_COLUMNS:
+            raise ValueError(",".join(header))
+        return [_parse(row) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"expected a manifest of prepared clips at {path}, got {reason_of(error)}") from error
 
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
@@ -55,10 +58,15 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
 
 
 def _parse(cells: list[str]) -> ManifestRow:
-    split, file_name, status, *numbers, sha256, reason = cells
-    length, peak = (float(numbers[k]) if numbers[k] else None for k in (0, 3))
-    rate, channels = (int(numbers[k]) if numbers[k] else None for k in (1, 2))
-    return ManifestRow(split, file_name, status, length, rate, channels, peak, sha256, reason)
+    split, file_name, status, seconds, rate, channels, peak, sha256, reason = cells
+    numbers = (_finite(seconds), int(rate) if rate else None, int(channels) if channels else None, _finite(peak))
+    return ManifestRow(split, file_name, status, *numbers, sha256, reason)
+
+
+def _finite(cell: str) -> float | None:
+    if cell and not math.isfinite(number := float(cell)):
+        raise ValueError(cell)
+    return number if cell else None
 
 
 def summary(dataset: str, rows: Sequence[ManifestRow]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -22,7 +22,8 @@ from reference_model import InputError
 from reference_model.data.audio import HOP, SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, write_csv
 from reference_model.data.layouts import DATA_SETS
-from reference_model.runtime.files import atomic_write, read_json, require_same_settings, write_json
+from reference_model.runtime.files import atomic_write, require_same_settings, write_json
+from reference_model.runtime.records import read_json
 
 Signal = NDArray[np.float64]
 Random = np.random.Generator
@@ -230,7 +231,8 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
     settings = folder / "corpus.json"
     if settings.exists():
         expected, got = "new or of the same settings", f"a corpus of others; see {settings}"
-        require_same_settings(folder, read_json(settings), asdict(corpus), expected=expected, got=got)
+        stored = read_json(settings, dict[str, Any], "the settings of a corpus")
+        require_same_settings(folder, stored, asdict(corpus), expected=expected, got=got)
     elif folder.exists():
         raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,7 @@ class TextEncoderSpec:
     published: Callable[..., tuple[TextEncoder, PreTrainedTokenizerFast]]  # (name or folder, *, dropout)
     save: Callable[[Path, TextEncoder, PreTrainedTokenizerFast], None]  # everything but the weights, in a folder
     files: tuple[str, ...]  # names of files that must be in that folder
+    other_files: tuple[str, ...]  # names of files that may be there too
     saved: Callable[[Path], tuple[TextEncoder, PreTrainedTokenizerFast]]  # from that folder, with new weights
     tokenize: Callable[[PreTrainedTokenizerFast, list[str]], list[list[int]]]  # captions to token ids
     settings: Callable[[TextEncoder, PreTrainedTokenizerFast], list[Any]]  # JSON, part of the key of a search index
@@ -67,6 +68,7 @@ BERT = TextEncoderSpec(
     published=bert.pretrained,
     save=bert.save,
     files=bert.FILES,
+    other_files=bert.OTHER_FILES,
     saved=bert.untrained,
     tokenize=bert.tokenize,
     settings=bert.settings,

@@ -25,6 +25,7 @@ from reference_model.data.dataset import Clip, clip_of_caption
 from reference_model.models.dual_encoder import DualEncoder
 from reference_model.models.encode import BatchEncoder, unique
 from reference_model.models.encoders import MODELS
+from reference_model.runtime.files import NotWritten
 from reference_model.runtime.tensors import load_tensors, save_tensors
 
 PART = 256  # clips, or captions
@@ -80,9 +81,11 @@ def cached_features(
     machine = [config.precision, accelerator.device.type]
     settings = [MODELS[config.model].audio.front_end, config.clip_seconds, *machine]
     rows = folder / f"audio-{cache_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}"
-    audio = _cached(rows, len(clips), lambda part: _encode_clips(encoder, clips[part], config), accelerator)
+    width = model.audio_encoder.output_size
+    audio = _cached(rows, len(clips), width, lambda part: _encode_clips(encoder, clips[part], config), accelerator)
     rows = folder / f"text-{cache_key(checksum(model.text_encoder.state_dict()), machine, sentences)}"
-    text = _cached(rows, len(sentences), lambda part: list(encoder.captions(sentences[part])), accelerator)
+    width = model.text_encoder.output_size
+    text = _cached(rows, len(sentences), width, lambda part: list(encoder.captions(sentences[part])), accelerator)
     return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
 
@@ -90,8 +93,10 @@ def _encode_clips(encoder: BatchEncoder, clips: list[Clip], config: Config) -> l
     return [features for features, _ in encoder.clips(Waveforms(clips, config.clip_seconds))]
 
 
-def _cached(folder: Path, number: int, encode: Callable[[slice], list[Tensor]], accelerator: Accelerator) -> Tensor:
-    """Read rows 0 to number; every process first computes its share of the parts that are missing."""
+def _cached(
+    folder: Path, number: int, width: int, encode: Callable[[slice], list[Tensor]], accelerator: Accelerator
+) -> Tensor:
+    """Read features ``[number, width]``; every process first computes its share of the parts that are missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,9 +110,24 @@ def _cached(folder: Path, number: int, encode: Callable[[slice], list[Tensor]], 
     for part, path in tqdm(missing, description, leave=False, unit="part", disable=not missing):
         with FileLock(path.with_suffix(".lock")):  # another run may compute the same part
             if not path.exists():
-                save_tensors(path, {"features": torch.cat(encode(part))})
+                try:
+                    save_tensors(path, {"features": torch.cat(encode(part))})
+                except NotWritten as error:
+                    raise InputError(f"{error}; --features names another folder") from error
     accelerator.wait_for_everyone()
-    return torch.cat([load_tensors(path)[0]["features"] for path in paths])
+    return torch.cat(
+        [_read_part(path, [part.stop - part.start, width]) for part, path in zip(parts, paths, strict=True)]
+    )
+
+
+def _read_part(path: Path, shape: list[int]) -> Tensor:
+    features = load_tensors(path)[0].get("features")
+    if features is None or features.dtype != torch.float32 or list(features.shape) != shape:
+        got = "none" if features is None else f"{features.dtype} {list(features.shape)}"
+        raise InputError(
+            f"expected features in float32 {shape} in {path}, got {got}; without that file they are made again"
+        )
+    return features
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:

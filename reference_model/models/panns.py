@@ -1,6 +1,5 @@
 """Published checkpoints of PANNs (Kong et al. 2020): read without running their code, and loaded into ResNet-38."""
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from reference_model import InputError
 from reference_model.models.resnet38 import ResNet38
+from reference_model.runtime.files import require_file
 
 # Constructors of arrays and of numbers in a pickle that NumPy wrote.
 _CONSTRUCTORS: list[Any] = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
@@ -25,8 +25,6 @@ _ALLOWED: list[Any] = [
 ]
 # First words of the names of arrays that belong to the front-end and the classifier, which are not loaded.
 _DROPPED = ("fc", "spectrogram_extractor", "logmel_extractor")
-# Errors that torch.load and pickle raise for files of other formats.
-_FORMAT_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> ResNet38:
@@ -55,12 +53,13 @@ def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, sp
 
 def read_panns(path: str | Path) -> dict[str, Tensor]:
     """Read the encoder's arrays of a PANNs checkpoint, ``{"iteration", "model", "sampler"}``; none of its code runs."""
-    if not Path(path).is_file():
+    require_file(Path(path))
+    if not Path(path).exists():
         raise InputError(f"expected a PANNs checkpoint at {path}, got no file; it is on Zenodo, record 3987831")
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _FORMAT_ERRORS as error:
+    except Exception as error:  # damaged files make torch raise errors of all kinds
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"one that asks for {asked[1]}" if asked else "a file that is truncated or of another format"
         size = Path(path).stat().st_size
@@ -71,4 +70,16 @@ def read_panns(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("model"), Mapping):
         keys = list(checkpoint)[:4] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise InputError(f"expected a PANNs checkpoint with the entry 'model' at {path}, got {keys}")
+    for name, array in checkpoint["model"].items():
+        if not isinstance(name, str) or not isinstance(array, Tensor) or not _is_plain(array):
+            raise InputError(f"expected finite arrays with names in {path}, got {name!r}, which is something else")
     return {name: array for name, array in checkpoint["model"].items() if not name.startswith(_DROPPED)}
+
+
+def _is_plain(array: Tensor) -> bool:
+    """Return whether an array is dense, of real numbers, all finite."""
+    return (
+        array.layout == torch.strided
+        and not (array.is_complex() or array.is_quantized)
+        and bool(array.isfinite().all())
+    )

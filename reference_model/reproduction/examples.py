@@ -7,25 +7,42 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE, load_waveform
 from reference_model.evaluation.metrics import QUERIES_AT_ONCE, ranks_of_targets
 from reference_model.run_folder import TEST_EMBEDDINGS
+from reference_model.runtime.files import require_file
+from reference_model.runtime.records import check_form
 from reference_model.runtime.tensors import load_tensors
 
 QUERIES = 4  # in each direction
 SHOWN = 3  # candidates of a query
 SOUND_SECONDS = 10.0  # longest sound on the page
 SOUND_COMPRESSION = 0.9  # of 0 to 1: about 40 kbit/s, half the size of the default
+
+
+class StoredClip(TypedDict):
+    """A clip of the test set."""
+
+    file_name: str
+    captions: Annotated[list[str], Field(min_length=1)]
+
+
+class TestSetRecord(TypedDict):
+    """The record beside the embeddings of a test set."""
+
+    clips: Annotated[list[StoredClip], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -41,12 +58,22 @@ class EmbeddedTestSet:
     @classmethod
     def read(cls, folder: Path) -> "EmbeddedTestSet":
         """Read what a finished run has stored in its folder."""
-        tensors, record = load_tensors(folder / TEST_EMBEDDINGS)
+        path = folder / TEST_EMBEDDINGS
+        tensors, record = load_tensors(path)
+        check_form(record, TestSetRecord, "the clips of a test set", path)
         clips = record["clips"]
         clip_of_caption = torch.repeat_interleave(torch.tensor([len(clip["captions"]) for clip in clips]))
         file_names = [clip["file_name"] for clip in clips]
         captions = [caption for clip in clips for caption in clip["captions"]]
-        return cls(tensors["audio"].float(), tensors["text"].float(), clip_of_caption, file_names, captions)
+        audio, text = (tensors.get(name, torch.empty(0)) for name in ("audio", "text"))
+        fits = audio.ndim == text.ndim == 2 and audio.shape[1] == text.shape[1] and audio.is_floating_point()
+        fits = fits and (len(audio), len(text)) == (len(clips), len(captions)) and text.is_floating_point()
+        if not fits or not (audio.isfinite().all() and text.isfinite().all()):
+            got = f"{list(audio.shape)} and {list(text.shape)}, or numbers that are not finite"
+            raise InputError(
+                f"expected embeddings of {len(clips)} clips and {len(captions)} captions in {path}, got {got}"
+            )
+        return cls(audio.float(), text.float(), clip_of_caption, file_names, captions)
 
 
 def similarities(test: EmbeddedTestSet) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -115,10 +142,13 @@ def clips_as_queries(test: EmbeddedTestSet, config: Config) -> list[Example]:
 
 def sound(config: Config, file_name: str) -> str | None:
     """Return a clip of the test set as a ``data:`` URL of MP3, or None if its file is gone."""
+    if file_name != Path(file_name).name:  # edited by hand: it leads out of the folder
+        return None
     path = Path(config.data) / config.dataset / "waveforms" / "test" / file_name
     try:
+        require_file(path)
         waveform = load_waveform(path, min(config.clip_seconds, SOUND_SECONDS, soundfile.info(path).duration))
-    except (InputError, OSError, soundfile.LibsndfileError):
+    except (ValueError, OSError, soundfile.LibsndfileError):
         return None
     encoded = io.BytesIO()
     samples = waveform.clamp(-1, 1).numpy()

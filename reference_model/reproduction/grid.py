@@ -6,27 +6,31 @@ A row that is in two tables is run once. The folder of the results holds ``grid.
 
 import dataclasses
 import itertools
-import json
+import reprlib
 import socket
 import time
 import traceback
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from filelock import FileLock
+from pydantic import Field, FiniteFloat, with_config
+from typing_extensions import TypedDict
 
-from reference_model import InputError
-from reference_model.config import WITHOUT_EFFECT, Config, in_current_form
+from reference_model import InputError, reason_of
+from reference_model.config import WITHOUT_EFFECT, Config, Encoders, in_current_form
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import ROW_SETTINGS, Experiment, experiment_name
-from reference_model.run_folder import CONFIG, DIVERGED, METRICS
+from reference_model.run_folder import CONFIG, DIVERGED, METRICS, stored_reason
 from reference_model.runtime import lease
-from reference_model.runtime.files import require_same_settings, write_json
+from reference_model.runtime.files import NotWritten, require_same_settings, write_json
 from reference_model.runtime.lease import lock_holder, seconds_since_heartbeat
+from reference_model.runtime.records import read_json
 
 GRID = "grid.json"
+KIND = "results of reproduce"
 State = Literal["done", "diverged", "failed", "running", "interrupted", "pending"]
 STATES: tuple[State, ...] = get_args(State)
 FINISHED: tuple[State, ...] = ("done", "diverged", "failed")  # nothing is left to train
@@ -73,8 +77,27 @@ class Run:
 
     def reason(self) -> str:
         """Return the recorded error in one line."""
-        lines = json.loads(self.failure_file.read_text(encoding="utf-8"))["reason"].splitlines()
-        return " ".join(lines[:2])
+        return " ".join(stored_reason(self.failure_file).splitlines()[:2])
+
+
+@with_config(extra="forbid")
+class Row(TypedDict):
+    """The settings of an experiment."""
+
+    dataset: str
+    encoders: Encoders
+    loss: Literal["triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"]  # those with a name in the tables
+    batch_size: int
+    learning_rate: FiniteFloat
+
+
+class GridForm(TypedDict):
+    """The content of ``grid.json``."""
+
+    tables: Annotated[dict[Literal["1", "2"], Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    experiments: Annotated[dict[str, Row], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -140,21 +163,38 @@ class Grid:
             with FileLock(out / ".grid.lock"):
                 write_json(out / GRID, dataclasses.asdict(self.merge_with_stored(out)))
         except OSError as error:
-            raise InputError(f"expected to write results in {out}, got: {error}; --out names another folder") from error
+            reason = error.reason if isinstance(error, NotWritten) else error
+            raise InputError(
+                f"expected to write results in {out}, got: {reason}; --out names another folder"
+            ) from error
 
     @classmethod
     def read(cls, out: Path) -> "Grid":
         """Return the grid that is stored in a folder of results."""
         try:
-            grid = cls(**json.loads((out / GRID).read_text(encoding="utf-8")))
-            grid = dataclasses.replace(grid, settings=in_current_form(grid.settings))
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"expected results of reproduce in {out}, got no readable {GRID}: {error}") from error
+            stored = read_json(out / GRID, GridForm, KIND)
+        except InputError as error:
+            raise InputError(f"expected {KIND} in {out}, got no readable {GRID}: {error}") from error
+        fields = {field.name for field in dataclasses.fields(cls)}
+        grid = cls(**{name: stored[name] for name in fields})
+        grid = dataclasses.replace(grid, settings=in_current_form(grid.settings))
         expected = {field.name for field in dataclasses.fields(Config)} - {*ROW_SETTINGS, "seed"}
         if grid.settings.keys() != expected:
             differ = ", ".join(sorted(grid.settings.keys() ^ expected))
             raise InputError(f"expected the settings of this version in {out / GRID}, got these that differ: {differ}")
+        grid._check_rows(out)
         return grid
+
+    def _check_rows(self, out: Path) -> None:
+        """Refuse rows of tables that there are not, under other names than theirs, and with impossible settings."""
+        unknown = {name for rows in self.tables.values() for name in rows} - self.experiments.keys()
+        unknown |= {name for name, row in self.experiments.items() if name != experiment_name(row)}
+        if unknown:
+            raise InputError(f"expected {KIND} in {out / GRID}, got the name {reprlib.repr(min(unknown))} of no row")
+        try:
+            self.runs(out)
+        except InputError as error:
+            raise InputError(f"expected {KIND} in {out / GRID}, got: {reason_of(error)}") from error
 
 
 def plan(grid: Grid, out: Path) -> str:

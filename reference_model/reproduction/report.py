@@ -14,19 +14,24 @@ from reference_model.reproduction import table_formats as formats
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
 from reference_model.reproduction.grid import Grid, Run, count_states
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, make_table
-from reference_model.run_folder import DIVERGED, METRICS, TIME, stored_metrics
+from reference_model.run_folder import DIVERGED, METRICS, stored_metrics, stored_reason, stored_time
 from reference_model.runtime.environment import describe_environment
-from reference_model.runtime.files import read_json, write_json, write_text
+from reference_model.runtime.files import write_json, write_text
 from reference_model.training.curves import write_figure
 
 PAGE = "report.html"
 LOCK = ".tables.lock"  # of the files that several machines may write
 
 
-def write_tables(grid: Grid, out: Path) -> list[Table]:
-    """Write ``table_N.{md,tex,json,png}`` and ``claims.{md,json}`` for the runs that are done so far."""
+def write_tables(grid: Grid, results: Path, out: Path | None = None) -> list[Table]:
+    """Write ``table_N.{md,tex,json,png}`` and ``claims.{md,json}`` for the runs that are done so far.
+
+    They go to ``out``, or else to the folder of the results.
+    """
+    out = out or results
+    out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / LOCK):
-        tables = [make_table(grid, number, out) for number in grid.tables]
+        tables = [make_table(grid, number, results) for number in grid.tables]
         for table in tables:
             name = f"table_{table['table']}"
             write_json(out / f"{name}.json", table)
@@ -39,12 +44,12 @@ def write_tables(grid: Grid, out: Path) -> list[Table]:
     return tables
 
 
-def write_report(grid: Grid, out: Path) -> Path:
-    """Write ``report.html``; styles, pictures and sounds are inside it, and it fetches nothing."""
-    runs = grid.runs(out)
+def write_report(grid: Grid, results: Path, out: Path | None = None) -> Path:
+    """Write ``report.html``, to ``out`` or else to the results; all is inside it, and it fetches nothing."""
+    out, runs = out or results, grid.runs(results)
     done = [run for run in runs if (run.folder / METRICS).exists()]
     blocks = _blocks(done)
-    tables = [make_table(grid, number, out) for number in grid.tables]
+    tables = [make_table(grid, number, results) for number in grid.tables]
     datasets = dict.fromkeys(row["dataset"] for row in grid.experiments.values())
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -115,7 +120,7 @@ def _examples(title: str, runs: Sequence[Run]) -> dict[str, Any]:
 def _hours(done: Sequence[Run]) -> str:
     if not done:
         return "None has finished."
-    times = [read_json(run.folder / TIME) for run in done]
+    times = [stored_time(run.folder) for run in done]
     hours = sum(time["seconds"] for time in times) / 3600
     machines = ", ".join(sorted({time["machine"] for time in times}))
     return f"{len(done)} finished runs took {hours:.2f} hours, added up, on: {machines}."
@@ -127,11 +132,11 @@ def _run_line(run: Run) -> dict[str, Any]:
     if state == "failed":
         line["remark"] = run.reason()
     elif state == "diverged":
-        line["remark"] = read_json(run.folder / DIVERGED)["reason"]
+        line["remark"] = stored_reason(run.folder / DIVERGED)
     elif state == "done":
         metrics = stored_metrics(run.folder)
         line |= {
-            "minutes": f"{read_json(run.folder / TIME)['seconds'] / 60:.1f}",
+            "minutes": f"{stored_time(run.folder)['seconds'] / 60:.1f}",
             "epoch": metrics["best_epoch"],
             "cells": [f"{metrics['test'][direction][metric]:.1f}" for direction, metric in RECALL_COLUMNS],
             "remark": "collapsed" if metrics["collapsed"] else "",

@@ -12,7 +12,7 @@ from typing import Any
 from reference_model.evaluation.metrics import DIRECTIONS
 from reference_model.paper import DATASET_SIZES, published
 from reference_model.reproduction.grid import FINISHED, Grid, Run
-from reference_model.run_folder import METRICS, stored_metrics
+from reference_model.run_folder import METRICS, TableMetrics, stored_metrics
 
 RECALL_COLUMNS = [(direction, f"R@{k}") for direction in DIRECTIONS for k in (1, 5, 10)]
 
@@ -29,7 +29,7 @@ def make_table(grid: Grid, number: str, out: Path) -> Table:
     for run in runs:
         dataset = run.config.dataset
         if dataset not in pools and (run.folder / METRICS).exists():
-            metrics = stored_metrics(run.folder)
+            metrics = stored_metrics(run.folder, TableMetrics)
             pools[dataset] = {
                 "clips": metrics["test"]["text_to_audio"]["pool"],
                 "captions": metrics["test"]["audio_to_text"]["pool"],
@@ -45,7 +45,8 @@ def make_table(grid: Grid, number: str, out: Path) -> Table:
 def make_row(name: str, grid: Grid, runs: Sequence[Run]) -> TableRow:
     """Return the row of one experiment from its runs, one for each seed."""
     states = [run.state() for run in runs]
-    done = [stored_metrics(run.folder) for run, state in zip(runs, states, strict=True) if state == "done"]
+    finished = [run for run, state in zip(runs, states, strict=True) if state == "done"]
+    done = [stored_metrics(run.folder, TableMetrics) for run in finished]
     ours = aggregate([metrics["test"] for metrics in done])
     paper = published().get(name)
     return {

@@ -1,24 +1,65 @@
 """Files and folders that are written whole or not at all: beside their place, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from reference_model import InputError
+from reference_model import InputError, reason_of
+
+LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 
 Settings = Mapping[str, Any]
+
+
+class NotWritten(InputError, OSError):
+    """A file or a folder cannot be written: there is no room, or no permission."""
+
+    reason = ""
+
+
+def fit_name(name: str, *, before: str = "", after: str = "") -> str:
+    """Return a name with something before and after it; one that is too long is cut, and has a checksum instead."""
+    whole = f"{before}{name}{after}"
+    if len(os.fsencode(whole)) <= LONGEST_NAME:
+        return whole
+    checksum = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f"{before}{os.fsencode(name)[:180].decode(errors='ignore')}-{checksum}{after}"
+
+
+def require_file(path: Path) -> None:
+    """Refuse a folder, and a pipe or a device, of which a reader might wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # the reader says why
+    if not stat.S_ISREG(mode):
+        raise InputError(f"expected a file at {path}, got {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}")
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Convert the errors of writing to NotWritten; torch and libsndfile raise a RuntimeError on a full disk."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = error.reason if isinstance(error, NotWritten) else reason_of(error)
+        refused = NotWritten(f"expected to write {place}, got: {reason}")
+        refused.reason = reason
+        raise refused from error
 
 
 @contextmanager
 def _empty_folder_beside(path: Path) -> Iterator[Path]:
     """Yield a new folder beside a place and remove it at the end; what a killed process left there goes first."""
-    folder = path.with_name(f".{path.name}.part")
+    folder = path.with_name(fit_name(path.name, before=".", after=".part"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -31,8 +72,11 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file in a new folder beside its place, then move it there.
 
     It is on the disk before it is moved, so a computer that loses power keeps the old file or the new one.
+
+    Raises:
+        NotWritten: there is no room, or no permission.
     """
-    with _empty_folder_beside(path) as folder:
+    with writing(path), _empty_folder_beside(path) as folder:
         beside = folder / path.name
         write(beside)
         beside.chmod(folder.stat().st_mode & 0o666)  # the permissions of any new file; some writers give fewer
@@ -45,13 +89,43 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, and move it to the place of ``folder``, which must be free, at the end of the block."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _empty_folder_beside(folder) as beside:
-        yield beside
-        os.replace(beside, folder)
+def atomic_folder(
+    folder: Path, write: Callable[[Path], object], *, check: Callable[[Path], object] = lambda _: None
+) -> None:
+    """Write a folder in a new folder beside its place, then move it there; ``check`` refuses one that is not replaced.
+
+    Raises:
+        NotWritten: there is no room, or no permission.
+    """
+    folder = folder.resolve()
+    old = folder.with_name(fit_name(folder.name, before=".", after=".old"))  # is there between the two moves alone
+    if old.exists():
+        check(old)
+        if not folder.exists():  # a killed process left it
+            os.replace(old, folder)
+    if folder.exists():
+        check(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _empty_folder_beside(folder) as part:
+            beside = part / folder.name
+            beside.mkdir()
+            write(beside)
+            for path in beside.rglob("*"):
+                if path.is_file():
+                    _flush(path)
+            if old.exists():
+                shutil.rmtree(old)
+            if folder.exists():
+                os.replace(folder, old)
+            try:
+                os.replace(beside, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
+            if old.exists():
+                os.replace(old, beside)  # it goes with the folder beside
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,12 +138,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file whose content is an object."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def require_same_settings(
     folder: Path, stored: Settings, given: Settings, *, expected: str = "of these settings", got: str = "others in {}"
 ) -> None:
@@ -80,34 +148,3 @@ def require_same_settings(
         raise InputError(
             f"expected {folder} to be {expected}, got {got.replace('{}', different)}; choose another --out"
         )
-
-
-def replace_folder(folder: Path, write: Callable[[Path], object], *, names: Collection[str], kind: str) -> None:
-    """Write a folder beside its place, then move it there; one of this kind, with no other names, is replaced.
-
-    Raises:
-        InputError: the place is taken by something else, or cannot be written.
-    """
-    folder = folder.absolute()
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # a killed process left it between the two moves
-        os.replace(old, folder)
-    foreign = sorted({path.name for path in folder.iterdir()} - set(names)) if folder.is_dir() else []
-    if foreign or (folder.exists() and not folder.is_dir()):
-        got = f"a folder with {foreign[0]}" if foreign else "a file"
-        raise InputError(f"expected {folder} to be new, empty or {kind} and nothing else, got {got}")
-    try:
-        with atomic_folder(folder) as beside:
-            write(beside)
-            for path in beside.rglob("*"):
-                if path.is_file():
-                    _flush(path)
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                os.replace(folder, old)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"expected to write {folder}, got: {error}") from error
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(old, ignore_errors=True)

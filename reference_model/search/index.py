@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from reference_model import InputError
+from reference_model import InputError, reason_of
 from reference_model.data.audio import SUFFIXES, audio_files_in
+from reference_model.runtime.files import NotWritten, fit_name
+from reference_model.runtime.records import fault_of_form
 from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import load_tensors, save_tensors
 
@@ -95,10 +96,10 @@ def index_path(searched: Path, key: str, folder: str | Path | None) -> Path:
         raise InputError(f"expected a path in UTF-8, got {printable(str(searched))}") from error
     if folder is not None:
         path = hashlib.sha256(os.fsencode(searched)).hexdigest()[:8]
-        return Path(folder) / f"{searched.name or 'root'}-{path}" / f"{key}.safetensors"
+        return Path(folder) / fit_name(searched.name or "root", after=f"-{path}") / f"{key}.safetensors"
     if not searched.name:
         raise InputError(f"expected another folder for the index of {searched}, got none; --index names it")
-    return searched.with_name(f"{searched.name}.index") / f"{key}.safetensors"
+    return searched.with_name(fit_name(searched.name, after=".index")) / f"{key}.safetensors"
 
 
 def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]:
@@ -204,12 +205,18 @@ def _read(path: Path) -> _StoredIndex:
         return _StoredIndex({}, torch.empty(0, 0))
     try:
         arrays, _ = load_tensors(path)
-        entries: list[Any] = json.loads(arrays["entries"].numpy().tobytes())
-        stored = _StoredIndex({name: (version, reason) for name, version, reason in entries}, arrays["embeddings"])
-        if (items := len(stored.as_index().items)) != len(stored.embeddings):
-            raise ValueError(f"{len(stored.embeddings)} embeddings of {items} items")
-    except (KeyError, ValueError) as error:
-        raise InputError(f"expected an index at {path}, got: {error}; without that file it is made again") from error
+        entries = [tuple(entry) for entry in json.loads(arrays["entries"].numpy().tobytes())]
+        if fault := fault_of_form(entries, list[tuple[str, list[int], str | None]]):
+            raise ValueError(fault)
+        rows = arrays["embeddings"]
+        stored = _StoredIndex({name: (version, reason) for name, version, reason in entries}, rows)
+        items = len(stored.as_index().items)
+        if rows.ndim != 2 or rows.dtype != torch.float32 or len(rows) != items or not rows.isfinite().all():
+            raise ValueError(f"{rows.dtype} {list(rows.shape)} as embeddings of {items} items, or not all finite")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"expected an index at {path}, got: {reason_of(error)}; without that file it is made again"
+        ) from error
     return stored
 
 
@@ -233,9 +240,10 @@ def _write_errors_refused(path: Path) -> Iterator[None]:
     """Convert errors of writing the index to InputError."""
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        reason = error.reason if isinstance(error, NotWritten) else error
         raise InputError(
-            f"expected to write an index in {path.parent}, got: {error}; --index names another folder"
+            f"expected to write an index in {path.parent}, got: {reason}; --index names another folder"
         ) from error
 
 

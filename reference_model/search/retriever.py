@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from reference_model import InputError
+from reference_model import InputError, reason_of
 from reference_model.config import Config
 from reference_model.data.audio import check_audio, find_fault, load_waveform
 from reference_model.data.dataset import read_captions
@@ -20,7 +20,7 @@ from reference_model.models.encode import BatchEncoder, unique
 from reference_model.models.encoders import MODELS
 from reference_model.models.features import cache_key, checksum
 from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIGHTS, TEXT_ENCODER, stored_metrics
-from reference_model.runtime.files import replace_folder, write_json, write_text
+from reference_model.runtime.files import atomic_folder, require_file, write_json, write_text
 from reference_model.runtime.tensors import save_tensors
 from reference_model.search.index import (
     Index,
@@ -46,9 +46,8 @@ class Retriever:
         for rank, score, clip in retriever.find_audio("a dog barks twice", "recordings"):
             print(rank, score, clip)
 
-    Embeddings equal those that ``evaluate`` ranks to the bit if the same clips and captions are given in the same
-    order on the same device; in other batches the last bits differ. They are computed in the precision that the run
-    was trained in; in float32 for fp16 on a CPU.
+    Embeddings equal those that ``evaluate`` ranks to the bit for the same clips and captions in the same order on the
+    same device; in other batches the last bits differ. Their precision is the run's; float32 for fp16 on a CPU.
 
     Args:
         model: the model of a run, with its ``tokenizer`` and its settings, ``config``.
@@ -65,13 +64,13 @@ class Retriever:
         metrics: dict[str, Any] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self.tokenizer, self.config, self.metrics = tokenizer, config, metrics
+        self.tokenizer, self.config = tokenizer, config
+        self._metrics: dict[str, Any] | Path | None = metrics  # or the folder that has them
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"expected a device of this machine, got {device}: {reason}") from error
+            raise InputError(f"expected a device of this machine, got {device}: {reason_of(error)}") from error
         self.precision = "no" if config.precision == "fp16" and self.device.type == "cpu" else config.precision
         self.embedding_size: int = model.heads.audio[-1].out_features  # type: ignore[assignment]
         self._spec = MODELS[config.model]
@@ -86,11 +85,15 @@ class Retriever:
         Raises:
             InputError: the folder is neither, or this machine has no such device.
         """
-        folder = Path(folder)
-        config = _read_config(folder)
-        model, tokenizer = saved_model(config, folder)
-        metrics = stored_metrics(folder) if (folder / METRICS).exists() else None
-        return cls(model, tokenizer, config, metrics=metrics, device=device)
+        config = _read_config(folder := Path(folder))
+        retriever = cls(*saved_model(config, folder), config, device=device)
+        retriever._metrics = folder if (folder / METRICS).exists() else None
+        return retriever
+
+    @cached_property
+    def metrics(self) -> dict[str, Any] | None:
+        """The metrics of the run, None if it is not finished; an InputError if its ``metrics.json`` is damaged."""
+        return stored_metrics(self._metrics) if isinstance(self._metrics, Path) else self._metrics
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save everything that :meth:`from_pretrained` reads, and a model card, in a folder, completely or not at all.
@@ -105,12 +108,9 @@ class Retriever:
             self._spec.text.save(beside / TEXT_ENCODER, self.model.text_encoder, self.tokenizer)
             if self.metrics is not None:
                 write_json(beside / METRICS, self.metrics)
-            number = sum(parameter.numel() for parameter in self.model.parameters())
-            card = model_card(self.config, self.metrics, parameters=number, embedding_size=self.embedding_size)
-            write_text(beside / README, card)
+            write_text(beside / README, _model_card(self))
 
-        names = (MODEL_WEIGHTS, CONFIG, TEXT_ENCODER, METRICS, README)
-        replace_folder(Path(folder), write, names=names, kind="a saved model")
+        atomic_folder(Path(folder), write, check=_refuse_what_is_no_saved_model)
 
     def embed_audio(self, paths: Sequence[str | Path]) -> Tensor:
         """Embed audio files of any length, rate and channel count: ``[N, D]``, normalised float32 on the CPU.
@@ -237,6 +237,44 @@ class Retriever:
         with torch.no_grad(), self._autocast():
             embeddings: Tensor = next(made for made in self.model.heads(**features) if made is not None)
         return embeddings.cpu()
+
+
+def _model_card(retriever: Retriever) -> str:
+    number = sum(parameter.numel() for parameter in retriever.model.parameters())
+    size = retriever.embedding_size
+    return model_card(retriever.config, retriever.metrics, parameters=number, embedding_size=size)
+
+
+def _refuse_what_is_no_saved_model(folder: Path) -> None:
+    """Refuse a place that holds anything but a saved model, each file as it was saved; it may be the user's own."""
+    if got := _difference_from_saved_model(folder):
+        raise InputError(f"expected {folder} to be new, empty or a saved model and nothing else, got {got}")
+
+
+def _difference_from_saved_model(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "a file"
+    in_text_encoder = {name for spec in MODELS.values() for name in (*spec.text.files, *spec.text.other_files)}
+    names = {
+        CONFIG,
+        MODEL_WEIGHTS,
+        METRICS,
+        README,
+        TEXT_ENCODER,
+        *(f"{TEXT_ENCODER}/{name}" for name in in_text_encoder),
+    }
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    if foreign := sorted(found - names):
+        return f"a folder with {foreign[0]}"
+    if not found:
+        return None
+    try:
+        saved = Retriever.from_pretrained(folder, device="cpu")
+        require_file(folder / README)
+        as_saved = (folder / README).read_text(encoding="utf-8") == _model_card(saved)
+    except (ValueError, OSError) as error:
+        return f"another folder: {error}"
+    return None if as_saved else f"a folder with another {README}"
 
 
 def _index_key(encoder: nn.Module, head: nn.Module, settings: list[Any]) -> str:

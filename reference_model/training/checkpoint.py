@@ -6,16 +6,34 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import TypedDict
 
 from reference_model import InputError
 from reference_model.data.dataset import SPLITS, Clip
+from reference_model.run_folder import Epoch
+from reference_model.runtime.files import NotWritten
+from reference_model.runtime.records import check_form
 from reference_model.runtime.tensors import copy_weights, load_tensors, save_tensors
+
+
+class CheckpointRecord(TypedDict):
+    """The record in a checkpoint."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=0)]
+    total: FiniteFloat
+    history: list[Epoch]
+    seconds: FiniteFloat
+    scaler: dict[str, FiniteFloat] | None
+    data: str
+    frozen: str
+    versions: dict[str, str]
 
 
 @dataclass
@@ -46,9 +64,9 @@ def save_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     try:
         save_tensors(path, tensors, record)
-    except (SafetensorError, OSError) as error:
+    except NotWritten as error:
         raise InputError(
-            f"expected to write a checkpoint, got: {error}. The last one is as it was: "
+            f"expected to write a checkpoint, got: {error.reason}, in {path.parent}. The last one is as it was: "
             "once there is room, or permission, the same command goes on from there"
         ) from error
 
@@ -56,6 +74,12 @@ def save_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Any]:
     """Read weights and optimiser in place, and return the record that was saved with them; refuse another run's."""
     tensors, record = load_tensors(path)
+    check_form(record, CheckpointRecord, "the record of a checkpoint", path)
+    if len(record["history"]) != record["epoch"] - 1:
+        finished = len(record["history"])
+        raise InputError(
+            f"expected a record of each finished epoch in {path}, got {finished} in epoch {record['epoch']}"
+        )
     saved: dict[str, Tensor] = {}
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -64,8 +88,9 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
             saved[rest] = tensor
         else:
             index, _, entry = rest.partition(".")
-            states.setdefault(int(index), {})[entry] = tensor
+            states.setdefault(int(index) if index.isdecimal() else -1, {})[entry] = tensor
     copy_weights(path, saved, weights)
+    _check_states(path, states, optimizer)
     try:
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
         for parameter, state in optimizer.state.items():  # a fused optimiser relies on the layout of its parameter
@@ -75,3 +100,15 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
     except (RuntimeError, ValueError) as error:
         raise InputError(f"expected a checkpoint of this run in {path}, got another's: {error}") from error
     return record
+
+
+def _check_states(path: Path, states: dict[int, dict[str, Tensor]], optimizer: Optimizer) -> None:
+    """Refuse a state of Adam that does not fit the parameters of the optimiser."""
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    for index, state in states.items():
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        shape = parameters[index].shape if index in parameters else None
+        if shapes != {"step": torch.Size([]), "exp_avg": shape, "exp_avg_sq": shape}:
+            raise InputError(
+                f"expected a checkpoint of this run in {path}, got another's: the state of parameter {index}"
+            )

@@ -2,9 +2,10 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite
 from reference_model.run_folder import CURVES, LOG, TENSORBOARD
+from reference_model.runtime.files import require_file, writing
 from reference_model.runtime.signals import Stopped
 from reference_model.training.checkpoint import Progress
 from reference_model.training.curves import plot_curves
@@ -28,13 +30,35 @@ log_of_training = logging.getLogger("reference_model.training")
 log_of_training.setLevel(logging.INFO)
 
 
+class _LogFile(logging.FileHandler):
+    """The log in a file; lines that find no room on the disk are lost, and the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        require_file(path)
+        super().__init__(path, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+def _hook_without_write_errors(arguments: threading.ExceptHookArgs) -> None:
+    """Print errors of threads, except those of TensorBoard's on a full disk, which the main thread raises again."""
+    if not (arguments.exc_type and issubclass(arguments.exc_type, OSError)):
+        threading.__excepthook__(arguments)
+
+
 @contextmanager
 def log_to_folder(folder: Path, *, is_main: bool) -> Iterator[None]:
     """Write the log of the main process to ``log.txt`` too; other processes log errors only."""
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8") if is_main else logging.NullHandler()
+    handler = _LogFile(folder / LOG) if is_main else logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log_of_training.addHandler(handler)
     log_of_training.setLevel(logging.INFO if is_main else logging.ERROR)
+    hook, threading.excepthook = threading.excepthook, _hook_without_write_errors
     try:
         with logging_redirect_tqdm():
             yield
@@ -45,6 +69,7 @@ def log_to_folder(folder: Path, *, is_main: bool) -> Iterator[None]:
         log.info("%s: stopped when asked to; the same command continues", folder)
         raise
     finally:
+        threading.excepthook = hook
         log_of_training.removeHandler(handler)
         handler.close()
 
@@ -68,7 +93,13 @@ class Monitor:
         """Remove the progress bar and close TensorBoard's file."""
         self.bar.close()
         if self.board is not None:
-            self.board.close()
+            with writing(self.folder / TENSORBOARD):
+                self.board.close()
+
+    def _add_to_board(self, name: str, value: float, step: int) -> None:
+        if self.board is not None:
+            with writing(self.folder / TENSORBOARD):
+                self.board.add_scalar(name, value, step)
 
     def add_loss(self, loss: Tensor) -> None:
         """Keep the loss of a finished step on its device until the next fetch."""
@@ -93,8 +124,7 @@ class Monitor:
             if not math.isfinite(value):
                 raise NotFinite(f"the loss is {value} at step {step} of epoch {progress.epoch}")
             progress.total += value
-            if self.board is not None:
-                self.board.add_scalar("loss", value, (progress.epoch - 1) * self.steps + step)
+            self._add_to_board("loss", value, (progress.epoch - 1) * self.steps + step)
         shown = {"loss": f"{values[-1]:.3f}"}
         if progress.history:
             shown["val R@10"] = f"{progress.history[-1]['val']['text_to_audio']['R@10']:.1f}%"
@@ -106,10 +136,10 @@ class Monitor:
             return
         config, history, name = self.config, self.progress.history, self.folder.name
         record = history[-1]
-        self.board.add_scalar("learning_rate", record["learning_rate"], self.bar.n)
+        self._add_to_board("learning_rate", record["learning_rate"], int(self.bar.n))
         for group, values in {**record["val"], "diagnosis": record["diagnosis"]}.items():
             for key, value in values.items():
-                self.board.add_scalar(f"{group}/{key}", value, self.bar.n)
+                self._add_to_board(f"{group}/{key}", value, int(self.bar.n))
         plot_curves(self.folder / CURVES, history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
         log.info("%s, epoch %d: loss %.4f; val %s", name, record["epoch"], record["loss"], summary(record["val"]))
         if record["diagnosis"]["collapsed"]:

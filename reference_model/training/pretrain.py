@@ -8,6 +8,7 @@ saved in the layouts of the published files, so that runs load them like those.
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from reference_model.data.layouts import clip_seconds
 from reference_model.models import bert as text_encoder
 from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
-from reference_model.runtime.files import atomic_folder, atomic_write, read_json, require_same_settings, write_json
+from reference_model.runtime.files import atomic_folder, atomic_write, require_same_settings, write_json
+from reference_model.runtime.records import read_json
 from reference_model.runtime.signals import raise_if_stop_requested
 
 AUDIO, TEXT = "ResNet38_tiny.pth", "bert"  # file and folder of the encoders
@@ -57,7 +59,8 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     out.mkdir(parents=True, exist_ok=True)
     if (out / RECORD).exists():
         got = f"encoders of others; see {out / RECORD}"
-        require_same_settings(out, read_json(out / RECORD), settings, expected="new or of these settings", got=got)
+        stored = read_json(out / RECORD, dict[str, Any], "the settings of encoders")
+        require_same_settings(out, stored, settings, expected="new or of these settings", got=got)
     write_json(out / RECORD, settings)
     if not (out / AUDIO).exists():
         torch.manual_seed(seed)
@@ -68,9 +71,7 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
         torch.manual_seed(seed)
         tokenizer = text_encoder.train_tokenizer(captions_of(clips))
         bert = train_bert(clips, tokenizer, text_epochs)
-        with atomic_folder(out / TEXT) as folder:
-            bert.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        atomic_folder(out / TEXT, partial(text_encoder.save_pretrained, bert=bert, tokenizer=tokenizer))
 
 
 def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]]:
@@ -78,7 +79,10 @@ def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]
     table = Path(data) / dataset / "tags" / f"{split}.csv"
     if not table.is_file():
         raise InputError(f"expected the events of each clip in {table}, got no file; synthesize makes it")
-    return {name: events.split("; ") for _, (name, events) in itertools.islice(csv_rows(table), 1, None)}
+    rows = csv_rows(table)
+    if (header := next(rows, (1, []))[1]) != ["file_name", "tags"]:
+        raise InputError(f"expected the header file_name,tags in {table}, got {','.join(header) or 'nothing'}")
+    return {name: events.split("; ") for _, (name, events) in rows}
 
 
 class Tagger(nn.Module):

@@ -22,7 +22,7 @@ from reference_model.models.encoders import MODELS
 from reference_model.models.features import FeatureBatches, Features, cached_features
 from reference_model.paper import DATASET_SIZES
 from reference_model.run_folder import CHECKPOINT, CONFIG, FROZEN_WEIGHTS, TEXT_ENCODER
-from reference_model.runtime.files import write_json
+from reference_model.runtime.files import atomic_folder, write_json
 from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import load_record, save_tensors
 from reference_model.training.checkpoint import fingerprint
@@ -44,7 +44,7 @@ def read_clips(config: Config, folder: Path, accelerator: Accelerator) -> Clips:
         raise InputError(f"expected at least one batch of {config.batch_size} pairs, got {pairs}; lower --batch-size")
     if config.batch_size < processes:
         raise InputError(f"expected a pair for each of {processes} processes in a batch, got {config.batch_size}")
-    if (folder / CHECKPOINT).exists() and load_record(folder / CHECKPOINT)["data"] != fingerprint(clips):
+    if (folder / CHECKPOINT).exists() and load_record(folder / CHECKPOINT).get("data") != fingerprint(clips):
         raise InputError(
             f"expected the clips and captions that {folder} was trained on so far, got others in "
             f"{Path(config.data) / config.dataset}; choose another --out"
@@ -66,7 +66,7 @@ def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelera
     raise_if_stop_requested()
     if accelerator.is_main_process:
         write_json(folder / CONFIG, config.as_dict())
-        text.save(folder / TEXT_ENCODER, model.text_encoder, tokenizer)
+        atomic_folder(folder / TEXT_ENCODER, lambda beside: text.save(beside, model.text_encoder, tokenizer))
         if model.frozen and not (folder / CHECKPOINT).exists():
             save_tensors(folder / FROZEN_WEIGHTS, model.frozen_parameters())
     return model.to(accelerator.device), {split: text.tokenize(tokenizer, captions[split]) for split in SPLITS}

@@ -60,11 +60,11 @@ def train(
     """
     accelerator = make_accelerator(config.precision)
     with accelerator.main_process_first():  # the main process makes the folder, or refuses it
-        if (metrics := open_run(config, folder)) is not None:
-            return metrics
+        if open_run(config, folder) is not None:
+            return stored_metrics(folder)
     with lock_run_folder(folder) if accelerator.is_main_process else nullcontext():
-        if (metrics := open_run(config, folder)) is not None:  # by now another process may have finished the run
-            return metrics
+        if open_run(config, folder) is not None:  # by now another process may have finished the run
+            return stored_metrics(folder)
         with log_to_folder(folder, is_main=accelerator.is_main_process), handle_signals():
             features = features or Path(config.data) / config.dataset / "features"
             return Trainer(config, folder, accelerator, features, checkpoint_minutes * 60).run(position)

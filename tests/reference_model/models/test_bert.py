@@ -1,5 +1,8 @@
 """BERT: new, from a folder, saved; its tokenizer."""
 
+import json
+import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,75 @@ def test_a_folder_that_is_no_bert_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match="expected BERT by name or in a folder"):
         text_encoder.pretrained(str(tmp_path / "bert"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "both"])
+@pytest.mark.parametrize("model_type", ["bert", "mybert"])
+def test_no_code_of_a_folder_runs_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, model_type: str
+) -> None:
+    save_bert(tmp_path, CAPTIONS)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\n" + EVIL)
+    for name in ("config.json", "tokenizer_config.json"):
+        if file in (name, "both"):
+            settings = json.loads((tmp_path / name).read_text())
+            settings["auto_map"] = {
+                "AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoTokenizer": ["evil.Tokens", "evil.Tokens"],
+            }  # fmt: skip
+            settings |= {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "Tokens"}
+            (tmp_path / name).write_text(json.dumps(settings))
+
+    def asked(*_: object) -> str:
+        raise AssertionError("a question on stdin")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with suppress(InputError):
+        text_encoder.pretrained(str(tmp_path))
+    with suppress(InputError):
+        text_encoder.untrained(tmp_path)
+    assert not (tmp_path / "RAN").exists()
+
+
+EVIL = """
+from transformers import BertConfig, BertModel, BertTokenizer
+class Config(BertConfig): pass
+class Model(BertModel): pass
+class Tokens(BertTokenizer): pass
+"""
+
+
+@pytest.mark.parametrize("name, value", [("attn_implementation", "somebody/kernels"), ("_attn_implementation", "a/b"),
+                                         ("quantization_config", {"quant_method": "gptq"}), ("dtype", "float16"),
+                                         ("is_decoder", True), ("hidden_dropout_prob", 0.5)])  # fmt: skip
+def test_only_the_architecture_is_read_from_a_config(tmp_path: Path, name: str, value: object) -> None:
+    bert = save_bert(tmp_path, CAPTIONS).eval()
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, name: value}))
+    encoder, tokenizer = text_encoder.pretrained(str(tmp_path))
+    tokens = pad_tokens(text_encoder.tokenize(tokenizer, CAPTIONS[:3]))
+    torch.testing.assert_close(encoder.eval()(**tokens), bert(**tokens).last_hidden_state[:, 0])
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("vocab_size", 10**9, "got 1000000000 as vocab_size"), ("num_hidden_layers", 0, "got 0 as num_hidden_layers"),
+    ("num_hidden_layers", 10**6, "more than 1,000,000,000 weights"), ("hidden_size", "x", "got 'x' as hidden_size"),
+    ("layer_norm_eps", float("inf"), "got inf as layer_norm_eps"), ("num_attention_heads", 3, "heads"),
+    ("max_position_embeddings", 8, "got 8 as max_position_embeddings"), ("hidden_act", "loud", "loud"),
+    ("vocab_size", 20, "a tokenizer with token"),
+])  # fmt: skip
+def test_impossible_settings_are_refused(tmp_path: Path, name: str, value: object, words: str) -> None:
+    save_bert(tmp_path, CAPTIONS)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, name: value}))
+    with pytest.raises(InputError, match=rf"expected BERT by name.* {re.escape(str(tmp_path))}.*{words}"):
+        text_encoder.pretrained(str(tmp_path))
+    with pytest.raises(InputError, match=rf"expected BERT's configuration.* {re.escape(str(tmp_path))}.*{words}"):
+        text_encoder.untrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["../../etc/passwd", "/etc/passwd", "nowhere.safetensors", ""])
+def test_an_index_of_weights_stays_in_its_folder(tmp_path: Path, part: str) -> None:
+    save_bert(tmp_path, CAPTIONS)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"x": part}}))
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json, which is no file beside it"):
+        text_encoder.pretrained(str(tmp_path))

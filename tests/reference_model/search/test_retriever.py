@@ -377,3 +377,107 @@ def test_search_runs_as_a_program(trained: Path, clips: Path) -> None:
     assert len(done.stdout.splitlines()) == 42
     best = [line.split()[2] for line in done.stdout.splitlines()[:7]]
     assert len({name.split("/")[-1] for name in best}) == 1  # the copies of one clip
+
+
+# What a user may have put where a model is to be saved, under names that a saved model has: what is not there of it
+# ("": everything), and the files that are there instead, with their texts; a name that ends in a slash is a folder.
+OWN_FILES: dict[str, tuple[str, dict[str, str]]] = {
+    "nothing but a README": ("", {"README.md": "notes"}),
+    "nothing but a thesis": ("", {"text_encoder/thesis.txt": "years of work"}),
+    "nothing but a config": ("", {"config.json": "{}"}),
+    "nothing but a folder": ("", {"text_encoder/": ""}),
+    "another README": ("README.md", {"README.md": "notes"}),
+    "no README": ("README.md", {}),
+    "a README that is a folder": ("README.md", {"README.md/": ""}),
+    "other metrics": ("metrics.json", {"metrics.json": '{"mine": 1}'}),
+    "another config": ("config.json", {"config.json": '{"mine": 1}'}),
+    "other weights": ("model.safetensors", {"model.safetensors": "mine"}),
+    "a file in text_encoder": ("metrics.json", {"text_encoder/thesis.txt": "years of work"}),
+    "a folder in text_encoder": ("metrics.json", {"text_encoder/mine/": ""}),
+    "a hidden file": ("metrics.json", {".gitignore": "*"}),
+    "no text_encoder": ("text_encoder", {}),
+}
+
+
+def put(saved: Path, removed: str, files: dict[str, str]) -> None:
+    if (saved / removed).is_dir():
+        shutil.rmtree(saved / removed)
+    else:
+        (saved / removed).unlink()
+    for name, text in files.items():
+        path = saved / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text(text)
+
+
+@pytest.mark.parametrize("own", OWN_FILES)
+def test_files_of_the_user_are_never_replaced(model: Retriever, tmp_path: Path, own: str) -> None:
+    saved = tmp_path / "saved"
+    model.save_pretrained(saved)
+    put(saved, *OWN_FILES[own])
+
+    def content() -> dict[Path, bytes | None]:
+        return {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")}
+
+    before = content()
+    with pytest.raises(InputError, match=r"to be new, empty or a saved model and nothing else, got "):
+        model.save_pretrained(saved)
+    assert content() == before
+
+
+def test_an_edited_model_card_is_kept(model: Retriever, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "saved")
+    with (tmp_path / "saved" / "README.md").open("a") as card:
+        card.write("\nMy notes.")
+    with pytest.raises(InputError, match=r"nothing else, got a folder with another README\.md"):
+        model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "README.md").read_text().endswith("My notes.")
+
+
+def test_a_folder_of_the_user_beside_is_kept(model: Retriever, tmp_path: Path) -> None:
+    (mine := tmp_path / ".saved.old").mkdir()
+    (mine / "thesis.txt").touch()
+    with pytest.raises(InputError, match=r"expected .*\.saved\.old to be new, empty or a saved model"):
+        model.save_pretrained(tmp_path / "saved")
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+
+
+def test_a_saved_model_is_replaced_through_a_link(model: Retriever, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "saved")
+    (tmp_path / "link").symlink_to(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "saved"]
+    assert (tmp_path / "link").is_symlink()
+    Retriever.from_pretrained(tmp_path / "link")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"a": 1,', "[" * 100_000])
+def test_search_does_not_need_metrics_and_export_refuses_damaged_ones(
+    trained: Path, clips: Path, tmp_path: Path, command_line: CommandLine, text: str
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "metrics.json").write_text(text)
+    assert command_line("search", "--run", run, "--audio", clips, "a low tone").stdout
+    refused = command_line("export", "--run", run, "--out", tmp_path / "saved", status=1)
+    assert refused.stderr.splitlines()[-1].startswith("Error: expected ")
+    assert f"{run}/metrics.json" in refused.stderr
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("name", ["index.json", "embeddings.safetensors"])
+def test_embed_replaces_its_own_files_alone(
+    trained: Path, tmp_path: Path, command_line: CommandLine, name: str
+) -> None:
+    (tmp_path / "captions.txt").write_text("a low tone\n")
+    arguments = ["embed", "--run", trained, "--captions", tmp_path / "captions.txt", "--out", tmp_path / "out"]
+    command_line(*arguments)
+    command_line(*arguments)
+    (tmp_path / "out" / "index.json").unlink()  # killed before it was written
+    command_line(*arguments)
+    for mine in ('{"my": "index"}', "notes"):
+        (tmp_path / "out" / name).write_text(mine)
+        refused = command_line(*arguments, status=1)
+        assert "expected " in refused.stderr.splitlines()[-1]
+        assert "to have no file but those of embed, got another: " in refused.stderr.splitlines()[-1]
+        assert (tmp_path / "out" / name).read_text() == mine
