@@ -95,7 +95,8 @@ def _train_and_write(runs: "list[Run]", out: Path, **options: Any) -> None:
 
 @click.command()
 @click.option("--results", type=FOLDER, default="results", help="The folder that reproduce works in.")
-def report(results: Path) -> None:
+@click.option("--out", type=FOLDER, show_default="RESULTS", help="Where to put the tables and the page.")
+def report(results: Path, out: Path | None) -> None:
     """Make the tables and report.html of a folder of results again, of the runs that there are so far.
 
     One page that holds everything: tables and pictures, what the paper reports beside what these runs show, the curves
@@ -105,5 +106,5 @@ def report(results: Path) -> None:
     from reference_model.reproduction.report import write_report, write_tables
 
     grid = Grid.read(results)
-    write_tables(grid, results)
-    click.echo(f"{write_report(grid, results)} opens in any browser, without a network")
+    write_tables(grid, results, out)
+    click.echo(f"{write_report(grid, results, out)} opens in any browser, without a network")

@@ -59,8 +59,16 @@ def lost_lock(folder: Path) -> bool:
 
 
 def lock_holder(folder: Path) -> str | None:
-    """Return the name of the process that holds the lock, as far as can be seen; None if the lock is free."""
-    return _observer(folder).holder() if (folder / LOCK).exists() else None
+    """Return the name of the process that holds the lock, as far as can be seen; None if the lock is free.
+
+    In a folder where this process may not write, a lock counts as held for LEASE_SECONDS after its last heartbeat.
+    """
+    if not (folder / LOCK).exists():
+        return None
+    try:
+        return _observer(folder).holder()
+    except OSError:
+        return _name_of_holder(_lease(folder)) if seconds_since_heartbeat(folder) < LEASE_SECONDS else None
 
 
 def seconds_since_heartbeat(folder: Path) -> float:
