@@ -37,7 +37,7 @@ from reference_model.data.audio import SAMPLE_RATE, SHORTEST, Fault, decode, fin
 from reference_model.data.dataset import SPLITS, write_csv
 from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_download
 from reference_model.data.manifest import MANIFEST, ManifestRow, read_manifest, summary, write_manifest
-from reference_model.runtime.files import atomic_write
+from reference_model.runtime.files import LONGEST_NAME, atomic_write
 from reference_model.runtime.signals import raise_if_stop_requested
 
 QUIETEST = 2**-15  # peak of a silent clip at most; one step of 16 bits
@@ -188,6 +188,10 @@ def _init_worker() -> None:
 def _prepare_clip(task: _Task) -> ManifestRow:
     source, target = task.clip.source, task.target
     row = ManifestRow(task.split, target.name, "ok")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        return replace(
+            row, status="unreadable", reason=f"its name has more than {LONGEST_NAME} bytes with .wav at its end"
+        )
     if (source is None or not source.exists()) and target.is_file():  # the source was deleted after it was prepared
         return _measure(row, target)
     fault = Fault("missing", "no file of this clip") if source is None else find_fault(source)
