@@ -32,7 +32,7 @@ from reference_model.reproduction.grid import Grid, plan
 from reference_model.run_folder import stored_metrics, stored_reason, stored_time
 from reference_model.runtime.files import write_json
 from reference_model.runtime.records import read_json
-from reference_model.runtime.tensors import load_weights, save_tensors
+from reference_model.runtime.tensors import load_tensors, load_weights, save_tensors
 from reference_model.search.index import ItemEmbeddings, load_or_update
 from reference_model.search.model_card import model_card
 from reference_model.training.checkpoint import load_checkpoint, save_checkpoint
@@ -250,3 +250,29 @@ def test_a_panns_checkpoint_of_other_things(tmp_path: Path, model: dict[Any, Any
     torch.save({"model": model}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"expected .*a\.pth, got "):
         panns.read_panns(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer.0.exp_avg": None}, {"optimizer.1.step": None}, {"optimizer.0.exp_avg": torch.zeros(2, 2)},
+        {"optimizer.1.exp_avg_sq": torch.zeros(())}, {"optimizer.2.step": torch.zeros(())},
+        {"optimizer.first.step": torch.zeros(())}, {"optimizer.0.more": torch.zeros(2, 3)},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_another_state_of_the_optimizer(tmp_path: Path, change: dict[str, Any]) -> None:
+    model, path = nn.Linear(2, 3), tmp_path / "checkpoint.safetensors"
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    record = {"epoch": 1, "step": 1, "total": 1.5, "history": [], "seconds": 3.5, "scaler": None}
+    save_checkpoint(path, model.state_dict(), optimizer, record | {"data": "a", "frozen": "b", "versions": {}})
+    load_checkpoint(path, model.state_dict(), optimizer)
+    tensors, stored = load_tensors(path)
+    tensors = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
+    save_tensors(path, tensors, stored)
+    with pytest.raises(InputError, match=r"expected a checkpoint of this run in .*got another's: the state of param"):
+        load_checkpoint(path, model.state_dict(), optimizer)
+    save_tensors(path, load_tensors(path)[0], {**stored, "epoch": 9})
+    with pytest.raises(InputError, match=r"expected a record of each finished epoch in .*, got 0 in epoch 9"):
+        load_checkpoint(path, model.state_dict(), optimizer)
