@@ -53,7 +53,7 @@ def fault_of_form(content: Any, form: Any) -> str | None:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
-            return f"no {place}"
+            return f"no entry {place}"
         of_place = f" as {place}" if place else ""
         return f"{reprlib.repr(first['input'])}{of_place}, which {first['msg'].replace('Input ', '')}"
     return None

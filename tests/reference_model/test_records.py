@@ -32,7 +32,7 @@ class Form(TypedDict):
     [
         ('{"number": 1, "names": []}', None),
         ('{"number": 1.5, "names": ["a"], "remark": "b", "more": {}}', None),
-        ('{"names": []}', "got no number"),
+        ('{"names": []}', "got no entry number"),
         ('{"number": "1", "names": []}', "got '1' as number, which should be a valid number"),
         ('{"number": true, "names": []}', "got True as number, which should be"),
         ('{"number": 1e999, "names": []}', "got inf as number, which should be a finite number"),
