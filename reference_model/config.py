@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from crossmodal_losses import LOSSES
 from reference_model import InputError, reason_of
-from reference_model.data.audio import SAMPLE_RATE, SHORTEST
+from reference_model.data.audio import LONGEST, SAMPLE_RATE, SHORTEST
 from reference_model.paper import DECAY_FACTOR
 from reference_model.runtime.records import fault_of_form, read_json
 
@@ -82,6 +82,8 @@ class Config:
         if round(self.clip_seconds * SAMPLE_RATE) < SHORTEST:
             least = f"{SHORTEST / SAMPLE_RATE}, the least that ResNet-38 can pool"
             raise InputError(f"expected clip_seconds >= {least}, got {self.clip_seconds}")
+        if self.clip_seconds > LONGEST:
+            raise InputError(f"expected clip_seconds <= {LONGEST}, all that is ever decoded, got {self.clip_seconds}")
         if self.batch_size < 2:
             raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
 

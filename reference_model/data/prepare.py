@@ -33,8 +33,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reference_model import InputError
-from reference_model.data.audio import SAMPLE_RATE, SHORTEST, Fault, decode, find_fault, write_wav
+from reference_model.data.audio import (
+    LONGEST,
+    SAMPLE_RATE,
+    SHORTEST,
+    decode,
+    inspect_audio,
+    samples_when_decoded,
+    write_wav,
+)
 from reference_model.data.dataset import SPLITS, write_csv
+from reference_model.data.decoding import Fault
 from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_download
 from reference_model.data.manifest import MANIFEST, ManifestRow, read_manifest, summary, write_manifest
 from reference_model.runtime.files import LONGEST_NAME, atomic_write
@@ -194,31 +203,31 @@ def _prepare_clip(task: _Task) -> ManifestRow:
         )
     if (source is None or not source.exists()) and target.is_file():  # the source was deleted after it was prepared
         return _measure(row, target)
-    fault = Fault("missing", "no file of this clip") if source is None else find_fault(source)
-    if fault is not None:
+    found = Fault("missing", "no file of this clip") if source is None else inspect_audio(source)
+    if source is None or isinstance(found, Fault):
         target.unlink(missing_ok=True)
-        return replace(row, **fault._asdict())
-    assert source is not None
-    header = soundfile.info(source)
-    row = replace(row, source_sample_rate=header.samplerate, source_channels=header.channels)
+        return replace(row, **found._asdict())
+    cut = f"only the first {LONGEST} s of {found.seconds:.0f} s" if found.seconds > LONGEST else ""
+    row = replace(row, source_sample_rate=found.rate, source_channels=found.channels, reason=cut)
     modified = source.stat().st_mtime_ns
-    expected = -(-header.frames * SAMPLE_RATE // header.samplerate)
-    if not _is_current(target, modified, expected):
+    expected, tolerance = samples_when_decoded(found)
+    if not _is_current(target, modified, expected, tolerance):
         target.unlink(missing_ok=True)
         try:
             waveform = decode(source)
         except InputError as error:
             return _unreadable(row, error)
-        if (fault := _fault_of_waveform(waveform, expected)) is not None:
+        if (fault := _fault_of_waveform(waveform, expected - tolerance)) is not None:
             return replace(row, seconds=len(waveform) / SAMPLE_RATE, **fault._asdict())
         atomic_write(target, lambda path: write_wav(path, waveform, modified))
     return _measure(row, target)
 
 
-def _is_current(target: Path, modified: int, samples: int) -> bool:
+def _is_current(target: Path, modified: int, samples: int, tolerance: int) -> bool:
     """Return whether the prepared file has the modification time and the length of its source."""
     try:
-        return target.stat().st_mtime_ns == modified and soundfile.info(target).frames == samples
+        same_time = target.stat().st_mtime_ns == modified
+        return same_time and abs(soundfile.info(target).frames - samples) <= tolerance
     except (OSError, soundfile.LibsndfileError):
         return False
 

@@ -117,7 +117,8 @@ def versions_of_audio(folder: Path) -> tuple[dict[str, Version], dict[str, str]]
         except OSError as error:  # a link to nothing
             unopened[name] = str(error.strerror)
     if not versions and not unopened:
-        raise InputError(f"expected audio files ({' '.join(sorted(SUFFIXES))}) in {folder}, got none")
+        usual = " ".join(sorted(SUFFIXES[:7]))
+        raise InputError(f"expected audio files ({usual}) in {folder}, or others that FFmpeg decodes, got none")
     return versions, unopened
 
 

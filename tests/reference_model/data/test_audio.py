@@ -10,7 +10,15 @@ import soundfile
 import torch
 
 from reference_model import InputError
-from reference_model.data.audio import check_audio, load_waveform
+from reference_model.data.audio import (
+    audio_files_in,
+    check_audio,
+    find_fault,
+    inspect_audio,
+    load_waveform,
+    passed_over,
+    write_wav,
+)
 
 
 def sine(rate: int, seconds: float, frequency: float = 440) -> np.ndarray[Any, Any]:
@@ -85,3 +93,24 @@ def test_clips_are_cut_or_padded_at_the_end(tmp_path: Path) -> None:
     assert long.shape == (64_000,)
     assert torch.equal(long[32_100:], torch.zeros(64_000 - 32_100))
     assert torch.equal(load_waveform(path, 0.5), long[:16_000])  # decoding only the beginning changes nothing in it
+
+
+def test_prepared_files_are_checked_by_their_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    write_wav(path, torch.from_numpy(sine(32_000, 1)).float(), 0)
+    whole = path.read_bytes()
+    assert inspect_audio(path) == (32_000, 1, 32_000, True)
+    path.write_bytes(whole[:-1])
+    assert find_fault(path) == ("truncated", f"{len(whole) - 1} of {len(whole)} bytes")
+    write_wav(path, torch.empty(0), 0)
+    assert find_fault(path) == ("unreadable", "empty (no samples)")
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.M4A", "c.txt", "d.TXT", "README", ".hidden.wav", "sub/e.opus", "sub/f.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".index").mkdir()
+    (tmp_path / ".index" / "g.wav").touch()
+    assert sorted(audio_files_in(tmp_path)) == ["a.wav", "b.M4A", "sub/e.opus"]
+    assert passed_over(tmp_path) == {".txt": 2, "without a suffix": 1, "hidden": 2, ".jpg": 1}

@@ -16,12 +16,13 @@ import miniature
 import numpy as np
 import pytest
 import soundfile
+import sounds
 import torch
 from miniature import everything_in
 
 from reference_model import InputError
 from reference_model.data import manifest, prepare
-from reference_model.data.audio import decode, load_waveform
+from reference_model.data.audio import LONGEST, decode, load_waveform
 from reference_model.data.dataset import Clip, read_split
 from reference_model.data.manifest import ManifestRow
 from reference_model.runtime.signals import Stopped, handle_signals
@@ -446,3 +447,20 @@ def test_checksums_are_those_of_the_split_or_of_the_file(tmp_path: Path) -> None
     manifest.write_manifest(tmp_path / "Mine" / "manifest.csv", [ManifestRow("train", "same.wav", "ok", sha256="aa")])
     assert manifest.audio_checksums(tmp_path, "Mine", "train", clips["train"]) == ["aa"]
     assert manifest.audio_checksums(tmp_path, "Mine", "test", clips["test"]) == computed["test"]
+
+
+def test_one_bad_clip_ends_nothing(tmp_path: Path) -> None:
+    """One of 1 Hz and 200 hours is cut, one of an odd rate is resampled, others that no decoder reads have a status."""
+    raw = miniature.standard(tmp_path / "raw", miniature.clotho_clips((7, 2, 2)))
+    names = [clip.file_name for clip in miniature.clotho_clips((7, 0, 0))["train"]]
+    bomb, odd, text, channels, negative = (raw / "waveforms" / "train" / name for name in names[:5])
+    bomb.write_bytes(sounds.wav(1, b"\x82" * (200 * 3600), bits=8))
+    odd.write_bytes(sounds.wav(22_254, bytes(range(250)) * 200))
+    text.write_text("ffconcat version 1.0\nfile odd.wav\n")
+    channels.write_bytes(odd.read_bytes()[:22] + b"\xff\xff" + odd.read_bytes()[24:])
+    negative.write_bytes(odd.read_bytes()[:24] + b"\0\0\0\0" + odd.read_bytes()[28:])
+    rows = run(raw, tmp_path, "Mine", allow_missing=True).rows
+    assert [row.status for row in rows] == ["ok", "ok", "unreadable", "unreadable", "unreadable", *["ok"] * 6]
+    assert (rows[0].seconds, rows[0].reason) == (LONGEST, f"only the first {LONGEST} s of 720000 s")
+    assert rows[1].source_sample_rate == 22_254
+    assert all(row.reason for row in rows[2:5])
