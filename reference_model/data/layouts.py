@@ -12,13 +12,13 @@ them. The file names of clips are never changed.
 import itertools
 import os
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reference_model import InputError
-from reference_model.data.dataset import SPLITS, csv_rows
-
-EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")  # the first of them is taken where a clip is there in several
+from reference_model.data.audio import SUFFIXES
+from reference_model.data.dataset import SPLITS, Refusals, csv_rows, require_name
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,12 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
         raise InputError(f"expected the folder of the clips at {audio}, got {got}")
     _refuse_another_data_set(dataset, folder, layout)
     download: dict[str, list[DownloadedClip]] = {}
+    refusals = Refusals()
     for split, name, table in zip(SPLITS, layout.splits, layout.tables(folder), strict=True):
         folders = [audio / part for part in (name, split) if (audio / part).is_dir()]
-        download[split] = _read_clips(table, (folders or [audio])[0])
+        with refusals.collect():
+            download[split] = _read_clips(_read_table(table, refusals), (folders or [audio])[0])
+    refusals.raise_all()
     _refuse_one_file_for_two_clips(download)
     return download
 
@@ -147,7 +150,7 @@ def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
 def _folder_of_clips(folder: Path) -> Path:
     """Return where the audio is if the layout does not say it: beside the tables, or in the one folder there."""
     beside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    if any(path.name in SPLITS or path.suffix.lower() in EXTENSIONS for path in beside):
+    if any(path.name in SPLITS or _suffix(path.name) in SUFFIXES for path in beside):
         return folder
     folders = sorted(path for path in beside if path.is_dir() and not path.name.startswith("csv_files"))
     if len(folders) != 1:
@@ -156,46 +159,69 @@ def _folder_of_clips(folder: Path) -> Path:
     return folders[0]
 
 
-def _read_clips(table: Path, folder: Path) -> list[DownloadedClip]:
+@dataclass
+class _TableRow:
+    """A clip in a table: its captions, and the possible names of its audio file, the likeliest first.
+
+    A name without an extension ends in a dot.
+    """
+
+    candidates: tuple[str, ...]
+    captions: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)  # audiocap_id of each caption; some tools name files by one of them
+
+
+def _read_clips(table: dict[str, _TableRow], folder: Path) -> list[DownloadedClip]:
     """Return the clips of a table with their audio files in a folder, which is listed once."""
     files = _files_by_name(folder)
-    return [
-        DownloadedClip(name, next((files[c] for c in candidates if c in files), None), tuple(captions))
-        for name, (candidates, captions) in _read_table(table).items()
-    ]
+    listed = {unicodedata.normalize("NFC", name) for name in table}
+
+    def source(name: str, row: _TableRow) -> Path | None:
+        names = (form for c in (name, *row.candidates, *row.ids) for form in (c, unicodedata.normalize("NFC", c)))
+        found = map(files.get, names)
+        # The file of another clip may differ from this name in its extension alone.
+        others = listed - {unicodedata.normalize("NFC", name)}
+        return next((f for f in found if f and unicodedata.normalize("NFC", f.name) not in others), None)
+
+    return [DownloadedClip(name, source(name, row), tuple(row.captions)) for name, row in table.items()]
 
 
-def _read_table(table: Path) -> dict[str, tuple[tuple[str, ...], list[str]]]:
-    """Return the clips of a table by their file names; rows of one name are one clip.
-
-    Each has the possible names of its audio file, the likeliest first, where one without an extension ends in a dot;
-    and its captions.
-    """
-    numbered = csv_rows(table)
+def _read_table(table: Path, refusals: Refusals) -> dict[str, _TableRow]:
+    """Return the clips of a table by their file names; rows of one name are one clip, and bad rows are collected."""
+    numbered = csv_rows(table, refusals)
     _, header = next(numbered, (1, []))
     by_name = header[:1] == ["file_name"] and len(header) > 1 and all(c.startswith("caption") for c in header[1:])
     if not by_name and not {"youtube_id", "start_time", "caption"} <= set(header):
         headers = "file_name,caption or file_name,caption_1,... or audiocap_id,youtube_id,start_time,caption"
         raise InputError(f"expected the header {headers} in {table}, got {','.join(header) or 'nothing'}")
-    clips: dict[str, tuple[tuple[str, ...], list[str]]] = {}
-    candidates: tuple[str, ...]
+    clips: dict[str, _TableRow] = {}
     for line, row in numbered:
-        if by_name:
-            name, candidates, captions = row[0], (row[0],), row[1:]
-        else:
+        where = f"line {line} of {table}"
+        with refusals.collect():
             fields = dict(zip(header, row, strict=True))
-            name, candidates = _audiocaps_names(fields["youtube_id"], fields["start_time"], f"line {line} of {table}")
-            captions = [fields["caption"]]
-        if name in (".", "..") or any(separator in name for separator in (os.sep, os.altsep) if separator):
-            raise InputError(f"expected the name of a file, not a path, in line {line} of {table}, got {name}")
-        earlier, all_captions = clips.setdefault(name, (candidates, []))
-        if earlier != candidates:
-            got = f"another in line {line} of {table}: {row}"
-            raise InputError(f"expected one start_time for all captions of a video, got {got}")
-        all_captions += captions
-    if not clips:
+            if by_name:
+                name, captions = row[0], row[1:]
+                candidates: tuple[str, ...] = (_stem(name),)
+            else:
+                name, candidates = _audiocaps_names(fields["youtube_id"], fields["start_time"], where)
+                captions = [fields["caption"]]
+            require_name(name, f"in {where}")
+            clip = clips.setdefault(name, _TableRow(candidates))
+            if clip.candidates != candidates:
+                got = f"another in {where}: {row}"
+                raise InputError(f"expected one start_time for all captions of a video, got {got}")
+            clip.captions += captions
+            if not by_name and "audiocap_id" in fields:
+                clip.ids.append(f"{fields['audiocap_id']}.")
+    if not clips and not refusals.messages:
         raise InputError(f"expected at least one clip in {table}, got the header alone")
     return clips
+
+
+def _stem(name: str) -> str:
+    """Return a name without its extension if that is one of audio, with a dot at its end."""
+    stem, extension = os.path.splitext(name)
+    return f"{stem if extension.lower() in SUFFIXES else name}."
 
 
 def _audiocaps_names(video: str, start: str, where: str) -> tuple[str, tuple[str, ...]]:
@@ -205,7 +231,7 @@ def _audiocaps_names(video: str, start: str, where: str) -> tuple[str, tuple[str
     milliseconds. Some tools add the Y because ids may begin with a hyphen. All ids have 11 characters, so no name fits
     two of them.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?", start):
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", start):
         raise InputError(f"expected start_time in seconds in {where}, got {start}")
     seconds, milliseconds = f"{float(start):g}", round(1000 * float(start))
     stems = [f"{prefix}{video}{rest}" for rest in ("", f"_{seconds}", f"_{milliseconds}_*") for prefix in ("Y", "")]
@@ -213,21 +239,29 @@ def _audiocaps_names(video: str, start: str, where: str) -> tuple[str, tuple[str
 
 
 def _files_by_name(folder: Path) -> dict[str, Path]:
-    """Return the contents of a folder by name; audio also by its name without the extension, ``STEM.``."""
+    """Return the contents of a folder by name, and in NFC; audio also by its name without the extension, ``STEM.``.
+
+    Tools and file systems write letters with accents as one character (NFC) or as two (NFD).
+    """
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as listing:
         names = sorted(entry.name for entry in listing)
     files = {name: folder / name for name in names}
-    for extension in EXTENSIONS:
-        for name in names:
-            stem, dot, found = name.rpartition(".")
-            if dot + found.lower() == extension:
-                files.setdefault(f"{stem}.", folder / name)
-                # The end in AudioSet's names may be any: clips at the end of a video are shorter.
-                if ends := re.fullmatch(r"(.+_\d+)_\d+", stem):
-                    files.setdefault(f"{ends[1]}_*.", folder / name)
+    for name in names:
+        files.setdefault(unicodedata.normalize("NFC", name), folder / name)
+    by_suffix = sorted((SUFFIXES.index(suffix), name) for name in names if (suffix := _suffix(name)) in SUFFIXES)
+    for _, name in by_suffix:
+        stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])
+        files.setdefault(f"{stem}.", folder / name)
+        # The end in AudioSet's names may be any: clips at the end of a video are shorter.
+        if ends := re.fullmatch(r"(.+_\d+)_\d+", stem):
+            files.setdefault(f"{ends[1]}_*.", folder / name)
     return files
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _refuse_one_file_for_two_clips(download: dict[str, list[DownloadedClip]]) -> None:

@@ -42,7 +42,7 @@ from reference_model.data.audio import (
     samples_when_decoded,
     write_wav,
 )
-from reference_model.data.dataset import SPLITS, write_csv
+from reference_model.data.dataset import SPLITS, data_folder, write_csv
 from reference_model.data.decoding import Fault
 from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_download
 from reference_model.data.manifest import MANIFEST, ManifestRow, read_manifest, summary, write_manifest
@@ -88,7 +88,7 @@ def prepare(
     known = next((n for n, of in DATA_SETS.items() if of.layouts and n.lower() == dataset.lower()), dataset)
     if known != dataset:
         raise InputError(f"expected --dataset {known}, got {dataset}")
-    folder = root / dataset
+    folder = data_folder(root, dataset)
     for original in (raw, audio):
         if original is not None and folder.resolve() in (original.resolve(), *original.resolve().parents):
             raise InputError(f"expected to write elsewhere than where the originals are, got {folder} for both")

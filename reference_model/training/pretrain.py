@@ -25,7 +25,7 @@ from transformers import BertForPreTraining, DataCollatorForLanguageModeling, Pr
 from reference_model import InputError
 from reference_model.data.audio import check_audio
 from reference_model.data.batches import Waveforms
-from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, read_split
+from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, data_folder, read_split
 from reference_model.data.layouts import clip_seconds
 from reference_model.models import bert as text_encoder
 from reference_model.models.encoders import TINY_WIDTH
@@ -76,7 +76,7 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
 
 def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]]:
     """Read the events in every clip of a split, by file name, from ``DATA/NAME/tags/SPLIT.csv``."""
-    table = Path(data) / dataset / "tags" / f"{split}.csv"
+    table = data_folder(data, dataset) / "tags" / f"{split}.csv"
     if not table.is_file():
         raise InputError(f"expected the events of each clip in {table}, got no file; synthesize makes it")
     rows = csv_rows(table)

@@ -230,3 +230,68 @@ def test_lengths_of_clips() -> None:
     assert clip_seconds("Mine", 4.0) == clip_seconds("Clotho", 4.0) == 4
     with pytest.raises(InputError, match="expected --clip-seconds for a data set other than AudioCaps, Clotho, Synt"):
         clip_seconds("Mine", None)
+
+
+def audiocaps_of_one(folder: Path, file: str) -> Path | None:
+    """Return the audio file that is found for a clip of two captions, of the one file there is."""
+    header, rows = (
+        "audiocap_id,youtube_id,start_time,caption\n",
+        "{0}7,abcdefghi_{0},30,One\n{0}8,abcdefghi_{0},30,Two\n",
+    )
+    for k, split in enumerate(miniature.SPLITS):
+        (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
+        (folder / f"{split}.csv").write_text(header + rows.format(k))
+    (folder / "audio" / "test" / file).touch()
+    (clip,) = read_download(folder, "AudioCaps")["test"]
+    assert clip.file_name == "Yabcdefghi_2.wav"
+    return clip.source
+
+
+STEMS = ["abcdefghi_2", "Yabcdefghi_2", "abcdefghi_2_30", "Yabcdefghi_2_30000_40000", "27", "28"]
+
+
+@pytest.mark.parametrize("extension", [".m4a", ".webm", ".opus", ".mp4", ".MKA", ".Aac", ".mp3"])
+@pytest.mark.parametrize("stem", STEMS)
+def test_downloads_have_any_extension_and_may_be_named_by_the_id_of_a_caption(
+    tmp_path: Path, stem: str, extension: str
+) -> None:
+    assert audiocaps_of_one(tmp_path, stem + extension) == tmp_path / "audio" / "test" / (stem + extension)
+    assert audiocaps_of_one(tmp_path / "other", f"2{stem}{extension}") is None
+    assert audiocaps_of_one(tmp_path / "text", f"{stem}.txt") is None
+
+
+@pytest.mark.parametrize(
+    "listed, there",
+    [
+        ("a", "a.wav"), ("a", "a.M4A"), ("a.b", "a.b.flac"), ("a.wav", "a.mp3"), ("a.WAV", "a.webm"), ("a", "a"),
+        ("caf\u00e9.wav", "cafe\u0301.wav"), ("cafe\u0301.wav", "caf\u00e9.wav"), ("cafe\u0301", "caf\u00e9.opus"),
+    ],
+)  # fmt: skip
+def test_names_in_tables_may_lack_the_extension_or_write_accents_otherwise(
+    tmp_path: Path, listed: str, there: str
+) -> None:
+    for split in miniature.SPLITS:
+        (tmp_path / split).mkdir()
+        (tmp_path / f"{split}.csv").write_text(f"file_name,caption\n{listed},x\nb.wav,y\nb.flac,z\n")
+        (tmp_path / split / "b.wav").touch()
+        (tmp_path / split / there).touch()
+    clip, wav, flac = read_download(tmp_path, "Mine")["train"]
+    assert (clip.file_name, clip.source) == (listed, tmp_path / "train" / there)
+    assert wav.source == tmp_path / "train" / "b.wav"
+    assert flac.source is None  # the file is that of another clip
+
+
+def test_bad_rows_of_all_tables_are_named_at_once(tmp_path: Path) -> None:
+    folder = miniature.audiocaps(tmp_path, (2, 2, 2))
+    bad = {
+        "train": ["7,x,soon,One", "8,../x,1,Two"],
+        "val": ["9,x", "9,x,1" + "0" * 400 + ",Three"],
+        "test": ['5,y,1,"x'],
+    }
+    for split, rows in bad.items():
+        with (folder / f"{split}.csv").open("a") as file:
+            file.write("\n".join(rows) + "\n")
+    with pytest.raises(InputError) as refused:
+        read_download(folder, "AudioCaps")
+    assert str(refused.value).startswith("expected tables without faults, got 5:\n")
+    assert [str(refused.value).count(f"{split}.csv") for split in miniature.SPLITS] == [2, 2, 1]

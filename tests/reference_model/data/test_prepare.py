@@ -464,3 +464,24 @@ def test_one_bad_clip_ends_nothing(tmp_path: Path) -> None:
     assert (rows[0].seconds, rows[0].reason) == (LONGEST, f"only the first {LONGEST} s of 720000 s")
     assert rows[1].source_sample_rate == 22_254
     assert all(row.reason for row in rows[2:5])
+
+
+def test_names_of_data_sets_lead_to_no_other_folder(tmp_path: Path, small: Path) -> None:
+    for name in ("../Mine", "/tmp/Mine", "..", "a/b", "a\0"):
+        with pytest.raises(InputError, match="expected the name of a file, not a path, as --dataset, got"):
+            run(small, tmp_path / "data", name)
+    assert not (tmp_path / "Mine").exists()
+
+
+def test_lossy_originals_are_not_prepared_twice(tmp_path: Path, decoded: list[Path]) -> None:
+    """Their length is known to a tenth of a second only, until they are decoded."""
+    for split in miniature.SPLITS:
+        (tmp_path / "raw" / split).mkdir(parents=True)
+        for k, (name, write) in enumerate(sounds.FORMATS.items()):
+            write(tmp_path / "raw" / split / f"{k}{Path(name).suffix}", 0.8)
+        rows = "".join(f"{k},sound {k}\n" for k in range(len(sounds.FORMATS)))
+        (tmp_path / "raw" / f"{split}.csv").write_text(f"file_name,caption\n{rows}")
+    first = run(tmp_path / "raw", tmp_path, "Mine")
+    assert len(decoded) == 3 * len(sounds.FORMATS)
+    assert run(tmp_path / "raw", tmp_path, "Mine").rows == first.rows
+    assert len(decoded) == 3 * len(sounds.FORMATS)
