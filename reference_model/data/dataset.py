@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from reference_model import InputError
-from reference_model.runtime.files import atomic_write
+from reference_model.runtime.files import LONGEST_NAME, atomic_write
 
 SPLITS = ("train", "val", "test")
 _SHOWN = 200  # faults of tables in one message at most
-LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from reference_model import InputError, reason_of
 from reference_model.data.audio import SAMPLE_RATE
-from reference_model.data.dataset import Clip, write_csv
+from reference_model.data.dataset import Clip, data_folder, write_csv
+from reference_model.data.layouts import DATA_SETS
 from reference_model.paper import DATASET_SIZES
 from reference_model.runtime.files import require_file
 
 MANIFEST = "manifest.csv"  # in the folder of the data set
+MUCH_LONGER = 1.2  # times the fixed length of a data set's clips
 STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
 
 
@@ -88,6 +90,20 @@ def summary(dataset: str, rows: Sequence[ManifestRow]) -> str:
     )
 
 
+def much_longer(dataset: str, rows: Sequence[ManifestRow]) -> str:
+    """Return a line that counts the clips much longer than those of the data set, or an empty text without any.
+
+    Such clips are of another download, or were not cut.
+    """
+    fixed = DATA_SETS[dataset].clip_seconds if dataset in DATA_SETS else math.inf
+    long = [(row.seconds, row) for row in rows if row.seconds is not None and row.seconds > MUCH_LONGER * fixed]
+    if not long:
+        return ""
+    seconds, row = max(long, key=lambda pair: pair[0])
+    example = f"{row.split} {row.file_name!r} has {seconds:.1f} s"
+    return f"much longer than the {fixed:g} s of {dataset}: {len(long)} of {len(rows)} clips; {example}\n"
+
+
 def in_several_splits(rows: Sequence[ManifestRow]) -> list[str]:
     """Return the clips with the same samples in different splits, as one line for each sound."""
     same: dict[str, list[ManifestRow]] = {}
@@ -103,7 +119,7 @@ def in_several_splits(rows: Sequence[ManifestRow]) -> list[str]:
 
 def audio_checksums(root: str | Path, dataset: str, split: str, clips: list[Clip]) -> list[str]:
     """Return the SHA-256 of every clip's file, from the manifest of a prepared data set, or else computed."""
-    manifest = Path(root) / dataset / MANIFEST
+    manifest = data_folder(root, dataset) / MANIFEST
     rows = read_manifest(manifest) if manifest.exists() else []
     known = {row.file_name: row.sha256 for row in rows if row.split == split}
 

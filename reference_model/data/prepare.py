@@ -45,7 +45,7 @@ from reference_model.data.audio import (
 from reference_model.data.dataset import SPLITS, data_folder, write_csv
 from reference_model.data.decoding import Fault
 from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_download
-from reference_model.data.manifest import MANIFEST, ManifestRow, read_manifest, summary, write_manifest
+from reference_model.data.manifest import MANIFEST, ManifestRow, much_longer, read_manifest, summary, write_manifest
 from reference_model.runtime.files import LONGEST_NAME, atomic_write
 from reference_model.runtime.signals import raise_if_stop_requested
 
@@ -60,8 +60,11 @@ class Prepared:
     rows: list[ManifestRow]
 
     def summary(self) -> str:
-        """Return a table of the clips of each split by status, beside the counts of the paper; and their length."""
-        return summary(self.folder.name, self.rows)
+        """Return a table of the clips of each split by status, beside the counts of the paper; and their length.
+
+        A line before it counts those that are much longer than the clips of this data set.
+        """
+        return much_longer(self.folder.name, self.rows) + summary(self.folder.name, self.rows)
 
 
 def prepare(

@@ -485,3 +485,13 @@ def test_lossy_originals_are_not_prepared_twice(tmp_path: Path, decoded: list[Pa
     assert len(decoded) == 3 * len(sounds.FORMATS)
     assert run(tmp_path / "raw", tmp_path, "Mine").rows == first.rows
     assert len(decoded) == 3 * len(sounds.FORMATS)
+
+
+def test_the_summary_counts_clips_that_are_much_longer_than_meant() -> None:
+    """Clips of 20 s where AudioCaps has 10 are of another download."""
+    rows = [ManifestRow("train", f"{k}.wav", "ok", seconds) for k, seconds in enumerate([9.5, 10.0, 10.4, 20.0, 61.25])]
+    first, *table = prepare.Prepared(Path("AudioCaps"), rows).summary().splitlines()
+    assert first == "much longer than the 10 s of AudioCaps: 2 of 5 clips; train '4.wav' has 61.2 s"
+    assert table == manifest.summary("AudioCaps", rows).splitlines()
+    for name, few in (("AudioCaps", rows[:3]), ("Mine", rows), ("Clotho", rows[:4])):
+        assert prepare.Prepared(Path(name), few).summary() == manifest.summary(name, few)
