@@ -84,7 +84,7 @@ def embed(run: Path, audio: Path | None, captions: Path | None, index: Path | No
         out.mkdir(parents=True, exist_ok=True)
         save_tensors(out / "embeddings.safetensors", {"embeddings": embeddings})
         write_json(out / "index.json", items)
-    _report_left_out(found.skipped)
+    _report_left_out(audio, found.skipped)
     size = f"{len(items)} {'clips' if audio else 'captions'} x {embeddings.shape[1]}"
     click.echo(f"{out}/embeddings.safetensors holds {size}, {out}/index.json which")
     example = f'--audio {audio} "a dog barks twice"' if audio else f"--captions {captions} CLIP.wav"
@@ -117,18 +117,22 @@ def search(run: Path, audio: Path | None, captions: Path | None, index: Path | N
         embedded = retriever.embed_text([query])[0] if audio else retriever.embed_audio([query])[0]
         found = retriever.audio_index(audio, index) if audio else retriever.caption_index(captions or Path(), index)
         results = found.nearest(embedded, top)
-    _report_left_out(found.skipped)
+    _report_left_out(audio, found.skipped)
     for rank, score, item in results:
         click.echo(f"{rank:>{len(str(len(results)))}}  {score:7.4f}  {printable(item)}")
 
 
-def _report_left_out(skipped: Mapping[str, str]) -> None:
-    """Print on standard error, in one line, how many files could not be read, and the first of them."""
+def _report_left_out(folder: Path | None, skipped: Mapping[str, str]) -> None:
+    """Print on standard error how many files could not be read, and how many of the folder are not called audio."""
+    from reference_model.data.audio import passed_over
     from reference_model.search.index import printable
 
     if skipped:
         name, reason = next(iter(skipped.items()))
         click.echo(f"left out, unreadable: {len(skipped)}, such as {printable(name)}: {printable(reason)}", err=True)
+    if folder and (others := passed_over(folder)):
+        kinds = ", ".join(f"{number} {printable(kind)}" for kind, number in others.most_common(10))
+        click.echo(f"passed over, not called audio: {others.total()} ({kinds}{', ...' * (len(others) > 10)})", err=True)
 
 
 @click.command()
