@@ -61,7 +61,7 @@ class _ProductWithTangents(_ProductWithoutAutocast):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        _ProductWithoutAutocast.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
