@@ -9,7 +9,8 @@ import click
 
 from reference_model import InputError
 from reference_model.cli import data, reproduce, search, train
-from reference_model.runtime.signals import EXIT_STOPPED, Stopped
+from reference_model.runtime.output import outlive_readers
+from reference_model.runtime.signals import EXIT_STOPPED, STOPPED, Stopped
 
 
 class _Group(click.Group):
@@ -25,7 +26,7 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from error
         except Stopped:
             pass  # and with it the progress bars go
-        click.echo("stopped when asked to; the same command continues", err=True)
+        click.echo(STOPPED, err=True)
         raise click.exceptions.Exit(EXIT_STOPPED)
 
 
@@ -69,6 +70,7 @@ for _module in (data, train, reproduce, search):
 
 def run() -> None:
     """Run the command line as a program."""
+    outlive_readers()
     if not sys.warnoptions:  # warnings of the libraries below are no news to the user of this command
         warnings.simplefilter("ignore")
     main(prog_name="python -m reference_model")

@@ -28,7 +28,9 @@ def synthesize(out: Path, seconds: float, **settings: int) -> None:
     from reference_model.data.synthetic import synthesize as render_corpus
 
     corpus = Corpus(seconds=seconds, **settings)
-    click.echo(f"{render_corpus(corpus, out)} holds {corpus.train} + {corpus.val} + {corpus.test} clips")
+    with handle_signals():
+        folder = render_corpus(corpus, out)
+    click.echo(f"{folder} holds {corpus.train} + {corpus.val} + {corpus.test} clips")
     length = "" if seconds == DATA_SETS["Synthetic"].clip_seconds else f" --clip-seconds {seconds}"
     click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
 

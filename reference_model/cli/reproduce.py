@@ -9,6 +9,7 @@ import click
 from reference_model import InputError
 from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings
 from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, select_rows
+from reference_model.runtime.signals import handle_signals
 
 if TYPE_CHECKING:
     from reference_model.reproduction.grid import Run
@@ -50,7 +51,8 @@ def reproduce(
     """
     from reference_model.reproduction.cost import estimate
     from reference_model.reproduction.grid import Grid, plan
-    from reference_model.reproduction.workers import check_before_training
+    from reference_model.reproduction.report import write_tables
+    from reference_model.reproduction.workers import check_before_training, train_all
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
@@ -64,20 +66,21 @@ def reproduce(
         for run in runs:
             run.failure_file.unlink(missing_ok=True)
     click.echo(plan(whole, out))
-    click.echo(estimate(runs, jobs=training["jobs"], out=out))
-    if not plan_only:
+    with handle_signals():
+        click.echo(estimate(runs, jobs=training["jobs"], out=out))
+        if plan_only:
+            return
         whole.write(out)
-        _train_and_write(runs, out, **training)
+        train_all(runs, on_finished=lambda: write_tables(Grid.read(out), out), **training)
+    _write_results(runs, out)
 
 
-def _train_and_write(runs: "list[Run]", out: Path, **options: Any) -> None:
-    """Train the runs, write the tables and the report, and print the tables."""
+def _write_results(runs: "list[Run]", out: Path) -> None:
+    """Write the tables and the report, and print the tables."""
     from reference_model.reproduction.grid import Grid, count_states
     from reference_model.reproduction.report import write_report, write_tables
     from reference_model.reproduction.table_formats import markdown
-    from reference_model.reproduction.workers import train_all
 
-    train_all(runs, on_finished=lambda: write_tables(Grid.read(out), out), **options)
     grid = Grid.read(out)  # others may have added to it
     tables = write_tables(grid, out)
     write_report(grid, out)

@@ -7,6 +7,7 @@ import click
 
 from reference_model import InputError
 from reference_model.cli.options import FOLDER, with_options
+from reference_model.runtime.output import require_written
 from reference_model.runtime.signals import handle_signals
 
 _run_option = click.option(
@@ -120,6 +121,7 @@ def search(run: Path, audio: Path | None, captions: Path | None, index: Path | N
     _report_left_out(audio, found.skipped)
     for rank, score, item in results:
         click.echo(f"{rank:>{len(str(len(results)))}}  {score:7.4f}  {printable(item)}")
+    require_written()
 
 
 def _report_left_out(folder: Path | None, skipped: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_setti
 from reference_model.config import Config
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import DATASET_SIZES, EPOCHS, Experiment, experiments, row_for
+from reference_model.runtime.output import require_written
 from reference_model.runtime.signals import handle_signals
 
 
@@ -122,3 +123,4 @@ def evaluate(run: Path, split: str, data: str | None) -> None:
     from reference_model.evaluation.evaluate import evaluate_run
 
     click.echo(json.dumps(evaluate_run(run, split=split, data=data), indent=1))
+    require_written()

@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -46,6 +45,7 @@ from reference_model.data.dataset import SPLITS, data_folder, write_csv
 from reference_model.data.decoding import Fault
 from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_download
 from reference_model.data.manifest import MANIFEST, ManifestRow, much_longer, read_manifest, summary, write_manifest
+from reference_model.runtime.children import end_with_parent
 from reference_model.runtime.files import LONGEST_NAME, atomic_write
 from reference_model.runtime.signals import raise_if_stop_requested
 
@@ -176,25 +176,19 @@ def _prepare_clips(tasks: list[_Task], workers: int) -> Iterator[ManifestRow]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
         yield from pool.map(_prepare_clip, tasks, chunksize=8)
-    except BrokenProcessPool:
+    except BrokenProcessPool as error:
         raise_if_stop_requested()  # a signal to all processes may reach a worker that is not yet initialised
-        raise
+        lower = "--workers 1 needs the least memory, and the same command continues"
+        raise InputError(f"expected {workers} processes that decode, got one that was ended; {lower}") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _init_worker() -> None:
     """Let a worker use one thread, leave Ctrl-C to the main process, and end when that process ends."""
+    end_with_parent()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def exit_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _prepare_clip(task: _Task) -> ManifestRow:

@@ -24,6 +24,7 @@ from reference_model.data.dataset import SPLITS, write_csv
 from reference_model.data.layouts import DATA_SETS
 from reference_model.runtime.files import atomic_write, require_same_settings, write_json
 from reference_model.runtime.records import read_json
+from reference_model.runtime.signals import raise_if_stop_requested
 
 Signal = NDArray[np.float64]
 Random = np.random.Generator
@@ -248,6 +249,7 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
             captions.append([path.name, *describe_differently(random, scene)])
             events = (f"{event.register} {event.level} {event.kind}" for event in scene.events)
             tags.append([path.name, "; ".join(events)])
+            raise_if_stop_requested()
             if not path.exists():
                 waveform = render(random, scene, corpus.seconds)
                 atomic_write(path, partial(soundfile.write, data=waveform, samplerate=SAMPLE_RATE))

@@ -1,30 +1,39 @@
-"""Estimates of the time and the disk space that runs need: a few steps are measured, the rest is multiplication."""
+"""Estimates of the time and the disk space that runs need: a few steps are measured, the rest is multiplication.
+
+They are for people. Where nothing can be measured, the estimate says so, and the runs are trained all the same.
+"""
 
 import functools
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, captions_of, read_split
 from reference_model.models.dual_encoder import DualEncoder, new_model
 from reference_model.reproduction.grid import Run
+from reference_model.runtime.children import end_with_parent, how_it_ended, signals_blocked
 from reference_model.runtime.devices import make_accelerator
+from reference_model.runtime.output import outlive_readers
+from reference_model.runtime.signals import follow_parent, raise_if_stop_requested
 from reference_model.training.step import Step
 
 REHEARSED_STEPS = 3
 PAIRS_ON_CPU = 4  # of a rehearsed step through the encoders; with a whole batch it would take half a minute
 TOKENS = 20  # of a caption
 BYTES_PER_FLOAT = 4
+POLL_SECONDS = 0.2  # between two looks whether a stop was requested
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,18 @@ class Cost:
 
 
 def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
-    """Return a text with the hours and gigabytes that the runs need that are not finished."""
+    """Return a text with the hours and gigabytes that the runs need that are not finished.
+
+    Raises:
+        InputError: the data or the encoders are not as expected.
+        Stopped: a stop was requested.
+    """
     pending = [run.config for run in runs if not run.finished()]
     if not pending:
         return "nothing is left to train"
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # GPU memory is free again when the process ends
-        costs = pool.submit(measure_costs, pending).result()
+    costs = _measure_in_a_process(pending)
+    if isinstance(costs, str):
+        return f"{len(pending)} to train: hours and disk space are unknown, because measuring them failed: {costs}"
     # Features are computed once for each data set.
     features = list({config.dataset: costs[config] for config in pending if costs[config].features_seconds}.values())
     seconds = sum(costs[config].seconds for config in pending) + sum(cost.features_seconds for cost in features)
@@ -57,6 +72,43 @@ def estimate(runs: Sequence[Run], *, jobs: int, out: Path) -> str:
         f"{len(pending)} to train: {duration(seconds)} on {device}, one after another, and {gigabytes:.1f} GB "
         f"of {free:.0f} GB free; with all features of frozen encoders, of which some may be there{warning}"
     )
+
+
+def _measure_in_a_process(configs: list[Config]) -> dict[Config, Cost] | str:
+    """Return the cost of each run, or why it is unknown. GPU memory is free again when the process ends."""
+    context = get_context("spawn")
+    answer, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_and_send, args=(configs, sender))
+    with signals_blocked():
+        process.start()
+    sender.close()
+    try:
+        while not answer.poll(POLL_SECONDS):
+            raise_if_stop_requested()
+        result: dict[Config, Cost] | InputError | str = answer.recv()
+    except EOFError:
+        process.join()
+        result = how_it_ended(process.exitcode)
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(result, InputError):
+        raise result
+    return result
+
+
+def _measure_and_send(configs: list[Config], sender: Connection) -> None:
+    """Send the costs, or the error, to the process that started this one, which alone decides when to stop."""
+    outlive_readers()
+    end_with_parent()
+    tqdm.set_lock(RLock())  # of threads: a semaphore of processes would be reported as leaked when this one is killed
+    follow_parent(lambda: False)
+    try:
+        sender.send(measure_costs(configs))
+    except InputError as error:
+        sender.send(error)
+    except Exception as error:
+        sender.send(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def measure_costs(configs: Iterable[Config]) -> dict[Config, Cost]:

@@ -6,7 +6,6 @@ was killed.
 """
 
 import os
-import signal
 import sys
 import time
 import warnings
@@ -26,8 +25,10 @@ from reference_model.data.dataset import SPLITS, read_split
 from reference_model.reproduction.grid import Run
 from reference_model.run_folder import CONFIG, Diverged
 from reference_model.runtime import lease, signals
+from reference_model.runtime.children import end_with_parent, how_it_ended, signals_blocked
 from reference_model.runtime.files import require_same_settings
 from reference_model.runtime.lease import Busy, lock_holder
+from reference_model.runtime.output import outlive_readers
 from reference_model.runtime.signals import EXIT_STOPPED, Stopped, raise_if_stop_requested, stop_requested
 from reference_model.training.trainer import train
 
@@ -104,7 +105,7 @@ class _Workers:
         """Start the process of a job."""
         arguments = (self.runs, number, self.jobs, self.stop, self.current_runs[number], self.options)
         # The bar of a run is shown, those of its parts are not.
-        with _environment({"TQDM_DISABLE": "1", **gpu_variables(number)}):
+        with _environment({"TQDM_DISABLE": "1", **gpu_variables(number)}), signals_blocked():
             self.processes[number] = self.context.Process(target=_work, args=arguments)
             self.processes[number].start()
 
@@ -130,14 +131,8 @@ class _Workers:
 
 
 def record_death(status: int | None, run: Run | None, idle_deaths: int) -> None:
-    """Record the run of a process that died as failed; or refuse to go on if too many died without a run.
-
-    A negative exit status is the signal that ended the process.
-    """
-    reason = f"its process ended with status {status}"
-    if status is not None and status < 0:
-        memory = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
-        reason = f"its process was ended by {signal.Signals(-status).name}{memory}"
+    """Record the run of a process that died as failed; or refuse to go on if too many died without a run."""
+    reason = how_it_ended(status)
     if run is not None and not run.finished():
         run.record_failure(reason)
     elif run is None and idle_deaths >= MAX_IDLE_DEATHS:
@@ -149,6 +144,8 @@ def _work(runs: Sequence[Run], number: int, jobs: int, stop: Any, current_run: A
     """Train in a process of :func:`train_all`; exit with 0, EXIT_STOPPED or EXIT_FAILED."""
     if not sys.warnoptions:  # as in the command
         warnings.simplefilter("ignore")
+    outlive_readers()
+    end_with_parent(grace=SECONDS_TO_STOP)  # if it has not stopped and saved its run by then
     parent = parent_process()
     signals.follow_parent(lambda: bool(stop.value) or parent is None or not parent.is_alive())
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
@@ -232,14 +229,12 @@ def gpu_variables(number: int) -> dict[str, str]:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for processes that are started inside, and block signals until they can handle them."""
+    """Set environment variables for processes that are started inside."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -1,13 +1,16 @@
 """SIGTERM, with which clusters announce that time is up, and Ctrl-C: work stops where nothing is lost by it."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 EXIT_STOPPED = 75  # exit status of a command that was stopped and can be run again: EX_TEMPFAIL of sysexits.h
+STOPPED = "stopped when asked to; the same command continues"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # Handlers of signals belong to the whole process, and so does this state.
 _requested = _handling = False
@@ -18,9 +21,24 @@ class Stopped(Exception):
     """The command was requested to stop, and everything up to now is on the disk."""
 
 
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGINT end this process at once with EXIT_STOPPED, except inside :func:`handle_signals`.
+
+    Files are written whole or not at all, so the same command continues.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        with suppress(OSError):  # the reader may have gone
+            os.write(2, f"{STOPPED}\n".encode())
+        os._exit(EXIT_STOPPED)
+
+    for number in SIGNALS:
+        signal.signal(number, end)
+
+
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """Take the first SIGTERM or SIGINT as a request to stop; a second one has its usual effect.
+    """Take the first SIGTERM or SIGINT as a request to stop; a second one has the effect that it had before.
 
     Nothing changes inside another ``handle_signals``, in a process that follows its parent, and in threads other than
     the main one, where Python delivers no signals.
@@ -38,7 +56,7 @@ def handle_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
@@ -57,7 +75,7 @@ def follow_parent(parent_requests: Callable[[], bool]) -> None:
     """Ignore signals in a process that another one started, and stop when ``parent_requests()`` is true."""
     global _parent_requests
     _parent_requests = parent_requests
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -159,3 +159,20 @@ def test_a_run_goes_on_with_its_own_data_wherever_that_is(config: Config, corpus
     moved_run, whole = finished(replace(config, data=str(moved)), run), finished(config, tmp_path / "whole")
     theirs, ours = (json.loads(files["metrics.json"]) for files in (moved_run, whole))
     assert {**theirs, "config": None} == {**ours, "config": None}
+
+
+def test_the_reader_of_the_output_goes_away(config: Config, tmp_path: Path) -> None:
+    """As with ``2>&1 | tee log`` and Ctrl-C, which ends tee as well: the state is saved as after any stop."""
+    config, run = replace(config, epochs=60), tmp_path / "run"
+    reader, writer = os.pipe()
+    command = [sys.executable, *train_arguments(config, run)]
+    process = subprocess.Popen(command, stdout=writer, stderr=writer, cwd=ROOT)
+    os.close(writer)
+    while process.poll() is None and not (run / "best.safetensors").exists():
+        os.read(reader, 4096)
+    os.close(reader)
+    time.sleep(0.5)  # the bar meets the closed pipe before the signal comes
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == EXIT_STOPPED
+    assert "stopped when asked to" in (run / "log.txt").read_text()
+    assert (run / "checkpoint.safetensors").exists()

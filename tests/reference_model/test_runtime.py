@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import filelock
@@ -191,3 +192,86 @@ def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
     for process in processes[:2]:
         process.wait()
     assert lock_holder(tmp_path) is None
+
+
+PRINTS = """
+import sys
+from pathlib import Path
+from reference_model.runtime.output import outlive_readers, require_written
+outlive_readers()
+from tqdm import tqdm
+for number in tqdm(range(3000), mininterval=0):
+    print(number)
+    print(number, file=sys.stderr, flush=True)
+try:
+    require_written()
+    Path(sys.argv[1]).write_text("written")
+except OSError as error:
+    Path(sys.argv[1]).write_text(error.strerror)
+"""
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        ('"$@" 2>&1 | head -1', "written"),  # what the reader of a pipe has not read, it does not want
+        ('"$@" > /dev/full 2> /dev/full', "No space left on device"),
+        ('"$@" >&- 2>&-', "written"),
+    ],
+)
+def test_output_that_cannot_be_written_ends_nothing(tmp_path: Path, command: str, expected: str) -> None:
+    """A file that is opened later must not take the place of a closed stream either."""
+    result = tmp_path / "result.txt"
+    shell = f"set -o pipefail; {command}"
+    done = subprocess.run(["bash", "-c", shell, "-", sys.executable, "-c", PRINTS, result], check=False)
+    assert done.returncode == 0
+    assert result.read_text() == expected
+
+
+PARENT = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+code = f"import sys; sys.platform = {sys.argv[1]!r}; from reference_model.runtime.children import end_with_parent; "
+code += f"end_with_parent(grace={sys.argv[2]})"
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), exec, (code,))
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 100)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("platform, grace", [("linux", 0.0), ("other", 0.0), ("linux", 0.5)])
+def test_no_child_outlives_its_parent(tmp_path: Path, platform: str, grace: float) -> None:
+    """A pool waits for tasks on a pipe of which it holds both ends: without a watch it would wait for ever."""
+    (script := tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), platform, str(grace)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().strip()
+        assert child.exists()
+        parent.kill()
+        parent.wait()
+        until = time.monotonic() + 20
+        while child.exists() and "Z" not in (child / "stat").read_text().split() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert time.monotonic() < until
+
+
+def handles_sigterm(process: "subprocess.Popen[Any]") -> bool:
+    """Return whether the process has a handler of SIGTERM."""
+    caught = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[0]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_mean_the_same_from_the_first_second_on(number: signal.Signals) -> None:
+    """While the program is still being loaded."""
+    command = [sys.executable, "-m", "reference_model", "report", "--results", "nowhere"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    while not handles_sigterm(process):
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (signals.EXIT_STOPPED, "stopped when asked to; the same command continues\n")

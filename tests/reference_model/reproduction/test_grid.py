@@ -1,7 +1,9 @@
 """The grid has every run that the tables need, shows the state of each, and estimates what they cost."""
 
 import json
+import multiprocessing
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,10 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import PROTOCOLS, experiments, select_rows
 from reference_model.reproduction import cost
-from reference_model.reproduction.grid import Grid, count_states, plan
+from reference_model.reproduction.grid import Grid, Run, count_states, plan
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
+from reference_model.runtime.signals import Stopped, handle_signals, request_stop
 
 
 @pytest.fixture
@@ -195,3 +198,44 @@ def test_the_cost_in_words(config: Config, tmp_path: Path) -> None:
     assert [cost.duration(seconds) for seconds in (59, 60, 720, 12600)] == [
         "less than a minute", "about 1.0 minutes", "about 12.0 minutes", "about 3.5 hours",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def runs(config: Config, tmp_path: Path) -> list[Run]:
+    rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",), losses=("nt_xent",))
+    return Grid.from_rows(rows, (0,), settings(config)).runs(tmp_path)
+
+
+def test_an_estimate_whose_process_is_killed_decides_nothing(runs: list[Run], tmp_path: Path) -> None:
+    def kill() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.01)
+        children[0].kill()
+
+    (thread := threading.Thread(target=kill)).start()
+    shown = cost.estimate(runs, jobs=1, out=tmp_path)
+    thread.join()
+    words = (
+        "1 to train: hours and disk space are unknown, because measuring them failed: its process was ended by SIGKILL"
+    )
+    assert shown == f"{words}, as the system does when memory runs out"
+
+
+def test_an_estimate_ends_with_a_request_to_stop(runs: list[Run], tmp_path: Path) -> None:
+    with handle_signals():
+        request_stop()
+        with pytest.raises(Stopped):
+            cost.estimate(runs, jobs=1, out=tmp_path)
+    assert not multiprocessing.active_children()
+
+
+def test_wrong_input_is_refused_by_the_estimate_and_other_errors_are_said(runs: list[Run], tmp_path: Path) -> None:
+    """No memory holds a batch of that size."""
+    with pytest.raises(InputError, match="expected a PANNs checkpoint at nowhere"):
+        cost.estimate(
+            [replace(runs[0], config=replace(runs[0].config, audio_checkpoint="nowhere"))], jobs=1, out=tmp_path
+        )
+    huge = replace(runs[0], config=replace(runs[0].config, batch_size=2**40))
+    shown = cost.estimate([huge], jobs=1, out=tmp_path)
+    assert shown.startswith("1 to train: hours and disk space are unknown, because measuring them failed: RuntimeError")
+    assert "\n" not in shown

@@ -1,5 +1,6 @@
 """Every run of a grid is trained once, although processes share it, are killed, fail and continue."""
 
+import contextlib
 import json
 import os
 import re
@@ -334,3 +335,54 @@ def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: p
         train(run.config, run.folder)
     assert not (run.folder / "checkpoint.safetensors").exists()
     assert run.state() == "interrupted"
+
+
+def children_of(process: int) -> list[int]:
+    """Return the processes that were started by this one and not only by a child of it."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ended_while_it_estimates(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """No process stays, and the exit status is that of any stop."""
+    process = started(corpus, tmp_path / "out", "--plan")
+    while process.poll() is None and not any("spawn_main" in command(child) for child in children_of(process.pid)):
+        time.sleep(0.02)
+    children = children_of(process.pid)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)  # returns when the last process that writes to these pipes has ended
+    assert process.returncode == (EXIT_STOPPED if number != signal.SIGKILL else -number)
+    assert "Traceback" not in errors
+    assert children
+    assert not any("spawn_main" in command(child) for child in children)
+
+
+def command(process: int) -> str:
+    """Return the command line of a process; of one that has ended, an empty one."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""
+
+
+def test_the_reader_of_the_output_goes_away(corpus: Path, tmp_path: Path) -> None:
+    """As with ``2>&1 | tee log`` and Ctrl-C, which ends tee as well."""
+    out, (reader, writer) = tmp_path / "out", os.pipe()
+    command = [sys.executable, "-m", "reference_model", *arguments(corpus, out, "--jobs", 2, "--epochs", 500)]
+    process = subprocess.Popen(
+        command, stdout=writer, stderr=writer, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True
+    )
+    os.close(writer)
+    while process.poll() is None and not list(out.glob("runs/*/checkpoint.safetensors")):
+        os.read(reader, 4096)
+    os.close(reader)
+    time.sleep(0.5)  # bars meet the closed pipe before the signal comes
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=100) == EXIT_STOPPED
+    assert {path.stem for path in out.glob("failed/*")} <= set(BAD)
+    logs = [log.read_text() for log in out.glob("runs/*/log.txt")]
+    assert any("stopped when asked to" in log for log in logs)
