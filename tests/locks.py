@@ -13,7 +13,7 @@ if len(sys.argv) > 2:
 from pathlib import Path
 from reference_model.runtime import lease
 lease.LEASE_SECONDS = float(sys.argv[3]) if len(sys.argv) > 3 else lease.LEASE_SECONDS
-with lease.lock_run_folder(Path(sys.argv[1])):
+with lease.lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

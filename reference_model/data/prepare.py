@@ -47,6 +47,7 @@ from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_downloa
 from reference_model.data.manifest import MANIFEST, ManifestRow, much_longer, read_manifest, summary, write_manifest
 from reference_model.runtime.children import end_with_parent
 from reference_model.runtime.files import LONGEST_NAME, atomic_write
+from reference_model.runtime.lease import GUARD, LOCK, PART, lock_folder
 from reference_model.runtime.signals import raise_if_stop_requested
 
 QUIETEST = 2**-15  # peak of a silent clip at most; one step of 16 bits
@@ -85,8 +86,8 @@ def prepare(
         workers: number of processes; 0 or 1: this process alone; None: one for each core.
 
     Raises:
-        InputError: the download is not as expected, the folder belongs to something else, or clips cannot be used; in
-            the last case the usable clips and the manifest are written all the same.
+        InputError: the download is not as expected, the folder belongs to something else, another process is at work
+            there, or clips cannot be used; in the last case the usable clips and the manifest are written all the same.
     """
     known = next((n for n, of in DATA_SETS.items() if of.layouts and n.lower() == dataset.lower()), dataset)
     if known != dataset:
@@ -98,16 +99,18 @@ def prepare(
     download = read_download(raw, dataset, audio=audio)
     tasks = [_Task(folder, split, clip) for split, clips in download.items() for clip in clips]
     _refuse_one_name_for_two_clips(tasks)
-    earlier = _claim_folder(folder)
-    _remove_outdated(folder, tasks)
-    rows = _prepare_clips(tasks, os.cpu_count() or 1 if workers is None else workers)
-    prepared = Prepared(folder, [])
-    for row in tqdm(rows, "preparing", len(tasks), unit="clip"):
-        prepared.rows.append(_keep_source_format(row, earlier))
-        raise_if_stop_requested()
-    write_manifest(folder / MANIFEST, prepared.rows)
-    _refuse_unusable(prepared, allow_missing)
-    _write_tables(prepared, tasks)
+    _make_folder(folder)
+    with lock_folder(folder, keep_guard=False):
+        earlier = _read_or_begin_manifest(folder / MANIFEST)
+        _remove_outdated(folder, tasks)
+        rows = _prepare_clips(tasks, os.cpu_count() or 1 if workers is None else workers)
+        prepared = Prepared(folder, [])
+        for row in tqdm(rows, "preparing", len(tasks), unit="clip"):
+            prepared.rows.append(_keep_source_format(row, earlier))
+            raise_if_stop_requested()
+        write_manifest(folder / MANIFEST, prepared.rows)
+        _refuse_unusable(prepared, allow_missing)
+        _write_tables(prepared, tasks)
     return prepared
 
 
@@ -135,16 +138,23 @@ def _refuse_one_name_for_two_clips(tasks: list[_Task]) -> None:
             raise InputError(f"expected names that differ once .wav is appended, got {got}")
 
 
-def _claim_folder(folder: Path) -> dict[tuple[str, str], ManifestRow]:
-    """Return the rows of the folder's manifest; a new folder gets an empty one, which marks it as prepared."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        if folder.is_dir() and any(path.name != ".manifest.csv.part" for path in folder.iterdir()):
+def _make_folder(folder: Path) -> None:
+    """Make the folder if there is none; refuse one of something else."""
+    if not (folder / MANIFEST).is_file() and folder.is_dir():
+        # A process that makes the folder at this moment, or was killed then, leaves nothing else.
+        foreign = [x.name for x in folder.iterdir() if x.name not in (LOCK, GUARD)]
+        foreign = [name for name in foreign if not (name.startswith(".") and name.endswith(PART))]
+        if foreign and not (folder / MANIFEST).is_file():
             raise InputError(f"expected {folder} to be new, empty or prepared, got a folder without manifest.csv")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"expected to write {folder}, got: {error}; --data names another place") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"expected to write {folder}, got: {error}; --data names another place") from error
+
+
+def _read_or_begin_manifest(manifest: Path) -> dict[tuple[str, str], ManifestRow]:
+    """Return the rows of a manifest; a new folder gets an empty one, which marks it as prepared."""
+    if not manifest.is_file():
         write_manifest(manifest, [])
     return {(row.split, row.file_name): row for row in read_manifest(manifest)}
 

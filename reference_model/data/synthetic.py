@@ -23,6 +23,7 @@ from reference_model.data.audio import HOP, SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, write_csv
 from reference_model.data.layouts import DATA_SETS
 from reference_model.runtime.files import atomic_write, require_same_settings, write_json
+from reference_model.runtime.lease import GUARD, lock_folder
 from reference_model.runtime.records import read_json
 from reference_model.runtime.signals import raise_if_stop_requested
 
@@ -30,6 +31,7 @@ Signal = NDArray[np.float64]
 Random = np.random.Generator
 T = TypeVar("T")
 
+SETTINGS = "corpus.json"  # in the folder of a corpus
 CAPTIONS = 5  # a clip
 REGISTERS = {"low": ("low", "deep"), "mid": ("mid", "medium-pitched"), "high": ("high", "shrill")}
 LEVELS = {"quiet": ("quiet", "faint", "soft"), "loud": ("loud", "strong", "powerful")}
@@ -227,17 +229,33 @@ class Corpus:
 
 
 def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
-    """Render what is missing of the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`."""
+    """Render what is missing of the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`.
+
+    Raises:
+        InputError: the folder holds something else, or another process is at work there.
+        Stopped: a stop was requested; the same call continues.
+    """
     folder = out / name
-    settings = folder / "corpus.json"
-    if settings.exists():
-        expected, got = "new or of the same settings", f"a corpus of others; see {settings}"
-        stored = read_json(settings, dict[str, Any], "the settings of a corpus")
-        require_same_settings(folder, stored, asdict(corpus), expected=expected, got=got)
-    elif folder.exists():
-        raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without corpus.json")
+    if folder.exists() and not (folder / SETTINGS).exists() and not _is_locked_and_empty(folder):
+        raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without {SETTINGS}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(settings, asdict(corpus))
+    with lock_folder(folder, keep_guard=False):
+        if (folder / SETTINGS).exists():
+            expected, got = "new or of the same settings", f"a corpus of others; see {folder / SETTINGS}"
+            stored = read_json(folder / SETTINGS, dict[str, Any], "the settings of a corpus")
+            require_same_settings(folder, stored, asdict(corpus), expected=expected, got=got)
+        write_json(folder / SETTINGS, asdict(corpus))
+        _render_missing(corpus, folder)
+    return folder
+
+
+def _is_locked_and_empty(folder: Path) -> bool:
+    """Return whether another process begins a corpus in the folder, or was killed when it did."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return GUARD in names and all(name.startswith(".") for name in names)
+
+
+def _render_missing(corpus: Corpus, folder: Path) -> None:
     for index, split in enumerate(SPLITS):
         scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), getattr(corpus, split))
         waveforms = folder / "waveforms" / split
@@ -257,4 +275,3 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
         for table, header, rows in (("tags", ["tags"], tags), ("csv_files", columns, captions)):
             (folder / table).mkdir(exist_ok=True)
             write_csv(folder / table / f"{split}.csv", [["file_name", *header], *rows])
-    return folder

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from reference_model import InputError, reason_of
+from reference_model.runtime.lease import PART, Busy, held_lock
 
 LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 
@@ -58,14 +59,36 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _empty_folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside a place and remove it at the end; what a killed process left there goes first."""
-    folder = path.with_name(fit_name(path.name, before=".", after=".part"))
+    """Yield a new folder beside a place and remove it at the end; what a killed process left there goes first.
+
+    Where this process has locked the folder of the place, the new folder bears the name of the lock. So a process that
+    takes the lock over can remove it, and no path of this process leads into what that one writes.
+
+    Raises:
+        Busy: another process has taken the lock.
+    """
+    lock = held_lock(path.parent)
+    folder = path.with_name(fit_name(path.name, before=".", after=f".{lock.token}{PART}" if lock else PART))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
+        if lock:
+            lock.require()
         yield folder
+    except Exception:
+        if lock:
+            lock.require()  # without the lock, any error is that one
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a file or a folder, unless another process has taken the lock of a folder that it is in."""
+    for folder in (source.parent, target.parent):
+        if lock := held_lock(folder):
+            lock.require()
+    os.replace(source, target)
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -81,7 +104,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         write(beside)
         beside.chmod(folder.stat().st_mode & 0o666)  # the permissions of any new file; some writers give fewer
         _flush(beside)
-        os.replace(beside, path)
+        _move(beside, path)
 
 
 def _flush(path: Path) -> None:
@@ -116,11 +139,13 @@ def atomic_folder(
                     _flush(path)
             if old.exists():
                 shutil.rmtree(old)
+            if held_lock(folder.parent):
+                old = part / old.name  # without the lock, there is no such folder to move anything into
             if folder.exists():
-                os.replace(folder, old)
+                _move(folder, old)
             try:
-                os.replace(beside, folder)
-            except OSError:
+                _move(beside, folder)
+            except (OSError, Busy):
                 if old.exists():
                     os.replace(old, folder)
                 raise

@@ -31,6 +31,7 @@ from reference_model.models import bert as text_encoder
 from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
 from reference_model.runtime.files import atomic_folder, atomic_write, require_same_settings, write_json
+from reference_model.runtime.lease import lock_folder
 from reference_model.runtime.records import read_json
 from reference_model.runtime.signals import raise_if_stop_requested
 
@@ -47,8 +48,8 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     An encoder that is there already stays.
 
     Raises:
-        InputError: the data set is missing or has no tags (only the synthetic one has them), or the folder holds
-            encoders of other settings.
+        InputError: the data set is missing or has no tags (only the synthetic one has them), the folder holds
+            encoders of other settings, or another process is at work there.
     """
     clips, tags = read_split(data, dataset, "train"), read_tags(data, dataset, "train")
     untagged = [clip.path.name for clip in clips if clip.path.name not in tags]
@@ -57,20 +58,27 @@ def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, te
     check_audio(clip.path for clip in clips)
     settings = {"dataset": dataset, "audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
-    if (out / RECORD).exists():
-        got = f"encoders of others; see {out / RECORD}"
-        stored = read_json(out / RECORD, dict[str, Any], "the settings of encoders")
-        require_same_settings(out, stored, settings, expected="new or of these settings", got=got)
-    write_json(out / RECORD, settings)
+    with lock_folder(out, keep_guard=False):
+        if (out / RECORD).exists():
+            got = f"encoders of others; see {out / RECORD}"
+            stored = read_json(out / RECORD, dict[str, Any], "the settings of encoders")
+            require_same_settings(out, stored, settings, expected="new or of these settings", got=got)
+        write_json(out / RECORD, settings)
+        _pretrain_missing(clips, tags, out, settings)
+
+
+def _pretrain_missing(clips: list[Clip], tags: dict[str, list[str]], out: Path, settings: dict[str, Any]) -> None:
+    """Pre-train the encoders that are not there."""
+    seed, audio_epochs = settings["seed"], settings["audio_epochs"]
     if not (out / AUDIO).exists():
         torch.manual_seed(seed)
-        weights = train_tagger(clips, tags, clip_seconds(dataset, None), audio_epochs)
+        weights = train_tagger(clips, tags, clip_seconds(settings["dataset"], None), audio_epochs)
         checkpoint = {"iteration": audio_epochs, "model": weights, "sampler": {}}
         atomic_write(out / AUDIO, lambda path: torch.save(checkpoint, path))
     if not (out / TEXT).exists():
         torch.manual_seed(seed)
         tokenizer = text_encoder.train_tokenizer(captions_of(clips))
-        bert = train_bert(clips, tokenizer, text_epochs)
+        bert = train_bert(clips, tokenizer, settings["text_epochs"])
         atomic_folder(out / TEXT, partial(text_encoder.save_pretrained, bert=bert, tokenizer=tokenizer))
 
 

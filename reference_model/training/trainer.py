@@ -30,7 +30,7 @@ from reference_model.run_folder import Diverged, open_run, stored_metrics
 from reference_model.runtime.devices import make_accelerator
 from reference_model.runtime.environment import describe_environment
 from reference_model.runtime.files import write_json
-from reference_model.runtime.lease import Busy, lock_run_folder, lost_lock
+from reference_model.runtime.lease import lock_folder
 from reference_model.runtime.signals import Stopped, handle_signals, stop_requested
 from reference_model.runtime.tensors import load_weights, save_tensors
 from reference_model.training.checkpoint import Progress, fingerprint, load_checkpoint, save_checkpoint, versions
@@ -62,7 +62,7 @@ def train(
     with accelerator.main_process_first():  # the main process makes the folder, or refuses it
         if open_run(config, folder) is not None:
             return stored_metrics(folder)
-    with lock_run_folder(folder) if accelerator.is_main_process else nullcontext():
+    with lock_folder(folder) if accelerator.is_main_process else nullcontext():
         if open_run(config, folder) is not None:  # by now another process may have finished the run
             return stored_metrics(folder)
         with log_to_folder(folder, is_main=accelerator.is_main_process), handle_signals():
@@ -150,8 +150,6 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         if not self.is_main:
             return
-        if lost_lock(self.folder):
-            raise Busy(f"expected {self.folder} for this run alone, got it taken over while this process was suspended")
         scaler, seconds = self.accelerator.scaler, time.monotonic() - self.started
         record = {**vars(self.progress), "seconds": seconds, "scaler": scaler and scaler.state_dict(), **self.origin}
         record |= {"config": self.config.as_dict(), "versions": versions()}

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import click
 import pytest
+from locks import held
 from runs import CommandLine
 
 from reference_model import InputError
@@ -237,3 +238,22 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     assert "report.html opens in any browser" in again.output
     assert (out / "report.html").read_text() == before
     command_line("report", "--results", run, status=1)
+
+
+@pytest.mark.parametrize("command", ["synthesize", "prepare", "pretrain"])
+def test_one_command_at_a_time_in_a_folder(
+    tmp_path: Path, corpus: Path, command_line: CommandLine, command: str
+) -> None:
+    folder, arguments = {
+        "synthesize": ("Synthetic", ["--out", tmp_path, "--train", 2, "--val", 2, "--test", 2, "--seconds", 0.5]),
+        "prepare": ("Mine", ["--dataset", "Mine", "--raw", corpus / "Synthetic", "--data", tmp_path, "--workers", 0]),
+        "pretrain": ("out", ["--data", corpus, "--out", tmp_path / "out", "--audio-epochs", 1, "--text-epochs", 1]),
+    }[command]
+    (tmp_path / folder).mkdir()  # as the other process has just made it
+    with held(tmp_path / folder) as process:
+        refused = command_line(command, *arguments, status=1).output.splitlines()[-1]
+        assert refused.startswith(f"Error: expected {tmp_path / folder} for this run alone, got one that is under way")
+        assert str(process.pid) in refused
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {".lock", ".lock.guard"}
+    command_line(command, *arguments)
+    assert not list((tmp_path / folder).glob(".*"))

@@ -12,7 +12,7 @@ from runs import CommandLine
 from reference_model.paper import select_rows
 from reference_model.reproduction.grid import Grid, plan
 from reference_model.runtime import lease
-from reference_model.runtime.lease import lock_holder, lock_run_folder
+from reference_model.runtime.lease import lock_holder, lock_folder
 
 State = dict[Path, tuple[int, int]]
 
@@ -46,7 +46,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_lock_is_seen_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests may run as a user who may write everywhere; so the guard of the lock is refused here."""
-    with lock_run_folder(tmp_path), monkeypatch.context() as patch:
+    with lock_folder(tmp_path), monkeypatch.context() as patch:
         patch.setattr(lease, "FileLock", Mock(side_effect=PermissionError))
         before = state(tmp_path)
         assert f"process {os.getpid()} on " in (lock_holder(tmp_path) or "")

@@ -10,14 +10,14 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.run_folder import Diverged, open_run
 from reference_model.runtime.files import write_json
-from reference_model.runtime.lease import Busy, lock_run_folder
+from reference_model.runtime.lease import Busy, lock_folder
 from reference_model.training.trainer import train
 
 
 def test_a_finished_run_is_not_repeated_and_no_other_overwrites_it(config: Config, tmp_path: Path) -> None:
     config, run = replace(config, epochs=1), tmp_path / "run"
     run.mkdir()
-    with lock_run_folder(run), pytest.raises(Busy, match=r"expected .*run for this run alone, got one that is under"):
+    with lock_folder(run), pytest.raises(Busy, match=r"expected .*run for this run alone, got one that is under"):
         train(config, run)
     metrics = train(config, run)
     before = (run / "best.safetensors").stat().st_mtime_ns

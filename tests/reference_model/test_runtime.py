@@ -1,13 +1,16 @@
 """What runs need of the machine: devices, files written whole, locks, signals, arrays on disk."""
 
 import functools
+import itertools
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,9 +22,9 @@ from accelerate import Accelerator
 from locks import held
 
 from reference_model import InputError
-from reference_model.runtime import devices, environment, lease, signals, tensors
+from reference_model.runtime import devices, environment, files, lease, signals, tensors
 from reference_model.runtime.files import atomic_write, write_text
-from reference_model.runtime.lease import Busy, lock_holder, lock_run_folder
+from reference_model.runtime.lease import Busy, lock_folder, lock_holder
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -117,15 +120,15 @@ def test_one_process_at_a_time_in_a_folder(tmp_path: Path) -> None:
     with held(tmp_path) as process:
         assert lock_holder(tmp_path) == f"process {process.pid} on {os.uname().nodename}"
         words = f"for this run alone, got one that is under way there: process {process.pid} on"
-        with pytest.raises(Busy, match=words), lock_run_folder(tmp_path):
+        with pytest.raises(Busy, match=words), lock_folder(tmp_path):
             pass
     assert lock_holder(tmp_path) is None  # its process is gone
-    with lock_run_folder(tmp_path):
+    with lock_folder(tmp_path):
         pass
     assert not (tmp_path / ".lock").exists()
     (tmp_path / ".lock").touch()  # its process was killed between making the file and writing its name into it
     assert lock_holder(tmp_path) is None
-    with lock_run_folder(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -153,14 +156,14 @@ def test_another_machine_is_given_up_after_the_lease(
         assert seen[0] == f"process {process.pid} on elsewhere"
         assert (seen[-1] is None) == dies
         if dies:
-            with lock_run_folder(tmp_path):
+            with lock_folder(tmp_path):
                 pass
 
 
 HURRY = """
 import os, sys, time
 from pathlib import Path
-from reference_model.runtime.lease import Busy, lock_holder, lock_run_folder
+from reference_model.runtime.lease import Busy, lock_holder, lock_folder
 run = Path(sys.argv[1])
 def mine():
     try:
@@ -170,7 +173,7 @@ def mine():
 for _ in range(300):
     if lock_holder(run) is None:
         try:
-            with lock_run_folder(run):
+            with lock_folder(run, keep_guard="guard" in sys.argv):
                 pass
         except Busy:
             continue
@@ -180,9 +183,10 @@ for _ in range(300):
 """
 
 
-def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("guard", ["guard", "none"])
+def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path, guard: str) -> None:
     """Each takes the lock and gives it back at once, and looks at it all the time; one after the other is killed."""
-    processes = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path)]) for _ in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", HURRY, str(tmp_path), guard]) for _ in range(4)]
     for process in processes[:2]:
         while process.poll() is None and not (tmp_path / ".lock.guard").exists():
             time.sleep(0.01)
@@ -192,6 +196,148 @@ def test_processes_in_a_hurry_leave_no_lock_behind(tmp_path: Path) -> None:
     for process in processes[:2]:
         process.wait()
     assert lock_holder(tmp_path) is None
+
+
+def test_one_call_takes_over_the_lock_of_a_process_that_died_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It watches the lock for a whole lease; that of a process that lives it leaves alone after a sign of life."""
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    with held(tmp_path, "elsewhere", "1.0") as process:
+        began = time.monotonic()
+        with pytest.raises(Busy, match=f"under way there: process {process.pid} on elsewhere"), lock_folder(tmp_path):
+            pass
+        assert time.monotonic() - began < 0.9
+        process.kill()
+        process.wait()
+        lease._observer.cache_clear()  # as in a new process, which knows of no sign of life
+        with lock_folder(tmp_path):
+            assert time.monotonic() - began > 1
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_stop_ends_the_wait_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(tmp_path, "elsewhere") as process, signals.handle_signals():
+        process.kill()
+        process.wait()
+        monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(signals.Stopped), lock_folder(tmp_path):
+            pass
+
+
+def take_over(folder: Path, unfinished: list[Any]) -> None:
+    """Do as another process on another machine, which takes the lock, and writes files and a folder of its own."""
+    (folder / ".lock").unlink()
+    (folder / ".lock").write_text("token=theirs, of another process")
+    lease._remove_unfinished(folder)
+    theirs = lease.HeldLock(folder, "theirs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(lease._held, folder.resolve(), theirs)
+        unfinished.append(files._empty_folder_beside(folder / "a.json"))
+        (unfinished[-1].__enter__() / "a.json").write_text("half")
+    (folder / "a.json").write_text("theirs")
+    shutil.rmtree(folder / "b", ignore_errors=True)
+    (folder / "b").mkdir()
+    (folder / "b" / "c").write_text("theirs")
+
+
+def at_line(number: int, act: Callable[[], None]) -> Callable[..., Any]:
+    """Return a trace function that acts once, before this line of the code that writes files and looks at locks."""
+    lines = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename not in (files.__file__, lease.__file__):
+            return None
+        lines += event == "line"
+        if lines == number:
+            lines += 1
+            sys.settrace(None)
+            act()
+        return trace
+
+    return trace
+
+
+def write_both(folder: Path) -> None:
+    write_text(folder / "a.json", "ours")
+    files.atomic_folder(folder / "b", lambda beside: (beside / "c").write_text("ours"))
+
+
+def test_a_lost_lock_fences_every_write_wherever_it_was_lost(tmp_path: Path) -> None:
+    """The process is suspended before each line in turn while another one takes the lock over, and goes on then."""
+    refused = 0
+    unfinished: list[Any] = []
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        (folder / "b").mkdir(parents=True)  # is replaced; the file is new
+        with lock_folder(folder):
+            sys.settrace(at_line(number, functools.partial(take_over, folder, unfinished)))
+            try:
+                write_both(folder)
+            except (Busy, OSError):
+                refused += 1
+            finally:
+                sys.settrace(None)
+            if "process" not in (folder / ".lock").read_text().split()[-1]:
+                break  # there is no such line
+            with pytest.raises(Busy, match="got it taken over while this process was suspended"):
+                atomic_write(folder / "a.json", lambda _: pytest.fail("expected a look before the file is written"))
+        assert (folder / "a.json").read_text() == (folder / "b" / "c").read_text() == "theirs", number
+        (half,) = folder.glob(".*.part")
+        assert (half / "a.json").read_text() == "half"
+    assert number > 20
+    assert refused > 10
+
+
+def test_a_lock_that_was_lost_to_an_older_version_is_lost(tmp_path: Path) -> None:
+    """It removes nothing that others have not finished: the last look is right before a file is moved."""
+    (tmp_path / "a.json").write_text("theirs")
+
+    def lose(beside: Path) -> None:
+        beside.write_text("ours")
+        (tmp_path / ".lock").unlink()
+
+    with lock_folder(tmp_path), pytest.raises(Busy, match="got it taken over"):
+        atomic_write(tmp_path / "a.json", lose)
+    assert (tmp_path / "a.json").read_text() == "theirs"
+
+
+SUSPENDED = """
+import socket, sys
+socket.gethostname = lambda: "elsewhere"
+from pathlib import Path
+from reference_model.runtime import files, lease
+lease.LEASE_SECONDS = 1.0
+folder = Path(sys.argv[1])
+def slowly(beside):
+    beside.write_text("ours")
+    print("writes", flush=True)
+    input()
+with lease.lock_folder(folder):
+    try:
+        files.atomic_write(folder / "a.json", slowly)
+    except lease.Busy as error:
+        print(error)
+"""
+
+
+def test_a_suspended_process_cannot_finish_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    command = [sys.executable, "-c", SUSPENDED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writes\n"
+        process.send_signal(signal.SIGSTOP)
+        with lock_folder(tmp_path):
+            write_text(tmp_path / "a.json", "theirs")
+            process.send_signal(signal.SIGCONT)
+            output, _ = process.communicate("\n", timeout=60)
+            assert "got it taken over while this process was suspended" in output
+            assert (tmp_path / "a.json").read_text() == "theirs"
+            assert lease.held_lock(tmp_path) is not None
+            write_text(tmp_path / "a.json", "theirs again")  # the lock is still held
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", ".lock.guard"}
 
 
 PRINTS = """

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 from grids import settings
 from locks import held
-from runs import CommandLine
+from runs import CommandLine, at_step
+from torch import Tensor
 
 from reference_model import InputError
 from reference_model.config import Config
@@ -327,14 +329,23 @@ def test_a_command_whose_processes_die_at_once_gives_up(runs: list[Run]) -> None
     assert runs[0].reason() == "its process was ended by SIGTERM"
 
 
-def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_taken_over_is_left_alone(runs: list[Run], tmp_path: Path) -> None:
     """As after a suspension that lasted longer than the lease."""
-    run = runs[0]
-    monkeypatch.setattr("reference_model.training.trainer.lost_lock", lambda folder: folder == run.folder)
-    with pytest.raises(Busy, match="for this run alone, got it taken over while this process was suspended"):
-        train(run.config, run.folder)
-    assert not (run.folder / "checkpoint.safetensors").exists()
-    assert run.state() == "interrupted"
+    run, taken = next(run for run in runs if run.config.loss == "nt_xent"), tmp_path / "taken"
+
+    def take_over(x: Tensor) -> Tensor:
+        (run.folder / ".lock").unlink()
+        (run.folder / ".lock").write_text("of another process")
+        shutil.copytree(run.folder, taken, ignore=shutil.ignore_patterns("log.txt", "tensorboard"))
+        return x
+
+    with at_step(4, take_over), pytest.raises(Busy, match="got it taken over while this process was suspended"):
+        train(run.config, run.folder, checkpoint_minutes=0)
+    assert {"checkpoint.safetensors", "frozen.safetensors"} <= {path.name for path in taken.iterdir()}
+    for path in taken.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (run.folder / path.relative_to(taken)).read_bytes()
+    assert "taken over" in (run.folder / "log.txt").read_text()
+    assert not run.finished()
 
 
 def children_of(process: int) -> list[int]:
