@@ -3,7 +3,7 @@
 Section 3.2 of the paper. The folder of the run receives config.json, log.txt, curves.png, tensorboard/,
 best.safetensors with text_encoder/ (and frozen.safetensors), and at the end metrics.json. checkpoint.safetensors is
 there while the run is under way: the same command continues it, and ends with the same weights and metrics as if it
-had not been interrupted.
+had not been interrupted; with another number of threads, their last bits differ.
 
 Several processes, started by torchrun (or, on GPUs, accelerate launch), divide every batch among them. The batches, and
 the negatives, are those of one process. The main process measures and writes.
@@ -152,7 +152,7 @@ class Trainer:
             return
         scaler, seconds = self.accelerator.scaler, time.monotonic() - self.started
         record = {**vars(self.progress), "seconds": seconds, "scaler": scaler and scaler.state_dict(), **self.origin}
-        record |= {"config": self.config.as_dict(), "versions": versions()}
+        record |= {"config": self.config.as_dict(), "versions": versions(), "threads": torch.get_num_threads()}
         path, weights = self.folder / run_folder.CHECKPOINT, self.model.trainable_state_dict()
         save_checkpoint(path, weights, self.step.optimizer, record)
 
@@ -167,6 +167,9 @@ class Trainer:
             )
         if record["versions"] != versions():
             log.warning("begun with %s, continued with %s: not to the bit the same", record["versions"], versions())
+        if (threads := record.get("threads", torch.get_num_threads())) != torch.get_num_threads():
+            now = torch.get_num_threads()
+            log.warning("begun with %d threads, continued with %d: not to the bit the same", threads, now)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(record["scaler"])
         self.progress = Progress(*(record[name] for name in ("epoch", "step", "total", "history")))
@@ -241,7 +244,8 @@ class Trainer:
             "history": history,
         }
         seconds = round(time.monotonic() - self.started, 1)
-        write_json(folder / run_folder.TIME, {"seconds": seconds, "machine": describe_environment()})
+        time_record = {"seconds": seconds, "machine": describe_environment(), "threads": torch.get_num_threads()}
+        write_json(folder / run_folder.TIME, time_record)
         write_json(folder / run_folder.METRICS, metrics)
         (folder / run_folder.CHECKPOINT).unlink()
         log.info("%s, test of %d clips at epoch %d: %s", folder.name, len(names), best["epoch"], summary(test))

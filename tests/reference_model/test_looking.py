@@ -12,7 +12,7 @@ from runs import CommandLine
 from reference_model.paper import select_rows
 from reference_model.reproduction.grid import Grid, plan
 from reference_model.runtime import lease
-from reference_model.runtime.lease import lock_holder, lock_folder
+from reference_model.runtime.lease import lock_folder, lock_holder
 
 State = dict[Path, tuple[int, int]]
 

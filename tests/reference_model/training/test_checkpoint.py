@@ -77,3 +77,20 @@ def test_other_data_and_other_frozen_encoders_are_refused_and_the_run_is_left_as
     with pytest.raises(InputError, match=r"expected the frozen encoders that .* was begun with, got others in"):
         train(config, run)
     assert {path: path.read_bytes() for path in files} == before
+
+
+def test_another_number_of_threads_is_said(config: Config, tmp_path: Path) -> None:
+    """Sums are then formed in another order, and their last bits differ."""
+    run, threads = tmp_path / "run", torch.get_num_threads()
+    with at_step(3, interrupt), pytest.raises(Interrupted):
+        train(config, run, checkpoint_minutes=0)
+    try:
+        torch.set_num_threads(threads + 1)
+        with at_step(2, interrupt), pytest.raises(Interrupted):
+            train(config, run, checkpoint_minutes=0)
+    finally:
+        torch.set_num_threads(threads)
+    words = f"begun with {threads} threads, continued with {threads + 1}: not to the bit the same"
+    assert (run / "log.txt").read_text().count(words) == 1
+    train(config, run)
+    assert json.loads((run / "time.json").read_text())["threads"] == threads
