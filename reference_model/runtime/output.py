@@ -48,6 +48,8 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed before the process began: no file that is opened later may take its place
             stream = open(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")  # noqa: SIM115
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name may have characters that the encoding lacks
         if not isinstance(stream, _Stream):
             setattr(sys, name, _Stream(stream))
 

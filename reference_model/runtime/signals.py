@@ -26,10 +26,12 @@ def exit_on_signals() -> None:
 
     Files are written whole or not at all, so the same command continues.
     """
+    process = os.getpid()
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        with suppress(OSError):  # the reader may have gone
-            os.write(2, f"{STOPPED}\n".encode())
+        if os.getpid() == process:  # processes that were forked from it end without a word
+            with suppress(OSError):  # the reader may have gone
+                os.write(2, f"{STOPPED}\n".encode())
         os._exit(EXIT_STOPPED)
 
     for number in SIGNALS:

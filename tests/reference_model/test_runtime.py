@@ -374,6 +374,12 @@ def test_output_that_cannot_be_written_ends_nothing(tmp_path: Path, command: str
     assert result.read_text() == expected
 
 
+def test_characters_that_cannot_be_written_end_nothing() -> None:
+    code = "from reference_model.runtime.output import outlive_readers; outlive_readers(); print('\\xe9 \\udcff')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment) == b"\\xe9 \\udcff\n"
+
+
 PARENT = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -421,3 +427,10 @@ def test_signals_mean_the_same_from_the_first_second_on(number: signal.Signals) 
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (signals.EXIT_STOPPED, "stopped when asked to; the same command continues\n")
+
+
+def test_a_signal_ends_forked_processes_without_a_word() -> None:
+    code = "import os, signal; from reference_model.runtime.signals import exit_on_signals; exit_on_signals()\n"
+    code += "os.fork()\nsignal.raise_signal(signal.SIGTERM)"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("stopped when asked to")) == (signals.EXIT_STOPPED, 1)

@@ -481,3 +481,19 @@ def test_embed_replaces_its_own_files_alone(
         assert "expected " in refused.stderr.splitlines()[-1]
         assert "to have no file but those of embed, got another: " in refused.stderr.splitlines()[-1]
         assert (tmp_path / "out" / name).read_text() == mine
+
+
+def test_an_answer_that_cannot_be_written_is_an_error_unless_its_reader_has_gone(trained: Path, clips: Path) -> None:
+    """As with ``search | head -1``, and with a full disk."""
+    program: list[str | Path] = [sys.executable, "-m", "reference_model"]
+    command = [*program, "search", "--run", trained, "--audio", clips, "a low tone"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone, open("/dev/full", "w") as full:
+        for stream, status, words in ((gone, 0, ""), (full, 1, "Error: [Errno 28] No space left on device\n")):
+            done = subprocess.run(
+                command, stdout=stream, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3], check=False
+            )
+            assert done.returncode == status, done.stderr
+            assert done.stderr.endswith(words)
+            assert "Traceback" not in done.stderr
