@@ -23,8 +23,8 @@ def test_tokens_are_padded() -> None:
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_every_pair_is_a_caption_with_its_clip_whatever_the_number_of_workers(corpus: Path) -> None:
-    """A run that continues begins in the middle of an epoch, which changes nothing either."""
+def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
+    """Neither the number of workers nor a beginning in the middle of an epoch, as of a run that continues, matters."""
     clips = read_split(corpus, "Synthetic", "val")
     pairs = Pairs(clips, [[k] for k in range(30)], 0.5)
     assert len(pairs) == 30

@@ -421,7 +421,7 @@ def test_equal_sounds_are_listed_when_they_are_in_different_splits() -> None:
     assert manifest.in_several_splits([ROWS[0], ROWS[0]]) == []
 
 
-def test_the_summary_counts_clips_by_split_and_status_beside_the_paper() -> None:
+def test_the_summary_stands_beside_the_paper() -> None:
     hours = [ManifestRow("test", "g.wav", "ok", 3600 * 36.5), ManifestRow("test", "h.wav", "silent", 3600)]
     lines = manifest.summary("Clotho", [*ROWS, *hours]).splitlines()
     assert [re.split(" {2,}", line) for line in lines] == [
