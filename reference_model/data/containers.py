@@ -40,8 +40,7 @@ def _missing_end_of_wav(file: BinaryIO, size: int, order: str) -> str | None:
             long = int.from_bytes(file.read(16)[8:], "little")
         position += 8
         if name == b"data":
-            promised = long or length
-            return _missing(size, position + promised) if promised < UNKNOWN_LENGTH else None
+            return _missing(size, position + (long or length))
         position += length + length % 2
     file.seek(4)
     return _missing(size, 8 + struct.unpack(f"{order}I", file.read(4))[0])

@@ -91,6 +91,7 @@ def test_files_that_name_other_files_are_no_audio(tmp_path: Path) -> None:
     sounds.by_soundfile("WAV", "PCM_16")(other, 1)
     path = tmp_path / "a.wav"
     for text in (
+        "ffconcat version 1.0\nfile other.wav\n",
         f"ffconcat version 1.0\nfile '{other}'\n",
         f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n",
         "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",

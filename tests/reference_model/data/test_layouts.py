@@ -295,3 +295,27 @@ def test_bad_rows_of_all_tables_are_named_at_once(tmp_path: Path) -> None:
         read_download(folder, "AudioCaps")
     assert str(refused.value).startswith("expected tables without faults, got 5:\n")
     assert [str(refused.value).count(f"{split}.csv") for split in miniature.SPLITS] == [2, 2, 1]
+
+
+def test_mutated_tables_are_read_or_refused_in_words(tmp_path: Path) -> None:
+    """1,000 tables with bytes replaced, cut out or doubled: what is read has captions, and no file outside."""
+    folders = [miniature.audiocaps(tmp_path / "a", (3, 1, 1)), miniature.clotho(tmp_path / "c", (3, 1, 1))]
+    tables = [folders[0] / "train.csv", folders[1] / "clotho_captions_development.csv"]
+    whole, random, refused = [table.read_bytes() for table in tables], np.random.default_rng(0), 0
+    for k in range(1_000):
+        content = bytearray(whole[k % 2])
+        for _ in range(int(random.integers(1, 4))):
+            at, size = int(random.integers(len(content))), int(random.integers(1, 9))
+            parts = (b"", bytes(content[at : at + size]) * 2, random.bytes(size), b'"', b"\n", b"\0", b"../", b",")
+            content[at : at + size] = parts[int(random.integers(len(parts)))]
+        tables[k % 2].write_bytes(content)
+        try:
+            clips = read_download(folders[k % 2], "Mine")["train"]
+        except InputError as error:
+            assert str(error).startswith("expected "), error  # noqa: PT017
+            refused += 1
+        else:
+            assert all(clip.captions and all(map(str.strip, clip.captions)) for clip in clips)
+            assert all(Path(clip.file_name).name == clip.file_name for clip in clips)
+            assert all(clip.source is None or folders[k % 2] in clip.source.parents for clip in clips)
+    assert 300 < refused < 1_000
