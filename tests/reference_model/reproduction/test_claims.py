@@ -30,9 +30,6 @@ def block(dataset: str, encoders: str, batch_size: int, *recalls: Any) -> dict[K
     return {(dataset, encoders, loss, batch_size): of for loss, of in zip(LOSS_NAMES, recalls, strict=False)}
 
 
-# On the paper's tables.
-
-
 def test_the_papers_tables_are_all_there() -> None:
     assert len(PAPER.means) == 20
     assert PAPER.means[CL, "fine-tuned", "nt_xent", 24]["audio_to_text", "R@5"] == 37.5
@@ -76,9 +73,6 @@ def test_the_papers_tables_are_all_there() -> None:
 )  # fmt: skip
 def test_the_claims_on_the_papers_tables(claim: str, expected: Finding | None) -> None:
     assert found(claim, PAPER) == expected
-
-
-# On made-up ones.
 
 
 def test_without_rows_to_compare_there_is_no_verdict() -> None:
@@ -143,6 +137,10 @@ def test_both_batch_sizes(claim: str, at_128: Any, expected: str) -> None:
     assert found(claim, made_up(block("Mine", "frozen", 128, 20, 20, 20, 20))) is None
 
 
+def table(*rows: Any) -> Table:
+    return {"table": "1", "rows": list(rows)}
+
+
 def row(loss: str, recall: float | None, *, done: int, collapsed: int = 0, diverged: int = 0, failed: int = 0) -> Any:
     """Of a table as its JSON file holds it."""
     return {
@@ -150,10 +148,6 @@ def row(loss: str, recall: float | None, *, done: int, collapsed: int = 0, diver
         "runs": {"done": done, "diverged": diverged, "failed": failed, "planned": 3},
         "ours": {way: {f"R@{k}": {"mean": recall, "std": None} for k in (1, 5, 10)} for way, _ in RECALL_COLUMNS},
     }  # fmt: skip
-
-
-def table(*rows: Any) -> Table:
-    return {"table": "1", "rows": list(rows)}
 
 
 def test_runs_that_collapsed_or_diverged_are_counted() -> None:
@@ -189,9 +183,6 @@ def test_rows_that_are_not_begun_do_not_count() -> None:
     results = Results.from_tables([table(*(row(loss, None, done=0) for loss in LOSS_NAMES))])
     assert results == Results({}, {}, {})
     assert {(line["ours"], line["ours, evidence"]) for line in claims.check([])} == {("-", "")}
-
-
-# As they are shown.
 
 
 def test_the_papers_verdicts_stand_beside_ours() -> None:

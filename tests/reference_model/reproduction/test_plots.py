@@ -56,9 +56,8 @@ def test_bars_are_the_numbers_of_the_table(tmp_path: Path) -> None:
     ):
         container = bars(axes)[label]
         assert heights(container) == pytest.approx(means)
-        assert np.array(errors(container)) == pytest.approx(
-            np.array([(mean - std, mean + std) for mean, std in zip(means, stds, strict=True)])
-        )
+        ends = np.array([np.subtract(means, stds), np.add(means, stds)]).T
+        assert np.array(errors(container)) == pytest.approx(ends)
         colour = COLOURS["nt_xent" if "NT" in label else "triplet_max"]
         assert {to_hex(bar.get_edgecolor()).upper() for bar in container.patches} == {colour}
         filled = "#FFFFFF" if "paper" in label else colour

@@ -25,7 +25,7 @@ from reference_model.paper import select_rows
 from reference_model.reproduction import workers
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import aggregate
-from reference_model.reproduction.workers import NO_RUN, UnexpectedError, gpu_variables, record_death, train_available
+from reference_model.reproduction.workers import NO_RUN, UnexpectedError, gpu_variables, record_death
 from reference_model.run_folder import Diverged, stored_metrics
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
@@ -41,7 +41,6 @@ BAD = [f"synthetic-frozen-{loss}-batch-128-seed-{seed}" for seed in SEEDS for lo
 
 
 def arguments(corpus: Path, out: Path, *more: object, losses: Any = LOSSES, seeds: Any = SEEDS) -> list[str]:
-    """Return the arguments of the command."""
     rows = [x for loss in losses for x in ("--losses", loss)] + [x for seed in seeds for x in ("--seeds", seed)]
     found = [
         "reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--clip-seconds", 0.5,
@@ -63,44 +62,38 @@ def started(corpus: Path, out: Path, *more: object, until: str = "") -> "subproc
 
 
 def ended(process: "subprocess.Popen[str]", code: int = 1) -> tuple[str, str]:
-    """Return what the command wrote to its two streams; 1 is its exit code when runs fail."""
+    """Return what the command wrote to its two streams; its exit code is 1 when runs fail."""
     output, errors = process.communicate(timeout=280)
     assert process.returncode == code, errors
     return output, errors
 
 
 def modified(out: Path) -> dict[Path, int]:
-    """Return when each result was written."""
     return {path: path.stat().st_mtime_ns for path in out.glob("runs/*/metrics.json")}
 
 
 def begun(out: Path) -> dict[str, int]:
     """Return how often each run was begun, from its log."""
-    return {
-        log.parent.name: len(re.findall(r"epochs of \d+ steps on", log.read_text()))
-        for log in sorted((out / "runs").glob("*/log.txt"))
-    }
+    logs = out.glob("runs/*/log.txt")
+    return {log.parent.name: len(re.findall(r"epochs of \d+ steps on", log.read_text())) for log in logs}
 
 
 def recalls(out: Path) -> dict[str, Any]:
     """Return our recalls in every row of both tables."""
-    return {
-        row["experiment"]: row["ours"]
-        for table in ("1", "2")
-        for row in json.loads((out / f"table_{table}.json").read_text())["rows"]
-    }
+    tables = [json.loads((out / f"table_{number}.json").read_text()) for number in (1, 2)]
+    return {row["experiment"]: row["ours"] for table in tables for row in table["rows"]}
 
 
 @pytest.fixture
 def runs(config: Config, tmp_path: Path) -> list[Run]:
-    """Return the runs of four losses with frozen encoders and two seeds."""
+    """Four losses with frozen encoders and two seeds."""
     rows = select_rows(("1",), datasets=("Synthetic",), encoders=("frozen",))
     return Grid.from_rows(rows, (0, 1), settings(config)).runs(tmp_path / "results")
 
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the results of one process that was not disturbed."""
+    """The results of one process that was not disturbed."""
     out = tmp_path_factory.mktemp("whole") / "results"
     output, errors = ended(started(corpus, out))
     assert "next: reproduce --plan" not in output
@@ -246,7 +239,7 @@ class Script:
         write_json(run.folder / "metrics.json", {})
 
     def train(self, runs: list[Run]) -> None:
-        train_available(runs, train_one=self, set_current=self.current.append)
+        workers.train_available(runs, train_one=self, set_current=self.current.append)
 
 
 def test_pending_runs_are_trained_in_order(runs: list[Run]) -> None:

@@ -50,7 +50,7 @@ def model(trained: Path) -> Retriever:
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded so far."""
-    names: list[str] = []
+    names = []
 
     def load(path: Path, seconds: float) -> Tensor:
         names.append(path.name)
@@ -114,12 +114,15 @@ def test_only_what_is_new_or_changed_is_embedded(model: Retriever, searched: Pat
     shutil.copy(today / "00000.wav", searched / "added.FLAC")  # by its suffix audio; by its content a WAV
     assert changed() == ["added.FLAC"]
     samples, rate = soundfile.read(today / "00001.wav")
-    modified = (today / "00001.wav").stat().st_mtime_ns
+    before = (today / "00001.wav").stat()
     soundfile.write(today / "00001.wav", samples[: len(samples) // 2], rate)
-    os.utime(today / "00001.wav", ns=(0, modified))  # its size alone tells
+    os.utime(today / "00001.wav", ns=(0, before.st_mtime_ns))  # its size alone tells
     assert changed() == ["00001.wav"]
     os.utime(today / "00002.wav", ns=(0, (today / "00002.wav").stat().st_mtime_ns + 1))
     assert changed() == ["00002.wav"]
+    assert (today / "00000.wav").stat().st_size == (today / "00005.wav").stat().st_size
+    shutil.copy(today / "00005.wav", today / "00000.wav")  # other content of the same size
+    assert changed() == ["00000.wav"]
     (today / "00003.wav").unlink()
     assert changed() == []
     (today / "00004.wav").rename(today / "renamed.wav")
@@ -167,20 +170,19 @@ def test_bad_files_are_skipped_with_a_warning(
 
 
 def test_folders_without_readable_audio_are_refused(model: Retriever, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    with pytest.raises(InputError, match=r"expected a folder of audio at .*, got nothing"):
-        model.audio_index(folder)
-    folder.mkdir()
-    (folder / "notes.txt").write_text("no audio")
-    with pytest.raises(InputError, match=r"expected audio files \(\.aif .*\.wav\) in .*, got none"):
-        model.audio_index(folder)
-    with pytest.raises(InputError, match=r"expected a folder of audio at .*, got a file"):
-        model.audio_index(folder / "notes.txt")
-    for name in ("a.wav", "b.wav"):
-        (folder / name).write_text("no audio")
-    for _ in range(2):
-        with pytest.raises(InputError, match=r"a clip that can be read .* got 2 that cannot, such as a.wav: unr"):
-            model.audio_index(folder)
+    for name in ("none/notes.txt", "bad/a.wav", "bad/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no audio")
+    unreadable = "a clip that can be read .* got 2 that cannot, such as a.wav: unr"
+    for name, words in (
+        ("absent", "expected a folder of audio at .*, got nothing"),
+        ("none", r"expected audio files \(\.aif .*\.wav\) in .*, got none"),
+        ("none/notes.txt", "expected a folder of audio at .*, got a file"),
+        ("bad", unreadable),
+        ("bad", unreadable),  # by its index
+    ):
+        with pytest.raises(InputError, match=words):
+            model.audio_index(tmp_path / name)
 
 
 def test_file_names_with_unusual_characters(
@@ -294,7 +296,7 @@ def test_an_update_that_was_stopped_continues(
 ) -> None:
     """Everything embedded so far is saved, though the next save is far away."""
     monkeypatch.setattr(encode, "ENCODING_BATCH", 1)
-    embedded: list[str] = []
+    embedded = []
 
     def load(path: Path, seconds: float) -> Tensor:
         embedded.append(path.name)

@@ -116,6 +116,12 @@ def test_a_saved_model_gives_the_same_embeddings_to_the_bit(run: Path, tmp_path:
     assert content == {path.name: path.read_bytes() for path in saved.glob("*.*")}
     assert torch.equal(Retriever.from_pretrained(saved).embed_text(captions), model.embed_text(captions))
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+    # And through a link.
+    (saved.parent / "link").symlink_to(saved)
+    again.save_pretrained(saved.parent / "link")
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["link", "saved"]
+    assert (saved.parent / "link").is_symlink()
+    Retriever.from_pretrained(saved.parent / "link")
 
 
 def test_other_weights_have_another_index(run: Path, clips: Path) -> None:
@@ -163,51 +169,64 @@ def test_a_folder_is_saved_whole_or_not_at_all(
     Retriever.from_pretrained(saved)
     # Killed between the two moves: what there was is back the next time, whether or not that one succeeds.
     saved.rename(tmp_path / ".saved.old")
-    with monkeypatch.context() as patch:
-        patch.setattr(retriever, "save_tensors", full)
-        with pytest.raises(InputError, match="No space left"):
-            model.save_pretrained(saved)
+    monkeypatch.setattr(retriever, "save_tensors", full)
+    with pytest.raises(InputError, match="No space left"):
+        model.save_pretrained(saved)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     assert (saved / "README.md").read_bytes() == card
 
 
+def content(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def test_a_folder_that_is_no_saved_model_is_not_replaced(model: Retriever, trained: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "saved"
+    saved, edited, file, beside = (tmp_path / name for name in ("saved", "edited", "file", ".new.old"))
     model.save_pretrained(saved)
+    shutil.copytree(saved, edited)
+    with (edited / "README.md").open("a") as card:
+        card.write("\nMy notes.")
     (saved / ".git").mkdir()
-    (tmp_path / "file").touch()
-    for folder, got in ((saved, "a folder with .git"), (tmp_path / "file", "a file"), (trained, "a folder with .*")):
-        before = sorted(folder.rglob("*"))
-        with pytest.raises(InputError, match=rf"to be new, empty or a saved model and nothing else, got {got}$"):
+    file.touch()
+    beside.mkdir()
+    (beside / "thesis.txt").touch()
+    before = content(tmp_path), content(trained)
+    for folder, expected in (
+        (saved, f"{saved} to be .* got a folder with .git"),
+        (edited, f"{edited} to be .* got a folder with another README.md"),
+        (file, f"{file} to be .* got a file"),
+        (trained, f"{trained} to be .* got a folder with .*"),
+        (tmp_path / "new", f"{beside} to be .* got a folder with thesis.txt"),
+    ):
+        with pytest.raises(InputError, match=f"expected {expected}$") as refused:
             model.save_pretrained(folder)
-        assert sorted(folder.rglob("*")) == before
+        assert "to be new, empty or a saved model and nothing else, got " in str(refused.value)
+        assert (content(tmp_path), content(trained)) == before
     with pytest.raises(InputError, match="expected to write /sys/model, got"):
         model.save_pretrained("/sys/model")
 
 
 def test_a_folder_that_is_no_model_is_refused(trained: Path, tmp_path: Path) -> None:
     start = "expected a saved model, or a run with a finished epoch, in .*, got "
-    with pytest.raises(InputError, match=f"{start}nothing"):
-        Retriever.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=f"{start}no model.safetensors or best.safetensors"):
-        Retriever.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f"{start}a file"):
-        Retriever.from_pretrained(trained / "config.json")
+
+    def refused(words: str, folder: Path, device: str = "cpu") -> None:
+        with pytest.raises(InputError, match=words):
+            Retriever.from_pretrained(folder, device=device)
+
+    refused(f"{start}nothing", tmp_path / "nowhere")
+    refused(f"{start}no model.safetensors or best.safetensors", tmp_path)
+    refused(f"{start}a file", trained / "config.json")
     for name in ("config.json", "text_encoder/config.json", "text_encoder/tokenizer.json"):
         run = shutil.copytree(trained, tmp_path / name.replace("/", "-"))
         (run / name).unlink()
-        with pytest.raises(InputError, match=f"{start}no {name}"):
-            Retriever.from_pretrained(run)
+        refused(f"{start}no {name}", run)
         (run / name).write_text("{}")
-        with pytest.raises(InputError, match="expected "):
-            Retriever.from_pretrained(run)
-    (run / "text_encoder" / "tokenizer.json").write_bytes((trained / "text_encoder/tokenizer.json").read_bytes())
+        refused("expected ", run)
+    shutil.copy(trained / "text_encoder" / "tokenizer.json", run / "text_encoder" / "tokenizer.json")
     (run / "best.safetensors").write_bytes(b"no weights")
-    with pytest.raises(InputError, match="expected a safetensors file at"):
-        Retriever.from_pretrained(run)
+    refused("expected a safetensors file at", run)
     for device in ("toaster", "cuda:99"):
-        with pytest.raises(InputError, match=f"expected a device of this machine, got {device}"):
-            Retriever.from_pretrained(trained, device=device)
+        refused(f"expected a device of this machine, got {device}", trained, device)
 
 
 def test_half_precision_without_a_gpu_is_float32(model: Retriever, clips: Path) -> None:
@@ -276,13 +295,8 @@ def test_the_model_card(trained: Path, config: Config) -> None:
     metrics: dict[str, Any] = stored_metrics(trained)
     for direction, rank in (("text_to_audio", 1.25), ("audio_to_text", 2.5)):
         for split, recall in (("val", 11.14), ("test", 22.26)):
-            metrics[split][direction] |= {
-                "R@1": recall,
-                "R@5": 80,
-                "R@10": 90,
-                "mAP@10": recall + 50,
-                "median_rank": rank,
-            }
+            recalls = {"R@1": recall, "R@5": 80, "R@10": 90}
+            metrics[split][direction] |= {**recalls, "mAP@10": recall + 50, "median_rank": rank}
     card, collapsed = (
         model_card(config, {**metrics, "collapsed": value}, parameters=1_550_000, embedding_size=256)
         for value in (False, True)
@@ -399,7 +413,11 @@ OWN_FILES: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def put(saved: Path, removed: str, files: dict[str, str]) -> None:
+@pytest.mark.parametrize("own", OWN_FILES)
+def test_files_of_the_user_are_never_replaced(model: Retriever, tmp_path: Path, own: str) -> None:
+    saved = tmp_path / "saved"
+    model.save_pretrained(saved)
+    removed, files = OWN_FILES[own]
     if (saved / removed).is_dir():
         shutil.rmtree(saved / removed)
     else:
@@ -409,47 +427,10 @@ def put(saved: Path, removed: str, files: dict[str, str]) -> None:
         (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
         if not name.endswith("/"):
             path.write_text(text)
-
-
-@pytest.mark.parametrize("own", OWN_FILES)
-def test_files_of_the_user_are_never_replaced(model: Retriever, tmp_path: Path, own: str) -> None:
-    saved = tmp_path / "saved"
-    model.save_pretrained(saved)
-    put(saved, *OWN_FILES[own])
-
-    def content() -> dict[Path, bytes | None]:
-        return {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")}
-
-    before = content()
+    before = content(tmp_path)
     with pytest.raises(InputError, match=r"to be new, empty or a saved model and nothing else, got "):
         model.save_pretrained(saved)
-    assert content() == before
-
-
-def test_an_edited_model_card_is_kept(model: Retriever, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path / "saved")
-    with (tmp_path / "saved" / "README.md").open("a") as card:
-        card.write("\nMy notes.")
-    with pytest.raises(InputError, match=r"nothing else, got a folder with another README\.md"):
-        model.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "README.md").read_text().endswith("My notes.")
-
-
-def test_a_folder_of_the_user_beside_is_kept(model: Retriever, tmp_path: Path) -> None:
-    (mine := tmp_path / ".saved.old").mkdir()
-    (mine / "thesis.txt").touch()
-    with pytest.raises(InputError, match=r"expected .*\.saved\.old to be new, empty or a saved model"):
-        model.save_pretrained(tmp_path / "saved")
-    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
-
-
-def test_a_saved_model_is_replaced_through_a_link(model: Retriever, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path / "saved")
-    (tmp_path / "link").symlink_to(tmp_path / "saved")
-    model.save_pretrained(tmp_path / "link")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "saved"]
-    assert (tmp_path / "link").is_symlink()
-    Retriever.from_pretrained(tmp_path / "link")
+    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"a": 1,', "[" * 100_000])
