@@ -233,12 +233,13 @@ def take_over(folder: Path, unfinished: list[Any]) -> None:
     theirs = lease.HeldLock(folder, "theirs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(lease._held, folder.resolve(), theirs)
-        unfinished.append(files._empty_folder_beside(folder / "a.json"))
-        (unfinished[-1].__enter__() / "a.json").write_text("half")
+        unfinished.append(part := files._empty_folder_beside(folder / "a.json"))
+        (part.__enter__() / "a.json").write_text("half")
     (folder / "a.json").write_text("theirs")
     shutil.rmtree(folder / "b", ignore_errors=True)
     (folder / "b").mkdir()
     (folder / "b" / "c").write_text("theirs")
+    unfinished.append((folder / "b").stat().st_ctime_ns)  # changes if it is moved away, even for a moment
 
 
 def at_line(number: int, act: Callable[[], None]) -> Callable[..., Any]:
@@ -284,6 +285,7 @@ def test_a_lost_lock_fences_every_write_wherever_it_was_lost(tmp_path: Path) -> 
             with pytest.raises(Busy, match="got it taken over while this process was suspended"):
                 atomic_write(folder / "a.json", lambda _: pytest.fail("expected a look before the file is written"))
         assert (folder / "a.json").read_text() == (folder / "b" / "c").read_text() == "theirs", number
+        assert (folder / "b").stat().st_ctime_ns == unfinished[-1], number
         (half,) = folder.glob(".*.part")
         assert (half / "a.json").read_text() == "half"
     assert number > 20
