@@ -20,7 +20,7 @@ def modules_of(encode: Callable[..., Any], further: Iterable[nn.Module]) -> tupl
     wrong = next((value for value in found if not isinstance(value, (nn.Module, Tensor))), None)
     if wrong is not None:
         raise TypeError(f"expected modules to be modules, got {type(wrong).__name__}")
-    modules = [part for value in found if isinstance(value, nn.Module) for part in value.modules()]
+    modules = list(dict.fromkeys(part for value in found if isinstance(value, nn.Module) for part in value.modules()))
     tensors = [value for value in found if isinstance(value, Tensor)]
     parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
     return modules, {id(parameter) for parameter in (*parameters, *tensors)}

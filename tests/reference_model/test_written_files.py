@@ -87,13 +87,15 @@ writers = {
     "saved BERT": lambda path: files.atomic_folder(path, lambda beside: bert.save(beside, encoder, tokenizer)),
     "BERT": lambda path: files.atomic_folder(path, lambda b: bert.save_pretrained(b, encoder.bert, tokenizer)),
 }
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
 for name, write in writers.items():
     try:
         write(folder / name)
         print(name, "is written")
     except files.NotWritten as error:
         print(name, "NotWritten", str(error))
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 """
 
 
@@ -121,7 +123,8 @@ import torch
 folder = Path(sys.argv[1])
 config = SimpleNamespace(loss="nt_xent", seed=0, epochs=9, dataset="Synthetic")
 monitor = Monitor(config, folder, Progress(), 1000, position=0, is_main=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
 with log_to_folder(folder, is_main=True):
     for _ in range(20):
         log.info("a line that is longer than the room that is left")
@@ -136,6 +139,7 @@ with log_to_folder(folder, is_main=True):
         monitor.close()
     except NotWritten:
         pass
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 """
 
 
