@@ -18,6 +18,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import crossmodal_losses
 from crossmodal_losses import LOSSES, GatheredLoss, RingLoss, TripletSum, cosine_similarity, diagnose, nt_xent
 
+# torch's own forward mode still uses it
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
 STEP = 1e-6  # of gradcheck's central differences
 
 
@@ -59,7 +62,6 @@ def test_zero_rows_have_zero_derivatives_of_every_order() -> None:
 @each_loss
 @pytest.mark.parametrize("of_similarities", [True, False])
 @pytest.mark.parametrize("ids", [None, torch.tensor([0, 1, 1, 2])])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode still uses it
 def test_under_torch_func(name: str, of_similarities: bool, ids: Tensor | None) -> None:
     """The function of S, and the module as a function of x."""
     generator = torch.Generator().manual_seed(2)
