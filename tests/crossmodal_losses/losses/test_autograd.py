@@ -88,6 +88,13 @@ def test_under_torch_func(name: str, of_similarities: bool, ids: Tensor | None) 
     torch.testing.assert_close(torch.einsum("ijkl,kl->ij", hessian, tangent), twice)
 
 
+def test_the_forward_derivative_of_similarities_in_both_inputs() -> None:
+    x, y = (value.detach() for value in normal_pair(0, 4, 3))
+    a, b = (value.detach() for value in normal_pair(1, 4, 3))
+    found = torch.func.jvp(cosine_similarity, (x, y), (a, b))[1]
+    torch.testing.assert_close(found, torch.autograd.functional.jvp(cosine_similarity, (x, y), (a, b))[1])
+
+
 TRANSFORMATIONS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
     "vmap": lambda loss, x: torch.func.vmap(loss)(x[None]),
     "grad": lambda loss, x: torch.func.grad(loss)(x),
