@@ -21,7 +21,7 @@ install = $(PYTHON) -m venv $(@D) \
 	&& $(@D)/bin/python -m pip uninstall --quiet --yes crossmodal-losses \
 	&& touch $@
 
-.PHONY: help demo example readme programs test format types lint bench clean
+.PHONY: help demo example readme programs test format types lint bench mutants clean
 
 help:
 	@echo "make demo     the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
@@ -30,12 +30,13 @@ help:
 	@echo "make lint     check format, rules and types"
 	@echo "make format   format the code, and fix what the linter can"
 	@echo "make bench    the losses beside public implementations, their memory, their matrix products: half an hour"
+	@echo "make mutants  test the tests: change the package in 300 ways, and see whether one fails each time: an hour"
 	@echo "make readme   the demo, and its table and picture put into README.md"
 	@echo "make clean    remove the environments in $(ENVIRONMENTS)"
 
 $(REFERENCE)/complete:
 	@echo "Making the reference environment in $(@D): a few minutes, once"
-	@$(call install,constraints.txt,reference$(comma)test$(comma)bench)
+	@$(call install,constraints.txt,reference$(comma)test$(comma)bench$(comma)mutants)
 
 $(NEWEST)/complete:
 	@echo "Making an environment with the newest torch in $(@D): a few minutes, once"
@@ -97,6 +98,9 @@ bench: $(REFERENCE)/complete $(NEWEST)/complete
 	$(in_newest) pip install --quiet --disable-pip-version-check click tqdm
 	$(in_newest) benchmarks.losses --loss nt_xent --no-compile --suffix newest-torch -b 128 -b 1024 -b 4096 \
 		--only linear_cross_entropy --only "linear_cross_entropy, one chunk" --only "linear_cross_entropy, chunks"
+
+mutants: $(REFERENCE)/complete
+	PYTHONPATH=tests $(in_reference) mutants
 
 clean:
 	rm -rf $(ENVIRONMENTS)/reference-* $(ENVIRONMENTS)/newest-torch-*

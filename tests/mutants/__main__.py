@@ -1,0 +1,146 @@
+"""Test the tests: change the package in many ways, one at a time, and see whether a test fails each time.
+
+Run by ``make mutants``. Stopped and started again, it continues. Nothing is changed in the checkout itself, except the
+page of results.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from mutants import results
+from mutants.draw import Mutant, draw
+from mutants.seeing import Measured, measure
+from mutants.worker import import_once, run_tests
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE, TESTS = "crossmodal_losses", "tests"
+LEFT_OUT = ("crossmodal_losses/engine/epilogue_triton.py",)  # its tests need a GPU, or Triton's interpreter
+
+TIMEOUT = 120  # seconds for the tests of one mutant
+
+
+def files_of(root: Path, *folders: str) -> list[str]:
+    """The files in folders of a checkout that git does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [file for file in listed if (root / file).is_file()]
+
+
+def hash_of(root: Path, files: Iterable[str]) -> str:
+    """A hash of the contents of files."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.encode() + b"\0" + (root / file).read_bytes())
+    return found.hexdigest()[:12]
+
+
+def copy_checkout(root: Path, folder: Path) -> None:
+    """Copy a checkout into a new folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in files_of(root, "."):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / file, folder / file)
+
+
+def outcome_of(folder: Path, mutant: Mutant, measured: Measured) -> tuple[str, str]:
+    """Run the tests of a mutant in a copy of the checkout. Return the outcome, and the test that failed."""
+    path = folder / mutant.file
+    source = path.read_text(encoding="utf-8")
+    tests = measured.tests_that_see(mutant, source)
+    path.write_text(mutant.source, encoding="utf-8")
+    try:
+        outcome = run_tests(folder, ["-x", *dict.fromkeys(test.partition("::")[0] for test in tests)], tests, TIMEOUT)
+    finally:
+        path.write_text(source, encoding="utf-8")
+    if outcome.code is None:
+        return results.TIMEOUT, ""
+    if outcome.code == 0:
+        return results.SURVIVED, f"{len(outcome.seconds)} tests passed"
+    if outcome.code < 0:  # by a signal, as after an error in C++
+        return results.KILLED, f"exit status {outcome.code}"
+    if not outcome.failed:
+        log = (folder / "log.txt").read_text(encoding="utf-8")
+        raise RuntimeError(f"expected tests to run with {mutant.key}, got exit status {outcome.code}: {log[-2000:]}")
+    return results.KILLED, " ".join(outcome.failed)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
+    parser.add_argument("--count", type=int, default=300, help="how many mutants to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--session", type=Path, default=ROOT / ".mutants", help="folder of the copy, and what is done")
+    parser.add_argument("--only", default="", help="run only mutants of files whose name has this part")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the mutants that were not run yet, and write the page of results."""
+    options = arguments()
+    copy, session = options.session / "checkout", options.session
+    copy_checkout(ROOT, copy)
+    os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    import_once()
+
+    code, tests = hash_of(ROOT, files_of(ROOT, PACKAGE)), hash_of(ROOT, files_of(ROOT, TESTS + "/*.py"))
+    measured_at = session / f"measured-{code}-{tests}.json"
+    if not measured_at.exists():
+        print("Running all tests without a mutant", flush=True)
+        measure(copy).save(measured_at)
+    measured = Measured.load(measured_at)
+
+    # A killed mutant stays killed while the package is the same; a survivor is tried again when the tests change.
+    done_at = session / f"done-{code}.jsonl"
+    done: dict[tuple[str, ...], dict[str, str]] = {}
+    if done_at.exists():
+        for line in done_at.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            done[tuple(entry["key"])] = entry
+
+    files = [file for file in files_of(ROOT, PACKAGE) if file.endswith(".py") and file not in LEFT_OUT]
+    mutants = draw(ROOT, files, options.count, options.seed)
+    with done_at.open("a", encoding="utf-8") as log:
+        for number, mutant in enumerate(mutants, 1):
+            known = done.get(mutant.key)
+            if known and (known["outcome"] != results.SURVIVED or known["tests"] == tests):
+                continue
+            if options.only not in mutant.file:
+                continue
+            started = time.monotonic()
+            outcome, by = outcome_of(copy, mutant, measured)
+            entry = {"key": mutant.key, "outcome": outcome, "by": by, "tests": tests}
+            done[mutant.key] = entry
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            seconds = time.monotonic() - started
+            print(f"{number}/{len(mutants)} {mutant.file}:{mutant.line} {outcome}, {seconds:.0f} s: {by}", flush=True)
+            if outcome == results.SURVIVED:
+                print(f"    {mutant.before}\n    {mutant.after}", flush=True)
+
+    outcomes = [(mutant, done[mutant.key]["outcome"]) for mutant in mutants if mutant.key in done]
+    explained = results.explanations()
+    print(results.summary(outcomes, explained))
+    if len(outcomes) < len(mutants):
+        return 1
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    page = results.page(outcomes, explained, commit, options.seed, LEFT_OUT)
+    (results.HERE / "results.md").write_text(page, encoding="utf-8")
+    left = results.unexplained(outcomes, explained)
+    for mutant in left:
+        print(f"not explained: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
+    return int(bool(left) or results.percent_killed(outcomes, explained) < results.ENOUGH)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
