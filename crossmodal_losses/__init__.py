@@ -10,6 +10,7 @@ from crossmodal_losses.losses.triplet_max import TripletMax, triplet_max
 from crossmodal_losses.losses.triplet_sum import TripletSum, triplet_sum
 from crossmodal_losses.losses.triplet_weighted import TripletWeighted, triplet_weighted
 from crossmodal_losses.losses.triplet_weighted_mined import TripletWeightedMined, triplet_weighted_mined
+from crossmodal_losses.metrics import DirectionMetrics, RetrievalMetrics, retrieval_metrics
 from crossmodal_losses.similarity import cosine_similarity
 
 __version__ = "0.1.0"
@@ -17,10 +18,12 @@ __version__ = "0.1.0"
 __all__ = [
     "LOSSES",
     "Diagnosis",
+    "DirectionMetrics",
     "GatheredLoss",
     "GradientCache",
     "NTXent",
     "PairLoss",
+    "RetrievalMetrics",
     "RingLoss",
     "TripletMax",
     "TripletSum",
@@ -29,6 +32,7 @@ __all__ = [
     "cosine_similarity",
     "diagnose",
     "nt_xent",
+    "retrieval_metrics",
     "triplet_max",
     "triplet_sum",
     "triplet_weighted",

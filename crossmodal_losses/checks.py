@@ -9,7 +9,7 @@ is, or, where it was made in inference mode, as a copy, since autograd does not 
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -178,3 +178,57 @@ def check_tile_size(tile_size: int | None) -> int | None:
 def check_micro_batch_size(size: int) -> int:
     """Return the size as an int; require a whole number >= 1."""
     return _check_size("micro_batch_size", size)
+
+
+def check_retrieval(
+    x: Tensor, y: Tensor, x_ids: Tensor | None, y_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x, y and their ids as int64, the row numbers in place of None.
+
+    Require x and y to be floating ``[N, D]`` and ``[M, D]`` on one device, with integer ids ``[N]`` and ``[M]``, or
+    with None for both and N = M.
+    """
+    x, y = _check_floating("x", x), _check_floating("y", y)
+    for name, value in (("x", x), ("y", y)):
+        if value.dim() != 2 or 0 in value.shape:
+            raise ValueError(f"expected {name} of shape [rows, D] with rows >= 1 and D >= 1, got {list(value.shape)}")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"expected x and y of one D, got {list(x.shape)} and {list(y.shape)}")
+    if x.device != y.device:
+        raise ValueError(f"expected x and y on one device, got {x.device} and {y.device}")
+    if (x_ids is None) != (y_ids is None):
+        got = "y_ids" if x_ids is None else "x_ids"
+        raise ValueError(f"expected both x_ids and y_ids, or neither, got {got} alone")
+    if x_ids is None or y_ids is None:
+        if len(x) != len(y):
+            raise ValueError(
+                f"expected x_ids and y_ids, since x and y differ in length, got {len(x)} and {len(y)} rows"
+            )
+        pairs = torch.arange(len(x), device=x.device)
+        return x, y, pairs, pairs
+    return x, y, _check_ids_of_rows("x", x_ids, x), _check_ids_of_rows("y", y_ids, y)
+
+
+def _check_ids_of_rows(side: str, ids: Tensor, rows: Tensor) -> Tensor:
+    """Return the ids of x or y as int64; require an integer for each row, on the device of the rows."""
+    name = f"{side}_ids"
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"expected {name} to be an integer tensor [rows], got {type(ids).__name__}")
+    check_dense(name, ids)
+    if ids.dtype not in INTEGER:
+        raise TypeError(f"expected {name} of an integer dtype ({_names(INTEGER)}), got {ids.dtype}")
+    if ids.shape != rows.shape[:1]:
+        raise ValueError(f"expected {name} of shape [{len(rows)}], one for each row of {side}, got {list(ids.shape)}")
+    if ids.device != rows.device:
+        raise ValueError(f"expected {name} on the device of {side}, {rows.device}, got {ids.device}")
+    return ids.long()
+
+
+def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
+    """Return the numbers of ranks as ints; require at least one whole number >= 1."""
+    if isinstance(ks, str) or not isinstance(ks, Iterable):
+        raise TypeError(f"expected ks to be whole numbers such as (1, 5, 10), got {type(ks).__name__}")
+    checked = tuple(_check_size(f"ks[{place}]", k) for place, k in enumerate(ks))
+    if not checked:
+        raise ValueError("expected ks to hold at least one whole number, got none")
+    return checked

@@ -1,10 +1,11 @@
-"""Every loss as a naive loop, to be read beside the paper. Slow on purpose; imports nothing of ours.
+"""Every loss as a naive loop, and the metrics, to be read beside the paper. Slow on purpose; imports nothing of ours.
 
 A loop takes S, float64 [B, B], an anchor i, its negatives j, and the settings of its loss, and returns what the anchor
 adds to the sum over i in the equation, both directions. Only single entries of S are touched, one at a time.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,3 +127,22 @@ def oracle(name: str, S: Tensor, ids: Tensor | None = None, reduction: str = "no
     known = None if ids is None else ids.tolist()
     anchors = torch.stack([LOOPS[name](S, i, negatives(i, len(S), known), **settings) for i in range(len(S))])
     return {"mean": anchors.mean(), "sum": anchors.sum(), "none": anchors}[reduction]
+
+
+def retrieval_metrics(S: Tensor, query_ids: Sequence[int], candidate_ids: Sequence[int], k: int) -> dict[str, Any]:
+    """Sort the candidates of every query, a row of S; of equal similarities the relevant ones come last."""
+    ranks, precisions = [], []
+    for q in range(len(S)):
+        relevant = [candidate == query_ids[q] for candidate in candidate_ids]
+        order = sorted(range(len(relevant)), key=lambda c: (-float(S[q, c]), relevant[c]))
+        places = [place for place, c in enumerate(order, start=1) if relevant[c]]
+        ranks.append(places[0])
+        hits = [(n, place) for n, place in enumerate(places, start=1) if place <= k]
+        precisions.append(sum(n / place for n, place in hits) / min(k, len(places)))
+    return {
+        "recall": sum(rank <= k for rank in ranks) / len(ranks),
+        "map": sum(precisions) / len(precisions),
+        "median_rank": statistics.median(ranks),
+        "mean_rank": sum(ranks) / len(ranks),
+        "ranks": ranks,
+    }

@@ -12,7 +12,7 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio
 from reference_model.data.dataset import captions_of, read_split
-from reference_model.evaluation.metrics import Metrics, retrieval_metrics
+from reference_model.evaluation.metrics import Metrics, split_metrics
 from reference_model.models.dual_encoder import Heads, saved_model
 from reference_model.models.encoders import MODELS
 from reference_model.models.features import Features, compute_features
@@ -35,7 +35,7 @@ def embeddings(heads: Heads, features: Features, accelerator: Accelerator) -> tu
 def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tuple[Metrics, dict[str, float]]:
     """Return the metrics of a split, and the diagnosis of its first clips, each paired with its first caption."""
     audio, text = embeddings(heads, features, accelerator)
-    metrics = retrieval_metrics(audio, text, features.clip_of_caption)
+    metrics = split_metrics(audio, text, features.clip_of_caption)
     clips = torch.arange(min(len(audio), DIAGNOSED_CLIPS), device=audio.device)
     first = torch.searchsorted(features.clip_of_caption, clips)
     diagnosis = asdict(diagnose(audio[: len(first)], text[first]))

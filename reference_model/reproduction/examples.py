@@ -6,6 +6,7 @@ They are computed from the test embeddings that a run stores; weights are not ne
 import base64
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,15 +18,16 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from crossmodal_losses import RetrievalMetrics, retrieval_metrics
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE, decode
-from reference_model.evaluation.metrics import QUERIES_AT_ONCE, ranks_of_targets
 from reference_model.run_folder import TEST_EMBEDDINGS
 from reference_model.runtime.records import check_form
 from reference_model.runtime.tensors import load_tensors
 
 QUERIES = 4  # in each direction
+QUERIES_AT_ONCE = 1024  # rows of the similarity matrix in memory at a time
 SHOWN = 3  # candidates of a query
 SOUND_SECONDS = 10.0  # longest sound on the page
 SOUND_COMPRESSION = 0.9  # of 0 to 1: about 40 kbit/s, half the size of the default
@@ -65,7 +67,7 @@ class EmbeddedTestSet:
         file_names = [clip["file_name"] for clip in clips]
         captions = [caption for clip in clips for caption in clip["captions"]]
         audio, text = (tensors.get(name, torch.empty(0)) for name in ("audio", "text"))
-        fits = audio.ndim == text.ndim == 2 and audio.shape[1] == text.shape[1] and audio.is_floating_point()
+        fits = audio.ndim == text.ndim == 2 and audio.shape[1] == text.shape[1] > 0 and audio.is_floating_point()
         fits = fits and (len(audio), len(text)) == (len(clips), len(captions)) and text.is_floating_point()
         if not fits or not (audio.isfinite().all() and text.isfinite().all()):
             got = f"{list(audio.shape)} and {list(text.shape)}, or numbers that are not finite"
@@ -73,6 +75,11 @@ class EmbeddedTestSet:
                 f"expected embeddings of {len(clips)} clips and {len(captions)} captions in {path}, got {got}"
             )
         return cls(audio.float(), text.float(), clip_of_caption, file_names, captions)
+
+    @cached_property
+    def metrics(self) -> RetrievalMetrics:
+        """The metrics of the captions, x, and the clips, y."""
+        return retrieval_metrics(self.text, self.audio, self.clip_of_caption, torch.arange(len(self.audio)))
 
 
 def similarities(test: EmbeddedTestSet) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -123,7 +130,8 @@ def captions_as_queries(test: EmbeddedTestSet, config: Config) -> list[Example]:
             first, name = int((test.clip_of_caption == clip).nonzero()[0]), test.file_names[clip]
             shown = Candidate(test.captions[first], float(S[clip]), bool(is_target[clip]), name, sound(config, name))
             candidates.append(shown)
-        examples.append(Example(test.captions[caption], _rank(S, is_target), len(S), candidates))
+        rank = int(test.metrics.x_to_y.ranks[caption])
+        examples.append(Example(test.captions[caption], rank, len(S), candidates))
     return examples
 
 
@@ -134,8 +142,8 @@ def clips_as_queries(test: EmbeddedTestSet, config: Config) -> list[Example]:
         S = test.audio[clip] @ test.text.T
         is_target = test.clip_of_caption == clip
         candidates = [Candidate(test.captions[k], float(S[k]), bool(is_target[k])) for k in _most_similar(S)]
-        name = test.file_names[clip]
-        examples.append(Example(name, _rank(S, is_target), len(S), candidates, sound(config, name)))
+        name, rank = test.file_names[clip], int(test.metrics.y_to_x.ranks[clip])
+        examples.append(Example(name, rank, len(S), candidates, sound(config, name)))
     return examples
 
 
@@ -162,7 +170,3 @@ def _evenly_spaced(number: int) -> list[int]:
 def _most_similar(S: Tensor) -> list[int]:
     order: list[int] = S.sort(descending=True, stable=True).indices[:SHOWN].tolist()
     return order
-
-
-def _rank(S: Tensor, is_target: Tensor) -> int:
-    return int(ranks_of_targets(S[None], is_target[None])[0, 0])

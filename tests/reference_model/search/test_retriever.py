@@ -22,7 +22,7 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.dataset import captions_of, clip_of_caption, read_split
 from reference_model.evaluation.evaluate import evaluate_run
-from reference_model.evaluation.metrics import retrieval_metrics
+from reference_model.evaluation.metrics import split_metrics
 from reference_model.run_folder import TEST_EMBEDDINGS, stored_metrics
 from reference_model.search import retriever
 from reference_model.search.model_card import model_card
@@ -58,7 +58,7 @@ def test_embeddings_and_metrics_equal_those_of_the_run(run: Path, tmp_path: Path
     clips = read_split(model.config.data, model.config.dataset, "test")
     captions, owner = captions_of(clips), clip_of_caption(clips)
     audio, text = model.embed_audio([clip.path for clip in clips]), model.embed_text(captions)
-    assert retrieval_metrics(audio, text, owner) == metrics["test"]
+    assert split_metrics(audio, text, owner) == metrics["test"]
 
     # And they are the very embeddings that training ranked.
     stored = load_file(run / TEST_EMBEDDINGS)

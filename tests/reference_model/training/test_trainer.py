@@ -22,7 +22,7 @@ from crossmodal_losses import LOSSES
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate_run
-from reference_model.evaluation.metrics import NotFinite, retrieval_metrics
+from reference_model.evaluation.metrics import NotFinite, split_metrics
 from reference_model.models import dual_encoder
 from reference_model.run_folder import Diverged, stored_metrics
 from reference_model.runtime.tensors import load_tensors, save_tensors
@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_promises(config: Config, tmp_path: Path) -> None:
     embedded, record = load_tensors(run / "test_embeddings.safetensors")
     assert [len(clip["captions"]) for clip in record["clips"]] == [5] * 6
     clip_of_caption = torch.arange(6).repeat_interleave(5)
-    assert retrieval_metrics(embedded["audio"], embedded["text"], clip_of_caption) == metrics["test"]
+    assert split_metrics(embedded["audio"], embedded["text"], clip_of_caption) == metrics["test"]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "first, epoch 2: loss" in (run / "log.txt").read_text()
     # The best weights give the metrics again, from the run's folder alone.
