@@ -232,3 +232,13 @@ def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
     if not checked:
         raise ValueError("expected ks to hold at least one whole number, got none")
     return checked
+
+
+def check_embedding_fields(fields: str | Sequence[str | None] | None) -> tuple[str | None, str | None]:
+    """Return the fields of the two encoders' outputs; require None or a name for both, or a pair of these."""
+    pair = (fields, fields) if fields is None or isinstance(fields, str) else fields
+    if isinstance(pair, Sequence) and len(pair) == 2:
+        of_x, of_y = pair
+        if (of_x is None or isinstance(of_x, str)) and (of_y is None or isinstance(of_y, str)):
+            return of_x, of_y
+    raise TypeError(f"expected embedding to be None, the name of a field, or a pair of these, got {fields!r}")

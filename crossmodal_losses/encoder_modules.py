@@ -26,9 +26,13 @@ def modules_of(encode: Callable[..., Any], further: Iterable[nn.Module]) -> tupl
     return modules, {id(parameter) for parameter in (*parameters, *tensors)}
 
 
-def check_parameters(name: str, rows: Tensor, known: set[int]) -> None:
-    """Require that an encoder, called ``name`` in an error, computed its rows with known parameters alone."""
-    waiting, seen = [rows.grad_fn], set()
+def check_parameters(name: str, rows: Tensor, known: set[int], inputs: Iterable[Tensor]) -> None:
+    """Require that an encoder, called ``name`` in an error, computed its rows with known parameters alone.
+
+    What its inputs were computed with is no part of it.
+    """
+    waiting, seen = [rows.grad_fn], {tensor.grad_fn for tensor in inputs}
+    known = known | {id(tensor) for tensor in inputs}
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

@@ -11,7 +11,7 @@ A loss over B pairs needs all embeddings at once, but not the activations of the
 change when they are called (DistributedDataParallel, normalisation layers) from changing a second time in step 3.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -21,37 +21,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from crossmodal_losses.checks import check_dense, check_micro_batch_size
+from crossmodal_losses.checks import check_embedding_fields, check_micro_batch_size
 from crossmodal_losses.encoder_modules import check_parameters, modules_of
 from crossmodal_losses.engine.compat import NormalisationLayer, not_compiled
+from crossmodal_losses.micro_batches import MicroBatches, select_embedding
 
-Encoder = Callable[[Any], Tensor]
-
-
-def _map_tensors(name: str, inputs: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Replace every tensor of nested inputs, called ``name`` in an error, by ``function(tensor)``, in a fixed order."""
-    if inputs is None:
-        return None
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: _map_tensors(name, part, function) for key, part in inputs.items()}
-    if isinstance(inputs, (list, tuple)):
-        make = getattr(inputs, "_make", type(inputs))  # _make: a named tuple
-        return make([_map_tensors(name, part, function) for part in inputs])
-    raise TypeError(f"expected {name} to be tensors, or dicts, lists or tuples of them, got {type(inputs).__name__}")
-
-
-def _tensors_of(name: str, inputs: Any) -> list[Tensor]:
-    """Return the tensors of nested inputs; require them to be ``[B, ...]`` of one B >= 1."""
-    tensors: list[Tensor] = []
-    _map_tensors(name, inputs, tensors.append)
-    for tensor in tensors:
-        check_dense(name, tensor)
-    shapes = [list(tensor.shape) for tensor in tensors]
-    if not shapes or any(not shape or shape[:1] != shapes[0][:1] or shape[0] == 0 for shape in shapes):
-        raise ValueError(f"expected {name} to hold tensors [B, ...] of one B >= 1, got shapes {shapes}")
-    return tensors
+Encoder = Callable[[Any], Any]
 
 
 # In place of DistributedDataParallel's reducer, which must not be prepared again in a backward pass.
@@ -115,17 +90,27 @@ class GradientCache(nn.Module):
     Args:
         loss: a function of ``(x, y)``, or of ``(x, y, ids)`` if ids are given; a loss of ``LOSSES`` or any other.
         micro_batch_size: number of inputs that are encoded at a time; the last micro-batch may be smaller.
+        embedding: which field of an encoder's output is the embedding, such as ``"pooler_output"`` of a model of
+            transformers or the key of a dict; for each encoder its own, as ``("audio_embeds", "text_embeds")``. None,
+            alone or in a pair: an encoder returns the embeddings themselves.
 
     Source: Gao, Zhang, Han and Callan 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup,
     https://arxiv.org/abs/2101.06983
     """
 
-    def __init__(self, loss: Callable[..., Tensor], *, micro_batch_size: int) -> None:
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        *,
+        micro_batch_size: int,
+        embedding: str | tuple[str | None, str | None] | None = None,
+    ) -> None:
         super().__init__()
         if not callable(loss):
             raise TypeError(f"expected loss to be callable, got {type(loss).__name__}")
         self.loss = loss
         self.micro_batch_size = check_micro_batch_size(micro_batch_size)
+        self.embedding_x, self.embedding_y = check_embedding_fields(embedding)
 
     @not_compiled  # torch.compile cannot follow what happens in the backward pass; encoders may be compiled
     def forward(
@@ -142,10 +127,14 @@ class GradientCache(nn.Module):
 
         Args:
             encode_x, encode_y: modules, compiled or not, or functions that call modules. The one argument is a
-                micro-batch of the inputs; the result is floating ``[rows, D]``. A function must refer to its modules:
-                in its closure, its defaults, an object or functions of its file that it names, or globals.
-            inputs_x, inputs_y: tensors ``[B, ...]``, or dicts, lists or tuples of them, nested or not. The encoder gets
-                a mapping of any kind as a dict, and None as None.
+                micro-batch of the inputs; the result is floating ``[rows, D]``, or an output of which ``embedding``
+                names such a field. A function must refer to its modules: in its closure, its defaults, an object or
+                functions of its file that it names, or globals.
+            inputs_x, inputs_y: tensors ``[B, ...]``, or dicts, lists, tuples or dataclasses of them, nested or not.
+                The encoder gets them in the same classes: what a tokenizer of transformers returns, a BatchEncoding, as
+                one, but without ``tokens()`` and the like. Values that are no tensors (strings, numbers, flags, None)
+                are the same for every micro-batch. What each item has must be in a tensor: a list of B other values is
+                refused if there is more than one micro-batch.
             ids: passed to the loss, unless None.
             modules: modules that the encoders call, where a function hides them.
 
@@ -156,32 +145,32 @@ class GradientCache(nn.Module):
         for name, encode in (("encode_x", encode_x), ("encode_y", encode_y)):
             if not callable(encode):
                 raise TypeError(f"expected {name} to be a module or a function, got {type(encode).__name__}")
-        tensors_x, tensors_y = _tensors_of("inputs_x", inputs_x), _tensors_of("inputs_y", inputs_y)
-        size_x, size_y, modules = len(tensors_x[0]), len(tensors_y[0]), tuple(modules)
-        if size_x != size_y:
-            raise ValueError(f"expected inputs_x and inputs_y of one B, got {size_x} and {size_y}")
-        x = self._embeddings("encode_x", encode_x, inputs_x, tensors_x, modules)
-        y = self._embeddings("encode_y", encode_y, inputs_y, tensors_y, modules)
+        x_batches = MicroBatches("inputs_x", inputs_x, self.micro_batch_size)
+        y_batches = MicroBatches("inputs_y", inputs_y, self.micro_batch_size)
+        if x_batches.B != y_batches.B:
+            raise ValueError(f"expected inputs_x and inputs_y of one B, got {x_batches.B} and {y_batches.B}")
+        modules = tuple(modules)
+        x = self._embeddings("encode_x", encode_x, self.embedding_x, x_batches, modules)
+        y = self._embeddings("encode_y", encode_y, self.embedding_y, y_batches, modules)
         return self.loss(x, y) if ids is None else self.loss(x, y, ids)
 
     def _embeddings(
-        self, name: str, encode: Encoder, inputs: Any, tensors: list[Tensor], further: Iterable[nn.Module]
+        self, name: str, encode: Encoder, field: str | None, inputs: MicroBatches, further: Iterable[nn.Module]
     ) -> Tensor:
-        """Encode micro-batches of the inputs, whose tensors are ``tensors``; return the embeddings, ``[B, D]``."""
+        """Encode one micro-batch after the other; return the embeddings, ``[B, D]``."""
         modules, parameters = modules_of(encode, further)
         # checkpoint restores random states on the devices of its arguments. An encoder may draw random numbers on a GPU
         # although its inputs come from the CPU, so there is one more argument.
         device = torch.empty(0, device="cuda" if torch.cuda.is_initialized() else "cpu")
 
-        def encode_tensors(_: Tensor, *micro_batch: Tensor) -> Tensor:
-            parts = iter(micro_batch)
-            return encode(_map_tensors(name, inputs, lambda _: next(parts)))
+        def encode_tensors(_: Tensor, *micro_batch: Tensor) -> Any:
+            return select_embedding(name, encode(inputs.nested(micro_batch)), field)
 
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), _Recomputation(modules)
 
         embeddings: list[Tensor] = []
-        for micro_batch in zip(*(tensor.split(self.micro_batch_size) for tensor in tensors), strict=True):
+        for micro_batch in inputs:
             rows = checkpoint(encode_tensors, device, *micro_batch, use_reentrant=False, context_fn=contexts)
             if not isinstance(rows, Tensor) or not rows.is_floating_point():
                 got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
@@ -189,12 +178,13 @@ class GradientCache(nn.Module):
             if rows.dim() != 2 or len(rows) != len(micro_batch[0]):
                 raise ValueError(f"expected {name} to return [{len(micro_batch[0])}, D], got {list(rows.shape)}")
             if not embeddings and not isinstance(encode, nn.Module):
-                check_parameters(name, rows, parameters | {id(tensor) for tensor in tensors})
+                check_parameters(name, rows, parameters, inputs.tensors)
             embeddings.append(rows)
         return torch.cat(embeddings)
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""
-        return f"micro_batch_size={self.micro_batch_size}"
+        fields = self.embedding_x, self.embedding_y
+        return f"micro_batch_size={self.micro_batch_size}" + (f", embedding={fields}" if any(fields) else "")
 
     __call__: Callable[..., Tensor]

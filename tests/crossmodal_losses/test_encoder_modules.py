@@ -135,3 +135,13 @@ def test_a_cache_leaves_other_threads_alone() -> None:
     done.set()
     other.join()
     assert norm[1].num_batches_tracked == 2
+
+
+def test_modules_that_computed_the_inputs_are_no_part_of_the_encoder() -> None:
+    """Embeddings of a backbone go through heads in micro-batches; gradients reach the backbone."""
+    backbone, head = nn.Linear(4, 4), nn.Linear(4, 4)
+    hidden, other = backbone(torch.randn(6, 4)).tanh(), torch.randn(6, 4)
+    value = GradientCache(NTXent(), micro_batch_size=2)(lambda x: head(x), nn.Identity(), hidden, other)
+    parameters = [*backbone.parameters(), *head.parameters()]
+    expected = torch.autograd.grad(NTXent()(head(hidden), other), parameters, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(value, parameters), expected)

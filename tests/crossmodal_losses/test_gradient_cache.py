@@ -3,9 +3,8 @@
 import copy
 import warnings
 import weakref
-from collections import UserDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -168,33 +167,6 @@ def test_nothing_outlives_the_value() -> None:
     assert reference() is None
 
 
-class Pair(NamedTuple):
-    first: Tensor
-    second: Tensor
-
-
-@pytest.mark.parametrize(
-    "wrap, unwrap",
-    [
-        (lambda t: {"a": t, "nothing": None}, lambda i: i["a"]),
-        (lambda t: UserDict(a=t, b=t[:, 0].long()), lambda i: {**i, "dict": type(i) is dict}["dict"] * i["a"]),
-        (lambda t: [t], lambda i: i[0]),
-        (lambda t: (None, {"a": [t, t]}), lambda i: i[1]["a"][0] + 0 * i[1]["a"][1]),
-        (lambda t: Pair(t, t[:, :1]), lambda i: i.first + 0 * i.second),
-    ],
-    ids=["dict", "mapping", "list", "nested", "named tuple"],
-)
-def test_inputs_of_any_structure(wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor]) -> None:
-    plain, wrapped = encoders(), encoders()
-    cache = GradientCache(NTXent(), micro_batch_size=3)
-    inputs = [part.requires_grad_() for part in batch(7)]
-    expected = torch.autograd.grad(cache(*plain, *inputs), [*inputs, *plain.parameters()])
-    encode_x, encode_y = wrapped
-    value = cache(lambda i: encode_x(unwrap(i)), lambda i: encode_y(unwrap(i)), *map(wrap, inputs))
-    found = torch.autograd.grad(value, [*inputs, *wrapped.parameters()])
-    torch.testing.assert_close(found, expected, **CLOSE)
-
-
 @pytest.mark.parametrize(
     "layer",
     [
@@ -324,8 +296,11 @@ def test_inside_a_compiled_step() -> None:
         ({"micro_batch_size": 2.0}, TypeError, "expected micro_batch_size to be a whole number, got float"),
         ({"micro_batch_size": True}, TypeError, "expected micro_batch_size to be a whole number, got bool"),
         ({"micro_batch_size": 0}, ValueError, "expected micro_batch_size to be >= 1, got 0"),
-        ({"inputs_x": ""}, TypeError, "expected inputs_x to be tensors, or dicts, lists or tuples of them, got str"),
-        ({"inputs_y": {"a": [3]}}, TypeError, "expected inputs_y to be tensors, .* got int"),
+        ({"embedding": 1}, TypeError, "expected embedding to be None, the name of a field, or a pair of these, got 1"),
+        ({"embedding": ("a", 1)}, TypeError, r"expected embedding to be None, .* got \('a', 1\)"),
+        ({"embedding": ("a",)}, TypeError, r"expected embedding to be None, .* got \('a',\)"),
+        ({"inputs_x": ""}, ValueError, r"expected inputs_x to hold tensors \[B, ...\] of one B >= 1, got shapes \[\]"),
+        ({"inputs_y": {"a": [3]}}, ValueError, r"expected inputs_y to hold tensors .* got shapes \[\]"),
         ({"inputs_y": {}}, ValueError, r"expected inputs_y to hold tensors \[B, ...\] of one B >= 1, got shapes \[\]"),
         ({"inputs_x": torch.tensor(1.0)}, ValueError, r"expected inputs_x to hold .* got shapes \[\[\]\]"),
         ({"inputs_x": torch.zeros(0, X)}, ValueError, r"expected inputs_x to hold .* got shapes \[\[0, 5\]\]"),
@@ -342,8 +317,8 @@ def test_inside_a_compiled_step() -> None:
     ],
 )
 def test_what_is_refused(given: dict[str, Any], error: type[Exception], words: str) -> None:
-    def compute(loss: Any, micro_batch_size: Any, **arguments: Any) -> Tensor:
-        return GradientCache(loss, micro_batch_size=micro_batch_size)(**arguments)
+    def compute(loss: Any, micro_batch_size: Any, embedding: Any = None, **arguments: Any) -> Tensor:
+        return GradientCache(loss, micro_batch_size=micro_batch_size, embedding=embedding)(**arguments)
 
     (encode_x, encode_y), (inputs_x, inputs_y) = encoders(), batch(4)
     arguments = {"encode_x": encode_x, "encode_y": encode_y, "inputs_x": inputs_x, "inputs_y": inputs_y}
@@ -353,7 +328,9 @@ def test_what_is_refused(given: dict[str, Any], error: type[Exception], words: s
 
 def test_a_cache_shows_its_settings() -> None:
     cache = GradientCache(NTXent(learn_temperature=True), micro_batch_size=2)
-    assert "micro_batch_size=2" in repr(cache)
+    assert "(\n  micro_batch_size=2\n" in repr(cache)
+    cache = GradientCache(NTXent(learn_temperature=True), micro_batch_size=2, embedding=("a", None))
+    assert "micro_batch_size=2, embedding=('a', None)" in repr(cache)
     assert len(list(cache.parameters())) == 1
 
 
