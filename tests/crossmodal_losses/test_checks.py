@@ -92,6 +92,32 @@ def test_settings_are_refused(losses: list[Any], error: type[Exception], words: 
             loss(*inputs, **settings)
 
 
+@pytest.mark.parametrize(
+    "losses, name, least, largest",
+    [
+        (MARGIN, "margin", 0.0, 1e6),
+        (TEMPERATURE, "temperature", 1e-6, 1e6),
+        (POLYNOMIAL, "positive_coefficients", -1e6, 1e6),
+    ],
+)
+def test_settings_range_up_to_their_limits(losses: list[Any], name: str, least: float, largest: float) -> None:
+    for loss in losses:
+        inputs = () if isinstance(loss, type) else (S, S) if loss is diagnose else (S,)
+        for limit, beyond in ((least, -math.inf), (largest, math.inf)):
+            outside = math.nextafter(limit, beyond)
+            allowed, refused = ((limit,), (outside,)) if losses is POLYNOMIAL else (limit, outside)
+            loss(*inputs, **{name: allowed})
+            with pytest.raises(ValueError, match=f"expected {name}.* (between|to be finite)"):
+                loss(*inputs, **{name: refused})
+
+
+@each_loss
+def test_modules_refuse_ids_of_another_length(name: str) -> None:
+    x = torch.ones(3, 2)
+    with pytest.raises(ValueError, match=re.escape("expected ids of shape [3], one for each pair, got [2]")):
+        LOSSES[name]()(x, x, torch.arange(2))
+
+
 def test_temperature_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("expected temperature to be one number, got a tensor of shape [1]")):
         nt_xent(S, temperature=torch.ones(1))

@@ -83,3 +83,9 @@ def test_is_without_gradient_and_without_dimensions() -> None:
     for value in dataclasses.asdict(diagnose(x, x)).values():
         assert value.shape == ()
         assert not value.requires_grad
+
+
+def test_a_diagnosis_does_not_change() -> None:
+    diagnosis = diagnose(torch.eye(3), torch.eye(3))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        diagnosis.positive = torch.ones(())  # type: ignore[misc]

@@ -214,7 +214,10 @@ def refusals() -> None:
             r"\(torch.float32, torch.float64\) on 1",
         ),
         (lambda: (x.to(["cpu", "meta"][rank]),) * 2, "rank 1: expected x and y to hold numbers, got .* device meta"),
-        (lambda: (x, x, [None, torch.arange(4)][rank]), r"expected one ids \(given or None\) on all ranks"),
+        (
+            lambda: (x, x, [None, torch.arange(4)][rank]),
+            r"expected one ids \(given or None\) on all ranks, got False on rank 0 and True on 1",
+        ),
         (lambda: (x[: 4 * (1 - rank)],) * 2, r"rank 1: expected x of shape \[B, D\] with B >= 1 .*, got \[0, 4\]"),
         (lambda: (x.clone().requires_grad_(rank == 1), x), "expected one wish for gradients on all ranks"),
     ]

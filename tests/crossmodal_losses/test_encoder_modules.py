@@ -100,6 +100,14 @@ def test_a_function_that_hides_a_module_is_refused_in_words() -> None:
         cache(GLOBAL, GLOBAL, inputs, inputs, modules=[by_global])
 
 
+def test_objects_are_followed_to_the_second() -> None:
+    """An encoder may refer to half of a program: the search ends, and what it does not find is refused."""
+    second = SimpleNamespace(models=SimpleNamespace(x=GLOBAL))
+    third = SimpleNamespace(trainer=second)
+    assert modules_of(lambda x: second.models.x(x), ())[0] == [GLOBAL]
+    assert modules_of(lambda x: third.trainer.models.x(x), ()) == ([], set())
+
+
 def test_parameters_that_need_no_module() -> None:
     """An encoder may use a parameter by itself, and a parameter may be an input."""
     weight = nn.Parameter(torch.randn(4, 4))
