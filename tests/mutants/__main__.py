@@ -12,19 +12,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mutants import results
 from mutants.draw import Mutant, draw
-from mutants.seeing import Measured, measure
+from mutants.seeing import Measured, file_of
 from mutants.worker import import_once, run_tests
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE, TESTS = "crossmodal_losses", "tests"
+PACKAGE, TESTS, TESTS_OF_PACKAGE = "crossmodal_losses", "tests", "tests/crossmodal_losses"
 LEFT_OUT = ("crossmodal_losses/engine/epilogue_triton.py",)  # its tests need a GPU, or Triton's interpreter
 
-TIMEOUT = 120  # seconds for the tests of one mutant
+# The longest time for the tests of a mutant: so many times what they took without it, and seconds to start.
+SLOWER, STARTING = 4, 60
 
 
 def files_of(root: Path, *folders: str) -> list[str]:
@@ -50,14 +51,13 @@ def copy_checkout(root: Path, folder: Path) -> None:
         shutil.copyfile(root / file, folder / file)
 
 
-def outcome_of(folder: Path, mutant: Mutant, measured: Measured) -> tuple[str, str]:
-    """Run the tests of a mutant in a copy of the checkout. Return the outcome, and the test that failed."""
+def outcome_of(folder: Path, mutant: Mutant, tests: Sequence[str], timeout: float) -> tuple[str, str]:
+    """Run tests of a mutant in a copy of the checkout. Return the outcome, and the test that failed."""
     path = folder / mutant.file
     source = path.read_text(encoding="utf-8")
-    tests = measured.tests_that_see(mutant, source)
     path.write_text(mutant.source, encoding="utf-8")
     try:
-        outcome = run_tests(folder, ["-x", *dict.fromkeys(test.partition("::")[0] for test in tests)], tests, TIMEOUT)
+        outcome = run_tests(folder, ["-x", *dict.fromkeys(map(file_of, tests))], tests, timeout)
     finally:
         path.write_text(source, encoding="utf-8")
     if outcome.code is None:
@@ -78,64 +78,66 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=300, help="how many mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--session", type=Path, default=ROOT / ".mutants", help="folder of the copy, and what is done")
-    parser.add_argument("--only", default="", help="run only mutants of files whose name has this part")
     return parser.parse_args()
+
+
+def measured_tests(session: Path, copy: Path, code: str) -> Measured:
+    """Find out which tests execute each line; only files of tests that changed are run."""
+    helpers = [file for file in files_of(ROOT, TESTS) if file.endswith(".py") and file.count("/") == 1]
+    files = [file for file in files_of(ROOT, TESTS_OF_PACKAGE) if Path(file).name.startswith("test_")]
+    path = session / f"measured-{code}.json"
+    measured = Measured.load(path)
+    print("Running the tests without a mutant", flush=True)
+    measured.update(copy, {file: hash_of(ROOT, [file, *helpers]) for file in files})
+    measured.save(path)
+    return measured
+
+
+def run_mutants(mutants: Sequence[Mutant], copy: Path, measured: Measured, done_at: Path) -> list[tuple[Mutant, str]]:
+    """Run the mutants that were not run yet, and return the outcomes of all.
+
+    A killed mutant stays killed while the package is the same; a survivor is tried again when its tests change.
+    """
+    lines = done_at.read_text(encoding="utf-8").splitlines() if done_at.exists() else []
+    done = {tuple(entry["key"]): entry for entry in map(json.loads, lines)}
+    for number, mutant in enumerate(mutants, 1):
+        tests = measured.tests_that_see(mutant, (copy / mutant.file).read_text(encoding="utf-8"))
+        known = done.get(mutant.key)
+        if known and (known["outcome"] != results.SURVIVED or known["tests"] == measured.hash_of(tests)):
+            continue
+        started, expected = time.monotonic(), sum(measured.seconds.get(test, 0) for test in tests)
+        outcome, by = outcome_of(copy, mutant, tests, SLOWER * expected + STARTING)
+        done[mutant.key] = {"key": mutant.key, "outcome": outcome, "by": by, "tests": measured.hash_of(tests)}
+        with done_at.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(done[mutant.key]) + "\n")
+        seconds = time.monotonic() - started
+        print(f"{number}/{len(mutants)} {mutant.file}:{mutant.line} {outcome}, {seconds:.0f} s: {by}", flush=True)
+        if outcome == results.SURVIVED:
+            print(f"    {mutant.before}\n    {mutant.after}", flush=True)
+    return [(mutant, done[mutant.key]["outcome"]) for mutant in mutants]
 
 
 def main() -> int:
     """Run the mutants that were not run yet, and write the page of results."""
     options = arguments()
-    copy, session = options.session / "checkout", options.session
+    session, copy = options.session, options.session / "checkout"
     copy_checkout(ROOT, copy)
     os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     import_once()
 
-    code, tests = hash_of(ROOT, files_of(ROOT, PACKAGE)), hash_of(ROOT, files_of(ROOT, TESTS + "/*.py"))
-    measured_at = session / f"measured-{code}-{tests}.json"
-    if not measured_at.exists():
-        print("Running all tests without a mutant", flush=True)
-        measure(copy).save(measured_at)
-    measured = Measured.load(measured_at)
-
-    # A killed mutant stays killed while the package is the same; a survivor is tried again when the tests change.
-    done_at = session / f"done-{code}.jsonl"
-    done: dict[tuple[str, ...], dict[str, str]] = {}
-    if done_at.exists():
-        for line in done_at.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            done[tuple(entry["key"])] = entry
-
+    code = hash_of(ROOT, files_of(ROOT, PACKAGE))
+    measured = measured_tests(session, copy, code)
     files = [file for file in files_of(ROOT, PACKAGE) if file.endswith(".py") and file not in LEFT_OUT]
     mutants = draw(ROOT, files, options.count, options.seed)
-    with done_at.open("a", encoding="utf-8") as log:
-        for number, mutant in enumerate(mutants, 1):
-            known = done.get(mutant.key)
-            if known and (known["outcome"] != results.SURVIVED or known["tests"] == tests):
-                continue
-            if options.only not in mutant.file:
-                continue
-            started = time.monotonic()
-            outcome, by = outcome_of(copy, mutant, measured)
-            entry = {"key": mutant.key, "outcome": outcome, "by": by, "tests": tests}
-            done[mutant.key] = entry
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            seconds = time.monotonic() - started
-            print(f"{number}/{len(mutants)} {mutant.file}:{mutant.line} {outcome}, {seconds:.0f} s: {by}", flush=True)
-            if outcome == results.SURVIVED:
-                print(f"    {mutant.before}\n    {mutant.after}", flush=True)
+    outcomes = run_mutants(mutants, copy, measured, session / f"done-{code}.jsonl")
 
-    outcomes = [(mutant, done[mutant.key]["outcome"]) for mutant in mutants if mutant.key in done]
     explained = results.explanations()
-    print(results.summary(outcomes, explained))
-    if len(outcomes) < len(mutants):
-        return 1
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(describe, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     page = results.page(outcomes, explained, commit, options.seed, LEFT_OUT)
     (results.HERE / "results.md").write_text(page, encoding="utf-8")
+    print(results.summary(outcomes, explained))
     left = results.unexplained(outcomes, explained)
     for mutant in left:
         print(f"not explained: {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}")

@@ -116,7 +116,7 @@ def changed_lines(old: str, new: str) -> tuple[str, str]:
     while a and b and a[-1] == b[-1]:
         a.pop(), b.pop()
     first = next((i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
-    return " ".join(map(str.strip, a[first:])), " ".join(map(str.strip, b[first:]))
+    return " ".join(map(str.strip, a[first:])).strip(), " ".join(map(str.strip, b[first:])).strip()
 
 
 def without_values(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -1,19 +1,19 @@
 """Which tests can see a change of a line: those that execute it, by one run of all of them under coverage."""
 
 import ast
+import hashlib
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
 import coverage
 from mutants.draw import Mutant
 from mutants.worker import run_tests
 
-# The tests of crossmodal_losses that run in this process. Coverage sees none of what runs in others.
-IN_THIS_PROCESS = ("tests/crossmodal_losses",)
 DISTRIBUTED = "tests/crossmodal_losses/test_distributed.py::"
-# Tests on several processes, the quickest first.
+# Tests on several processes, of which coverage sees nothing; the quickest first.
 ON_RANKS = tuple(
     DISTRIBUTED + name
     for name in (
@@ -39,8 +39,9 @@ LONGEST = 45.0
 class Measured:
     """The tests that execute each line, and how long each takes."""
 
-    seconds: dict[str, float]
-    by_line: dict[str, dict[str, list[str]]]  # file, line (a string, as JSON has it), tests
+    seconds: dict[str, float] = field(default_factory=dict)
+    by_line: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # file, line as a text, tests
+    hashes: dict[str, str] = field(default_factory=dict)  # of the files of tests that were run
 
     def save(self, path: Path) -> None:
         """Write to a file."""
@@ -48,8 +49,29 @@ class Measured:
 
     @staticmethod
     def load(path: Path) -> "Measured":
-        """Read from a file."""
-        return Measured(**json.loads(path.read_text(encoding="utf-8")))
+        """Read from a file; with nothing in it if there is none."""
+        return Measured(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Measured()
+
+    def update(self, folder: Path, hashes: dict[str, str]) -> None:
+        """Run the files of tests that changed, without a mutant."""
+        kept = {file for file, found in hashes.items() if self.hashes.get(file) == found}
+        if kept == set(hashes):
+            return
+        self.seconds = {test: seconds for test, seconds in self.seconds.items() if file_of(test) in kept}
+        for lines in self.by_line.values():
+            lines.update({line: [test for test in tests if file_of(test) in kept] for line, tests in lines.items()})
+        seconds, by_line = measure(folder, sorted(set(hashes) - kept))
+        self.seconds.update(seconds)
+        for file, lines in by_line.items():
+            for line, tests in lines.items():
+                of_line = self.by_line.setdefault(file, {})
+                of_line[line] = sorted({*of_line.get(line, []), *tests})
+        self.hashes = hashes
+
+    def hash_of(self, tests: Sequence[str]) -> str:
+        """A text that changes with the files of some tests."""
+        files = sorted({file_of(test) for test in tests})
+        return hashlib.sha256(" ".join(self.hashes.get(file, "") for file in files).encode()).hexdigest()[:12]
 
     def tests_that_see(self, mutant: Mutant, source: str) -> list[str]:
         """The tests to run for a mutant: the module's own, then others, the quickest first.
@@ -63,7 +85,9 @@ class Measured:
         if unseen:
             executing = {test for tests in by_line.values() for test in tests}
         own = f"test_{PurePosixPath(mutant.file).name}"
-        ordered = sorted(executing, key=lambda test: (f"/{own}::" not in test, self.seconds.get(test, 0), test))
+        ordered = sorted(
+            executing, key=lambda test: (PurePosixPath(file_of(test)).name != own, self.seconds.get(test, 0), test)
+        )
         chosen, total = [], 0.0
         for test in ordered:
             total += self.seconds.get(test, 0)
@@ -74,34 +98,37 @@ class Measured:
         return [*chosen, *ON_RANKS] if unseen and mutant.function else chosen
 
 
-def measure(folder: Path) -> Measured:
-    """Run all tests of a checkout without a mutant.
+def file_of(test: str) -> str:
+    """The file of a test."""
+    return test.partition("::")[0]
+
+
+def measure(folder: Path, files: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[str, list[str]]]]:
+    """Run files of tests in a checkout, and return the time of each test and the tests that execute each line.
 
     Raises:
         RuntimeError: a test fails.
     """
-    data_file = folder / ".coverage"
-    tests = run_tests(
-        folder,
-        [
-            *IN_THIS_PROCESS, "--cov=crossmodal_losses", "--cov-context=test", "--cov-report=",
-            "-k", " and ".join(f"not {name}" for name in LEFT_OUT),
-        ],
-    )  # fmt: skip
-    ranks = run_tests(folder, sorted({test.partition("::")[0] for test in ON_RANKS}), ON_RANKS)
-    if tests.code != 0 or ranks.code != 0:
-        raise RuntimeError(f"expected no test to fail without a mutant, got {tests} and {ranks}")
-    data = coverage.CoverageData(str(data_file))
+    left_out = " and ".join(f"not {name}" for name in LEFT_OUT)
+    options = ["--cov=crossmodal_losses", "--cov-context=test", "--cov-report=", "-k", left_out]
+    runs = [run_tests(folder, [*files, *options])]
+    on_ranks = [test for test in ON_RANKS if file_of(test) in files]
+    if on_ranks:
+        runs.append(run_tests(folder, sorted({file_of(test) for test in on_ranks}), on_ranks))
+    if any(run.code != 0 for run in runs):
+        raise RuntimeError(
+            f"expected all tests to pass without a mutant, got {[(run.code, run.failed) for run in runs]}"
+        )
+    data = coverage.CoverageData(str(folder / ".coverage"))
     data.read()
     by_line: dict[str, dict[str, list[str]]] = {}
     for path in data.measured_files():
-        lines: dict[str, list[str]] = {}
-        for line, contexts in data.contexts_by_lineno(path).items():
-            names = {context.rpartition("|")[0] for context in contexts} - {""}
-            if names:
-                lines[str(line)] = sorted(names)
-        by_line[str(Path(path).relative_to(folder.resolve()))] = lines
-    return Measured({**tests.seconds, **ranks.seconds}, by_line)
+        lines = {
+            str(line): sorted({context.rpartition("|")[0] for context in contexts} - {""})
+            for line, contexts in data.contexts_by_lineno(path).items()
+        }
+        by_line[str(Path(path).relative_to(folder.resolve()))] = {line: tests for line, tests in lines.items() if tests}
+    return {test: seconds for run in runs for test, seconds in run.seconds.items()}, by_line
 
 
 def statement(source: str, line: int) -> range:

@@ -48,37 +48,50 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-MEASURED = Measured({}, {"toy.py": {"6": ["test_toy.py::test_larger"], "14": ["test_toy.py::test_count"]}})
-
-
 def mutant(before: str, after: str) -> Mutant:
     source = MODULE.replace(before, after)
     assert source != MODULE
     return Mutant("toy.py", "", before, after, MODULE[: MODULE.index(before)].count("\n") + 1, source)
 
 
+BOTH = ["test_toy.py::test_larger", "test_toy.py::test_count"]
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "expected"),
+    ("before", "after", "tests", "expected"),
     [
-        ("is not None", "is None", (KILLED, "test_toy.py::test_larger")),
-        ("a > b", "a >= b", (SURVIVED, "1 tests passed")),
-        ("number < 3", "number < 4", (KILLED, "test_toy.py::test_count")),
+        ("is not None", "is None", BOTH, (KILLED, "test_toy.py::test_larger")),
+        ("a > b", "a >= b", BOTH, (SURVIVED, "2 tests passed")),
+        ("number < 3", "number < 4", BOTH, (KILLED, "test_toy.py::test_count")),
+        ("number < 3", "number < 4", BOTH[:1], (SURVIVED, "1 tests passed")),
     ],
 )
-def test_what_a_test_sees_is_killed(checkout: Path, before: str, after: str, expected: tuple[str, str]) -> None:
-    assert outcome_of(checkout, mutant(before, after), MEASURED) == expected
+def test_what_a_test_sees_is_killed(
+    checkout: Path, before: str, after: str, tests: list[str], expected: tuple[str, str]
+) -> None:
+    assert outcome_of(checkout, mutant(before, after), tests, 60) == expected
     assert (checkout / "toy.py").read_text(encoding="utf-8") == MODULE
 
 
-def test_a_test_that_does_not_end_is_stopped(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mutants.__main__.TIMEOUT", 2)
-    assert outcome_of(checkout, mutant("number += 1", "number -= 1"), MEASURED) == (TIMEOUT, "")
+def test_a_test_that_does_not_end_is_stopped(checkout: Path) -> None:
+    assert outcome_of(checkout, mutant("number += 1", "number -= 1"), BOTH, 2) == (TIMEOUT, "")
 
 
 def test_an_error_of_the_tool_kills_no_mutant(checkout: Path) -> None:
     (checkout / "test_toy.py").unlink()
     with pytest.raises(RuntimeError, match="expected tests to run"):
-        outcome_of(checkout, mutant("a > b", "a >= b"), MEASURED)
+        outcome_of(checkout, mutant("a > b", "a >= b"), BOTH, 60)
+
+
+def test_the_tests_that_execute_a_line_are_run_the_quickest_first() -> None:
+    seconds = {"test_a.py::slow": 2.0, "test_a.py::quick": 1.0, "test_toy.py::own": 3.0, "test_a.py::other": 0.5}
+    measured = Measured(seconds, {"toy.py": {"6": [*list(seconds)[:3]], "14": ["test_a.py::other"]}})
+    seen = ["test_toy.py::own", "test_a.py::quick", "test_a.py::slow"]
+    assert measured.tests_that_see(mutant("a > b", "a >= b"), MODULE) == seen
+    assert measured.tests_that_see(mutant("number < 3", "number < 4"), MODULE) == ["test_a.py::other"]
+    # Nothing executes the class's line after the import.
+    at_import = mutant("class Loop:", "class Loop: ...")
+    assert measured.tests_that_see(at_import, MODULE) == [seen[0], "test_a.py::other", *seen[1:]]
 
 
 def test_the_draw_follows_from_the_seed_and_changes_no_types(checkout: Path) -> None:
