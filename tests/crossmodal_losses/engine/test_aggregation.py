@@ -28,3 +28,10 @@ def test_merged_states_are_the_aggregate(aggregation: Aggregation, step: int) ->
     torch.testing.assert_close(aggregation.finish(state, S.diagonal()), aggregation.over_rows(S, negative))
     if aggregation.selects:
         assert state[1].tolist() == [row.index(max(row)) for row in without_others.tolist()]
+
+
+@pytest.mark.parametrize("name", ["over_rows", "tile_state", "merge", "finish", "grad_tile"])
+def test_an_aggregation_without_one_of_its_methods_is_not_made(name: str) -> None:
+    methods = {key: value for key, value in vars(HardestNegative).items() if key != name}
+    with pytest.raises(TypeError, match=f"abstract.* '?{name}'?"):
+        type("Partial", (Aggregation,), methods)()
