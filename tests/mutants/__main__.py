@@ -122,6 +122,8 @@ def main() -> int:
     options = arguments()
     session, copy = options.session, options.session / "checkout"
     copy_checkout(ROOT, copy)
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(describe, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     os.environ |= {"HYPOTHESIS_PROFILE": "mutants", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     import_once()
@@ -133,8 +135,6 @@ def main() -> int:
     outcomes = run_mutants(mutants, copy, measured, session / f"done-{code}.jsonl")
 
     explained = results.explanations()
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(describe, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     page = results.page(outcomes, explained, commit, options.seed, LEFT_OUT)
     (results.HERE / "results.md").write_text(page, encoding="utf-8")
     print(results.summary(outcomes, explained))
