@@ -85,7 +85,12 @@ def test_the_wheel_holds_the_package_alone_and_runs_beside_torch(tmp_path: Path)
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
     required = [line for line in re.findall("^Requires-Dist: (.*)$", metadata, re.MULTILINE) if "extra ==" not in line]
     assert required == ["torch>=2.4"]
-    assert set(re.findall("^Provides-Extra: (.*)$", metadata, re.MULTILINE)) == {"reference", "test", "bench"}
+    assert set(re.findall("^Provides-Extra: (.*)$", metadata, re.MULTILINE)) == {
+        "reference",
+        "test",
+        "bench",
+        "mutants",
+    }
 
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     example = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
