@@ -81,14 +81,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured_tests(session: Path, copy: Path, code: str) -> Measured:
-    """Find out which tests execute each line; only files of tests that changed are run."""
+def measured_tests(session: Path, copy: Path) -> Measured:
+    """Find which tests execute each line. While the package is the same, only files of tests that changed are run."""
     helpers = [file for file in files_of(ROOT, TESTS) if file.endswith(".py") and file.count("/") == 1]
     files = [file for file in files_of(ROOT, TESTS_OF_PACKAGE) if Path(file).name.startswith("test_")]
-    path = session / f"measured-{code}.json"
+    path = session / f"measured-{hash_of(copy, files_of(ROOT, PACKAGE))}.json"
     measured = Measured.load(path)
     print("Running the tests without a mutant", flush=True)
-    measured.update(copy, {file: hash_of(ROOT, [file, *helpers]) for file in files})
+    measured.update(copy, {file: hash_of(copy, [file, *helpers]) for file in files})
     measured.save(path)
     return measured
 
@@ -96,18 +96,20 @@ def measured_tests(session: Path, copy: Path, code: str) -> Measured:
 def run_mutants(mutants: Sequence[Mutant], copy: Path, measured: Measured, done_at: Path) -> list[tuple[Mutant, str]]:
     """Run the mutants that were not run yet, and return the outcomes of all.
 
-    A killed mutant stays killed while the package is the same; a survivor is tried again when its tests change.
+    A killed mutant stays killed while its module is the same; a survivor is tried again when its tests change, too.
     """
     lines = done_at.read_text(encoding="utf-8").splitlines() if done_at.exists() else []
     done = {tuple(entry["key"]): entry for entry in map(json.loads, lines)}
     for number, mutant in enumerate(mutants, 1):
         tests = measured.tests_that_see(mutant, (copy / mutant.file).read_text(encoding="utf-8"))
-        known = done.get(mutant.key)
-        if known and (known["outcome"] != results.SURVIVED or known["tests"] == measured.hash_of(tests)):
+        state = {"module": hash_of(copy, [mutant.file]), "tests": measured.hash_of(tests)}
+        known = done.get(mutant.key, {})
+        same = [known.get(name) == value for name, value in state.items()]
+        if all(same) or (same[0] and known["outcome"] != results.SURVIVED):
             continue
         started, expected = time.monotonic(), sum(measured.seconds.get(test, 0) for test in tests)
         outcome, by = outcome_of(copy, mutant, tests, SLOWER * expected + STARTING)
-        done[mutant.key] = {"key": mutant.key, "outcome": outcome, "by": by, "tests": measured.hash_of(tests)}
+        done[mutant.key] = {"key": mutant.key, "outcome": outcome, "by": by, **state}
         with done_at.open("a", encoding="utf-8") as log:
             log.write(json.dumps(done[mutant.key]) + "\n")
         seconds = time.monotonic() - started
@@ -128,11 +130,10 @@ def main() -> int:
     sys.dont_write_bytecode = True
     import_once()
 
-    code = hash_of(ROOT, files_of(ROOT, PACKAGE))
-    measured = measured_tests(session, copy, code)
+    measured = measured_tests(session, copy)
     files = [file for file in files_of(ROOT, PACKAGE) if file.endswith(".py") and file not in LEFT_OUT]
     mutants = draw(ROOT, files, options.count, options.seed)
-    outcomes = run_mutants(mutants, copy, measured, session / f"done-{code}.jsonl")
+    outcomes = run_mutants(mutants, copy, measured, session / "done.jsonl")
 
     explained = results.explanations()
     page = results.page(outcomes, explained, commit, options.seed, LEFT_OUT)

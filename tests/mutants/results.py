@@ -94,6 +94,7 @@ def page(
             "Made by `make mutants`: one operator, number, keyword or decorator of the package is changed, and the",
             "tests that execute the line are run. A mutant is killed if a test fails. Annotations and docstrings are",
             f"not changed, nor {' and '.join(f'`{file}`' for file in left_out)}, whose tests need a GPU.",
+            "A mutant that was killed before is not run again while its module is the same.",
             "",
             f"{summary(outcomes, explained)}.",
             "",
