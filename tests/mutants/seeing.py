@@ -79,15 +79,14 @@ class Measured:
         What is executed at import, as constants are, every test of the module may see; and what no test of this
         process executes, the tests on several processes may.
         """
+        name = f"test_{PurePosixPath(mutant.file).name}"
+        own = {test for test in self.seconds if PurePosixPath(file_of(test)).name == name}
         by_line = self.by_line.get(mutant.file, {})
         executing = {test for line in statement(source, mutant.line) for test in by_line.get(str(line), [])}
         unseen = not executing
         if unseen:
-            executing = {test for tests in by_line.values() for test in tests}
-        own = f"test_{PurePosixPath(mutant.file).name}"
-        ordered = sorted(
-            executing, key=lambda test: (PurePosixPath(file_of(test)).name != own, self.seconds.get(test, 0), test)
-        )
+            executing = own.union(*by_line.values())
+        ordered = sorted(executing, key=lambda test: (test not in own, self.seconds.get(test, 0), test))
         chosen, total = [], 0.0
         for test in ordered:
             total += self.seconds.get(test, 0)

@@ -85,13 +85,14 @@ def test_an_error_of_the_tool_kills_no_mutant(checkout: Path) -> None:
 
 def test_the_tests_that_execute_a_line_are_run_the_quickest_first() -> None:
     seconds = {"test_a.py::slow": 2.0, "test_a.py::quick": 1.0, "test_toy.py::own": 3.0, "test_a.py::other": 0.5}
-    measured = Measured(seconds, {"toy.py": {"6": [*list(seconds)[:3]], "14": ["test_a.py::other"]}})
-    seen = ["test_toy.py::own", "test_a.py::quick", "test_a.py::slow"]
+    lines = {"6": list(seconds), "14": ["test_a.py::other"]}
+    measured = Measured({**seconds, "test_toy.py::refusal": 4.0}, {"toy.py": lines})
+    seen = ["test_toy.py::own", "test_a.py::other", "test_a.py::quick", "test_a.py::slow"]
     assert measured.tests_that_see(mutant("a > b", "a >= b"), MODULE) == seen
     assert measured.tests_that_see(mutant("number < 3", "number < 4"), MODULE) == ["test_a.py::other"]
-    # Nothing executes the class's line after the import.
+    # Nothing executes the class's line after the import; a test of its own file may see it without executing anything.
     at_import = mutant("class Loop:", "class Loop: ...")
-    assert measured.tests_that_see(at_import, MODULE) == [seen[0], "test_a.py::other", *seen[1:]]
+    assert measured.tests_that_see(at_import, MODULE) == [seen[0], "test_toy.py::refusal", *seen[1:]]
 
 
 def test_the_draw_follows_from_the_seed_and_changes_no_types(checkout: Path) -> None:
