@@ -29,6 +29,8 @@ LEFT_OUT = (
     "test_a_killed_rank", "test_the_wheel", "test_the_default_compiler", "reduces_each_bucket_once",
     "test_compiles_for_a_device",
 )  # fmt: skip
+QUICK_ON_RANKS = (ON_RANKS[1], ON_RANKS[3])
+COMPUTES_ON_RANKS = "crossmodal_losses/engine/"
 SERVE_RANKS = ("crossmodal_losses/distributed.py", "crossmodal_losses/engine/communication.py")
 
 # Tests of one mutant take no longer than this together, in seconds, as measured without it.
@@ -77,7 +79,7 @@ class Measured:
         """The tests to run for a mutant: the module's own, then others, the quickest first.
 
         What is executed at import, as constants are, every test of the module may see; and what no test of this
-        process executes, the tests on several processes may.
+        process executes, the tests on several processes may. These run the engine, too.
         """
         name = f"test_{PurePosixPath(mutant.file).name}"
         own = {test for test in self.seconds if PurePosixPath(file_of(test)).name == name}
@@ -94,7 +96,9 @@ class Measured:
                 chosen.append(test)
         if mutant.file in SERVE_RANKS:
             return [*ON_RANKS, *chosen]
-        return [*chosen, *ON_RANKS] if unseen and mutant.function else chosen
+        if unseen and mutant.function:
+            return [*chosen, *ON_RANKS]
+        return [*chosen, *QUICK_ON_RANKS] if mutant.file.startswith(COMPUTES_ON_RANKS) else chosen
 
 
 def file_of(test: str) -> str:

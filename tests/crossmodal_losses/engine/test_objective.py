@@ -55,3 +55,13 @@ def test_an_objective_of_ones_own_is_a_loss_in_every_engine() -> None:
             value = call(x, y)
             torch.testing.assert_close(value, expected)
             torch.testing.assert_close(gradients(value, (x, y)), expected_gradients)
+
+
+ABSTRACT = ["aggregation", "anchor_loss", "derivatives"]
+
+
+@pytest.mark.parametrize("name", ABSTRACT)
+def test_an_objective_without_one_of_its_parts_is_not_made(name: str) -> None:
+    parts = {key: value for key, value in vars(SoftMarginObjective).items() if key in ABSTRACT and key != name}
+    with pytest.raises(TypeError, match=f"abstract.* '?{name}'?"):
+        type("Partial", (Objective,), parts)()

@@ -102,3 +102,12 @@ def test_nan_and_inf_give_nan(name: str, value_in: float, data: st.DataObject) -
     assert torch.equal(anchors.isnan(), has_nan)
     (gradient,) = torch.autograd.grad(anchors.sum(), S)
     assert gradient.diagonal()[has_nan].isnan().all()
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [2, None])
+def test_a_nan_reaches_every_anchor_without_negatives(name: str, tile_size: int | None) -> None:
+    """Also those of similarity 1, and 1 to the power of NaN is 1."""
+    x, y, ids = torch.eye(4), torch.eye(4), torch.zeros(4, dtype=torch.int64)
+    x[1, 0] = math.nan
+    assert LOSSES[name](reduction="none", tile_size=tile_size)(x, y, ids).isnan().all()
