@@ -93,10 +93,13 @@ def measured_tests(session: Path, copy: Path) -> Measured:
     return measured
 
 
-def run_mutants(mutants: Sequence[Mutant], copy: Path, measured: Measured, done_at: Path) -> list[tuple[Mutant, str]]:
+def run_mutants(
+    mutants: Sequence[Mutant], copy: Path, measured: Measured, explained: results.Explanations, done_at: Path
+) -> list[tuple[Mutant, str]]:
     """Run the mutants that were not run yet, and return the outcomes of all.
 
-    A killed mutant stays killed while its module is the same; a survivor is tried again when its tests change, too.
+    A killed mutant stays killed while its module is the same, and a survivor that is explained as the same as the
+    package is not run again; other survivors are tried again when their tests change, too.
     """
     lines = done_at.read_text(encoding="utf-8").splitlines() if done_at.exists() else []
     done = {tuple(entry["key"]): entry for entry in map(json.loads, lines)}
@@ -105,7 +108,7 @@ def run_mutants(mutants: Sequence[Mutant], copy: Path, measured: Measured, done_
         state = {"module": hash_of(copy, [mutant.file]), "tests": measured.hash_of(tests)}
         known = done.get(mutant.key, {})
         same = [known.get(name) == value for name, value in state.items()]
-        if all(same) or (same[0] and known["outcome"] != results.SURVIVED):
+        if all(same) or (same[0] and (known["outcome"] != results.SURVIVED or results.is_same(mutant, explained))):
             continue
         started, expected = time.monotonic(), sum(measured.seconds.get(test, 0) for test in tests)
         outcome, by = outcome_of(copy, mutant, tests, SLOWER * expected + STARTING)
@@ -133,7 +136,7 @@ def main() -> int:
     measured = measured_tests(session, copy)
     files = [file for file in files_of(ROOT, PACKAGE) if file.endswith(".py") and file not in LEFT_OUT]
     mutants = draw(ROOT, files, options.count, options.seed)
-    outcomes = run_mutants(mutants, copy, measured, session / "done.jsonl")
+    outcomes = run_mutants(mutants, copy, measured, results.explanations(), session / "done.jsonl")
 
     explained = results.explanations()
     page = results.page(outcomes, explained, commit, options.seed, LEFT_OUT)

@@ -24,7 +24,10 @@ class Explanation:
     reason: str
 
 
-def explanations(path: Path = HERE / "explanations.json") -> dict[tuple[str, str, str, str], Explanation]:
+Explanations = dict[tuple[str, str, str, str], Explanation]  # by the keys of mutants
+
+
+def explanations(path: Path = HERE / "explanations.json") -> Explanations:
     """Read the explanations of survivors, by the mutants' keys."""
     entries = json.loads(path.read_text(encoding="utf-8"))
     return {
@@ -33,7 +36,7 @@ def explanations(path: Path = HERE / "explanations.json") -> dict[tuple[str, str
     }
 
 
-def summary(outcomes: Sequence[tuple[Mutant, str]], explained: dict[tuple[str, str, str, str], Explanation]) -> str:
+def summary(outcomes: Sequence[tuple[Mutant, str]], explained: Explanations) -> str:
     """The counts, in one line."""
     count = Counter(outcome for _, outcome in outcomes)
     same = sum(outcome == SURVIVED and is_same(mutant, explained) for mutant, outcome in outcomes)
@@ -44,33 +47,25 @@ def summary(outcomes: Sequence[tuple[Mutant, str]], explained: dict[tuple[str, s
     )
 
 
-def is_same(mutant: Mutant, explained: dict[tuple[str, str, str, str], Explanation]) -> bool:
+def is_same(mutant: Mutant, explained: Explanations) -> bool:
     """Return whether a survivor is explained as doing what the package does."""
     return mutant.key in explained and explained[mutant.key].same
 
 
-def percent_killed(
-    outcomes: Sequence[tuple[Mutant, str]], explained: dict[tuple[str, str, str, str], Explanation]
-) -> float:
+def percent_killed(outcomes: Sequence[tuple[Mutant, str]], explained: Explanations) -> float:
     """Per cent of the mutants that change something which a test killed; one that runs too long is killed."""
     survived = sum(outcome == SURVIVED and not is_same(mutant, explained) for mutant, outcome in outcomes)
     killed = sum(outcome != SURVIVED for _, outcome in outcomes)
     return 100 * killed / max(1, killed + survived)
 
 
-def unexplained(
-    outcomes: Sequence[tuple[Mutant, str]], explained: dict[tuple[str, str, str, str], Explanation]
-) -> list[Mutant]:
+def unexplained(outcomes: Sequence[tuple[Mutant, str]], explained: Explanations) -> list[Mutant]:
     """The survivors without an explanation."""
     return [mutant for mutant, outcome in outcomes if outcome == SURVIVED and mutant.key not in explained]
 
 
 def page(
-    outcomes: Sequence[tuple[Mutant, str]],
-    explained: dict[tuple[str, str, str, str], Explanation],
-    commit: str,
-    seed: int,
-    left_out: Sequence[str],
+    outcomes: Sequence[tuple[Mutant, str]], explained: Explanations, commit: str, seed: int, left_out: Sequence[str]
 ) -> str:
     """The page of results, in Markdown."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytest", "hypothesis", "cosmic-ray"))
@@ -94,7 +89,7 @@ def page(
             "Made by `make mutants`: one operator, number, keyword or decorator of the package is changed, and the",
             "tests that execute the line are run. A mutant is killed if a test fails. Annotations and docstrings are",
             f"not changed, nor {' and '.join(f'`{file}`' for file in left_out)}, whose tests need a GPU.",
-            "A mutant that was killed before is not run again while its module is the same.",
+            "A mutant is not run again while its module is the same, unless it survived without an explanation.",
             "",
             f"{summary(outcomes, explained)}.",
             "",
