@@ -45,6 +45,14 @@ def test_functions_refuse(name: str, error: type[Exception], words: str, S: Any,
         getattr(crossmodal_losses, name)(S, **settings)
 
 
+@each_loss
+def test_the_settings_of_functions_are_named(name: str) -> None:
+    loss = getattr(crossmodal_losses, name)
+    loss(S)
+    with pytest.raises(TypeError, match="positional"):
+        loss(S, 0.2)
+
+
 def functions_and_modules(*names: str) -> list[Any]:
     return [loss for name in names for loss in (getattr(crossmodal_losses, name), LOSSES[name])]
 

@@ -65,3 +65,8 @@ def test_an_objective_without_one_of_its_parts_is_not_made(name: str) -> None:
     parts = {key: value for key, value in vars(SoftMarginObjective).items() if key in ABSTRACT and key != name}
     with pytest.raises(TypeError, match=f"abstract.* '?{name}'?"):
         type("Partial", (Objective,), parts)()
+
+
+def test_the_settings_of_a_loss_of_ones_own_are_named() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        SoftMargin("sum")  # type: ignore[call-arg]
