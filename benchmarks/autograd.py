@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, softplus
 
 from benchmarks.batch import Loss
 
 MARGIN = 0.2
 TEMPERATURE = 0.07
+SIGMOID_TEMPERATURE, SIGMOID_BIAS = 0.1, -10.0
 PERFECT = 1 - 1e-5
 
 
@@ -58,6 +59,12 @@ def triplet_sum_subtracted(x: Tensor, y: Tensor) -> Tensor:
     S = similarities(x, y)
     shift = MARGIN - S.diagonal()
     return ((S + shift[:, None]).relu().sum() + (S + shift).relu().sum()) / len(S) - 2 * MARGIN
+
+
+def sigmoid(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the sigmoid loss: -log sigma(z) is softplus(z) - z."""
+    z = similarities(x, y) / SIGMOID_TEMPERATURE + SIGMOID_BIAS
+    return (softplus(z).sum() - z.diagonal().sum()) / len(z)
 
 
 def hardest_by_max(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,15 @@ from torch.nn import functional
 from torch.nn.functional import normalize
 
 from benchmarks import autograd
-from benchmarks.autograd import MARGIN, TEMPERATURE, hardest_by_amax, hardest_by_max, of_hardest
+from benchmarks.autograd import (
+    MARGIN,
+    SIGMOID_BIAS,
+    SIGMOID_TEMPERATURE,
+    TEMPERATURE,
+    hardest_by_amax,
+    hardest_by_max,
+    of_hardest,
+)
 from benchmarks.batch import Loss
 
 # Names in torch that not every version of it has.
@@ -76,6 +84,23 @@ def metric_learning_nt_xent(temperature: float) -> Loss:
     """Return NTXentLoss in both directions: equation 7."""
     losses = "pytorch_metric_learning.losses"
     return both_directions(lambda: (import_module(losses).NTXentLoss(temperature=temperature), None))
+
+
+def metric_learning_sup_con(temperature: float) -> Loss:
+    """Return SupConLoss in both directions: with labels that are all different, equation 7."""
+    losses = "pytorch_metric_learning.losses"
+    return both_directions(lambda: (import_module(losses).SupConLoss(temperature=temperature), None))
+
+
+def siglip_loss(temperature: float, bias: float) -> Loss:
+    """Return SigLipLoss of open_clip.
+
+    Args:
+        temperature: 1 / logit_scale.
+        bias: logit_bias.
+    """
+    loss = functools.cache(lambda: import_module("open_clip.loss").SigLipLoss())
+    return lambda x, y: loss()(normalize(x), normalize(y), 1 / temperature, bias)
 
 
 def metric_learning_triplet(hardest: bool = False) -> Loss:
@@ -208,6 +233,14 @@ ALL_BASELINES: dict[str, dict[str, Baseline]] = {
         "autograd, amax": Baseline(of_hardest(autograd.triplet_weighted_mined, hardest_by_amax)),
         "loop over anchors": Baseline(loop_over_anchors, 1024, 1024),
     },
+    "sup_con": {  # of distinct pairs, where it is nt_xent
+        "autograd, logsumexp": Baseline(autograd.nt_xent_logsumexp),
+        "pytorch-metric-learning": metric_learning(metric_learning_sup_con(TEMPERATURE), 4096),
+    },
+    "sigmoid": {
+        "autograd, softplus": Baseline(autograd.sigmoid),
+        "open_clip, SigLipLoss": Baseline(siglip_loss(SIGMOID_TEMPERATURE, SIGMOID_BIAS), needs="open_clip"),
+    },
 }
 # The same, of those that this environment has. Tests compare them with ours.
 BASELINES = {
@@ -223,6 +256,8 @@ TO_COMPILE: dict[str, Loss] = {
     "triplet_max": of_hardest(autograd.triplet_max, hardest_by_amax),
     "triplet_weighted": of_hardest(autograd.triplet_weighted, hardest_by_amax),
     "triplet_weighted_mined": of_hardest(autograd.triplet_weighted_mined, hardest_by_amax),
+    "sup_con": autograd.nt_xent_logsumexp,
+    "sigmoid": autograd.sigmoid,
 }
 
 

@@ -15,6 +15,7 @@ from benchmarks.batch import Conditions, Loss
 from benchmarks.measure import time_losses
 from benchmarks.results import Panels, Record, write_plot, write_table
 from crossmodal_losses import LOSSES, PairLoss
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine.dense import dense_loss
 from crossmodal_losses.engine.dispatch import TILE, largest_dense
 
@@ -26,14 +27,14 @@ def dense(loss: PairLoss) -> Loss:
     """Return the loss over all of S, also for a B at which ``tile_size=None`` takes tiles."""
 
     def of(x: Tensor, y: Tensor) -> Tensor:
-        return dense_loss(x, y, None, loss.objective, loss.reduction)
+        return dense_loss(Batch(x, y), loss.objective.without_ids(), loss.total)
 
     return of
 
 
 def chosen(loss: PairLoss, B: int, device: str) -> str:
     """Return the choice of ``tile_size=None``."""
-    return DENSE if largest_dense(loss.objective.aggregation) >= B else str(min(TILE[device], B))
+    return DENSE if largest_dense(loss.objective.without_ids().aggregation) >= B else str(min(TILE[device], B))
 
 
 @click.command()

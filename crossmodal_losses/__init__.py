@@ -6,6 +6,8 @@ from crossmodal_losses.gradient_cache import GradientCache
 from crossmodal_losses.losses import LOSSES
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.nt_xent import NTXent, nt_xent
+from crossmodal_losses.losses.sigmoid import Sigmoid, sigmoid
+from crossmodal_losses.losses.sup_con import SupCon, sup_con
 from crossmodal_losses.losses.triplet_max import TripletMax, triplet_max
 from crossmodal_losses.losses.triplet_sum import TripletSum, triplet_sum
 from crossmodal_losses.losses.triplet_weighted import TripletWeighted, triplet_weighted
@@ -25,6 +27,8 @@ __all__ = [
     "PairLoss",
     "RetrievalMetrics",
     "RingLoss",
+    "Sigmoid",
+    "SupCon",
     "TripletMax",
     "TripletSum",
     "TripletWeighted",
@@ -33,6 +37,8 @@ __all__ = [
     "diagnose",
     "nt_xent",
     "retrieval_metrics",
+    "sigmoid",
+    "sup_con",
     "triplet_max",
     "triplet_sum",
     "triplet_weighted",

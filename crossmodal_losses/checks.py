@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -76,16 +76,81 @@ def _check_floating(name: str, value: Tensor) -> Tensor:
 
 
 def check_embeddings(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and y; require x and y to be floating ``[B, D]`` on one device, with B >= 1 and D >= 1."""
+    """Return x and y; require x and y to be floating ``[N, D]`` and ``[M, D]`` on one device, without a size of 0."""
     x, y = _check_floating("x", x), _check_floating("y", y)
     for name, value in (("x", x), ("y", y)):
         if value.dim() != 2 or 0 in value.shape:
             raise ValueError(f"expected {name} of shape [B, D] with B >= 1 and D >= 1, got {list(value.shape)}")
-    if x.shape != y.shape:
-        raise ValueError(f"expected x and y of one shape [B, D], got {list(x.shape)} and {list(y.shape)}")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"expected x and y of one D, got shapes {list(x.shape)} and {list(y.shape)}")
     if x.device != y.device:
         raise ValueError(f"expected x and y on one device, got {x.device} and {y.device}")
     return x, y
+
+
+class Batch(NamedTuple):
+    """The tensors of a loss: B pairs, and candidates without a partner.
+
+    Anchor x_i sees y_j, j != i, and all of negatives_y; anchor y_j sees x_i, i != j, and all of negatives_x.
+    """
+
+    x: Tensor  # [B, D]
+    y: Tensor  # [B, D]
+    negatives_x: Tensor | None = None  # [M, D]
+    negatives_y: Tensor | None = None  # [N, D]
+    ids: Tensor | None = None  # of the pairs, [B]
+    negative_ids_x: Tensor | None = None  # [M]
+    negative_ids_y: Tensor | None = None  # [N]
+
+    @property
+    def embeddings(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The first four."""
+        return self[:4]
+
+    @property
+    def all_ids(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The last three."""
+        return self[4:]
+
+
+def check_batch(
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor | None = None,
+    negatives_x: Tensor | None = None,
+    negatives_y: Tensor | None = None,
+    negative_ids_x: Tensor | None = None,
+    negative_ids_y: Tensor | None = None,
+) -> Batch:
+    """Return the tensors of a loss; require what its docstring says of them."""
+    x, y = check_embeddings(x, y)
+    if x.shape != y.shape:
+        raise ValueError(f"expected x and y of one shape [B, D], got {list(x.shape)} and {list(y.shape)}")
+    ids = check_ids(ids, x)
+    if negatives_x is None and negatives_y is None and negative_ids_x is None and negative_ids_y is None:
+        return Batch(x, y, ids=ids)
+    negatives_x, negative_ids_x = _check_negatives("x", negatives_x, negative_ids_x, x, ids)
+    negatives_y, negative_ids_y = _check_negatives("y", negatives_y, negative_ids_y, x, ids)
+    return Batch(x, y, negatives_x, negatives_y, ids, negative_ids_x, negative_ids_y)
+
+
+def _check_negatives(
+    side: str, negatives: Tensor | None, negative_ids: Tensor | None, x: Tensor, ids: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the negatives of one modality and their ids; x are the embeddings of the pairs, and ids theirs."""
+    name, name_of_ids = f"negatives_{side}", f"negative_ids_{side}"
+    if negatives is None:
+        if negative_ids is not None:
+            raise ValueError(f"expected {name_of_ids} with {name}, got it alone")
+        return None, None
+    negatives = _check_floating(name, negatives)
+    if negatives.dim() != 2 or negatives.shape[1] != x.shape[1]:
+        raise ValueError(f"expected {name} of shape [any, {x.shape[1]}], got {list(negatives.shape)}")
+    if negatives.device != x.device:
+        raise ValueError(f"expected {name} on the device of the pairs, {x.device}, got {negatives.device}")
+    if negative_ids is not None and ids is None:
+        raise ValueError(f"expected ids with {name_of_ids}, got {name_of_ids} alone")
+    return negatives, check_ids(negative_ids, negatives, name_of_ids)
 
 
 def check_similarities(S: Tensor) -> Tensor:
@@ -96,19 +161,19 @@ def check_similarities(S: Tensor) -> Tensor:
     return S
 
 
-def check_ids(ids: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return ids; require ids to be None, or integers ``[B]`` on the device of ``like``, whose first dimension is B."""
+def check_ids(ids: Tensor | None, like: Tensor, name: str = "ids") -> Tensor | None:
+    """Return ids; require None, or integers ``[B]`` on the device of ``like``, whose first dimension is B."""
     if ids is None:
         return None
     if not isinstance(ids, Tensor):
-        raise TypeError(f"expected ids to be None or an integer tensor [B], got {type(ids).__name__}")
-    check_dense("ids", ids)
+        raise TypeError(f"expected {name} to be None or an integer tensor, got {type(ids).__name__}")
+    check_dense(name, ids)
     if ids.dtype not in INTEGER:  # float32 holds whole numbers exactly only up to 2^24
-        raise TypeError(f"expected ids of an integer dtype ({_names(INTEGER)}), got {ids.dtype}")
+        raise TypeError(f"expected {name} of an integer dtype ({_names(INTEGER)}), got {ids.dtype}")
     if ids.shape != like.shape[:1]:
-        raise ValueError(f"expected ids of shape [{like.shape[0]}], one for each pair, got {list(ids.shape)}")
+        raise ValueError(f"expected {name} of shape [{like.shape[0]}], one for each row, got {list(ids.shape)}")
     if ids.device != like.device:
-        raise ValueError(f"expected ids on the device of the pairs, {like.device}, got {ids.device}")
+        raise ValueError(f"expected {name} on the device of the embeddings, {like.device}, got {ids.device}")
     return _usable(ids)
 
 
@@ -143,13 +208,35 @@ def check_margin(name: str, margin: float) -> float:
 
 
 def check_temperature(name: str, temperature: float | Tensor) -> float | Tensor:
-    """Return the temperature; require a number between 1e-6 and 1e6, or a floating ``[]`` tensor of any value."""
-    if not isinstance(temperature, Tensor):
-        return _check_number(name, temperature, least=1e-6, sign="> 0")
-    temperature = _check_floating(name, temperature)
-    if temperature.dim() != 0:
-        raise ValueError(f"expected {name} to be one number, got a tensor of shape {list(temperature.shape)}")
-    return temperature
+    """Return the temperature; require a number between 1e-6 and 1e6, or one number of any value as a tensor."""
+    if isinstance(temperature, Tensor):
+        return check_scalar(name, temperature)
+    return _check_number(name, temperature, least=1e-6, sign="> 0")
+
+
+def check_bias(name: str, bias: float | Tensor) -> float | Tensor:
+    """Return the bias; require a number between -1e6 and 1e6, or one number of any value as a tensor."""
+    return check_scalar(name, bias) if isinstance(bias, Tensor) else _check_number(name, bias)
+
+
+def check_scalar(name: str, value: Tensor) -> Tensor:
+    """Return a tensor without dimensions; require a floating ``[]`` or ``[1]``."""
+    value = _check_floating(name, value)
+    if value.dim() > 1 or value.numel() != 1:
+        raise ValueError(f"expected {name} to be one number, got a tensor of shape {list(value.shape)}")
+    return value.reshape(()) if value.dim() else value
+
+
+def check_direction_weights(weights: Sequence[float]) -> tuple[float, float]:
+    """Return the weights of the directions x -> y and y -> x; require two numbers from 0 to 1e6, not both 0."""
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise TypeError(f"expected direction_weights to be two numbers, got {type(weights).__name__}")
+    if len(weights) != 2:
+        raise ValueError(f"expected direction_weights to be two numbers, got {weights!r}")
+    of_x, of_y = (_check_number(f"direction_weights[{k}]", w, least=0, sign=">= 0") for k, w in enumerate(weights))
+    if of_x == of_y == 0:
+        raise ValueError("expected direction_weights of which one is above 0, got (0, 0)")
+    return of_x, of_y
 
 
 def check_coefficients(name: str, coefficients: Sequence[float]) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import check_embeddings, check_ids, check_margin
+from crossmodal_losses.checks import check_batch, check_margin
 from crossmodal_losses.similarity import cosine_similarity, hardest_negative, is_negative
 
 # A batch has collapsed if its similarities range over no more than this. Similarities of unrelated embeddings in 1024
@@ -72,8 +72,7 @@ def diagnose(x: Tensor, y: Tensor, ids: Tensor | None = None, *, margin: float =
     True
     """
     margin = check_margin("margin", margin)
-    x, y = check_embeddings(x, y)
-    ids = check_ids(ids, x)
+    x, y, *_, ids, _, _ = check_batch(x, y, ids)
     S = cosine_similarity(x, y)
     negative = is_negative(ids, S)
     has_negative = negative.any(1)

@@ -12,20 +12,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crossmodal_losses.checks import check_embeddings, check_ids
-from crossmodal_losses.engine.communication import AllGather, GroupCommunicator, Ring
+from crossmodal_losses.checks import Batch, check_batch
+from crossmodal_losses.engine.communication import NEGATIVES_X, NEGATIVES_Y, AllGather, GroupCommunicator, Ring
 from crossmodal_losses.engine.compat import not_compiled
 from crossmodal_losses.engine.dispatch import largest_tile
-from crossmodal_losses.engine.operands import Operands, measure_norms
+from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.operands import Operands, Statistics, measure_norms
+from crossmodal_losses.engine.problem import Problem
 from crossmodal_losses.engine.tiled import loss_of_problem, refuse_transformations
-from crossmodal_losses.engine.tiles import Problem
 from crossmodal_losses.losses.base import PairLoss
 
 
 def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, Any]]:
     """Gather what every rank says of its arguments; raise one error on all ranks if one has an error, or they differ.
 
-    Facts whose names begin with "its" may differ; "its error" is None, or the name and the message of an error.
+    Facts whose names begin with "its" may differ; "its error" is None, or the name and the message of an error. None
+    agrees with everything.
     """
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, said, group=group)
@@ -33,12 +35,39 @@ def _agreed(group: dist.ProcessGroup, said: dict[str, Any]) -> list[dict[str, An
         if other["its error"] is not None:
             kind, message = other["its error"]
             raise (TypeError if kind == "TypeError" else ValueError)(f"rank {rank}: {message}")
-    first = everyone[0]
-    for rank, other in enumerate(everyone):
-        for name, value in first.items():
-            if not name.startswith("its") and other[name] != value:
-                raise ValueError(f"expected one {name} on all ranks, got {value} on rank 0 and {other[name]} on {rank}")
+    for name in said:
+        if name.startswith("its"):
+            continue
+        values = [(rank, other[name]) for rank, other in enumerate(everyone) if other[name] is not None]
+        for rank, value in values[1:]:
+            first, expected = values[0]
+            if value != expected:
+                raise ValueError(
+                    f"expected one {name} on all ranks, got {expected} on rank {first} and {value} on {rank}"
+                )
     return everyone
+
+
+def _completed(operands: Operands, communicator: GroupCommunicator, everyone: list[dict[str, Any]]) -> Operands:
+    """The operands with what only other processes have: scales, and candidates without a partner, here none of them."""
+    rows, statistics = list[Tensor | None](operands.rows), list[Statistics | None](operands.statistics)
+    if any(other["its scales"] for other in everyone):
+        for k, part in enumerate(statistics):
+            if part is not None and part.scale is None:
+                statistics[k] = part._replace(scale=torch.ones_like(part.inv_norm))
+    D, nothing = operands.x.rows.shape[1], operands.x.inv_norm[:0]
+    for k, what, side in ((2, NEGATIVES_X, "x"), (3, NEGATIVES_Y, "y")):
+        if not sum(communicator.sizes[what]):
+            rows[k] = statistics[k] = None
+        elif not communicator.sizes[what][communicator.rank]:
+            with_ids = any(other[f"ids of negatives_{side}"] for other in everyone)
+            if rows[k] is None:
+                # Every process takes part in the backward pass.
+                wish = any(other[f"wish for gradients of negatives_{side}"] for other in everyone)
+                rows[k] = operands.rows[k - 2].new_empty(0, D).requires_grad_(wish)  # type: ignore[union-attr]
+            scale = None if statistics[0].scale is None else nothing  # type: ignore[union-attr]
+            statistics[k] = Statistics(nothing, scale, nothing.long() if with_ids else None)
+    return Operands(tuple(rows), tuple(statistics), communicator.starts)  # type: ignore[arg-type]
 
 
 def _is_process_group(group: Any) -> bool:
@@ -87,12 +116,27 @@ class DistributedLoss(nn.Module):
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor | None = None,
+        *,
+        negatives_x: Tensor | None = None,
+        negatives_y: Tensor | None = None,
+        negative_ids_x: Tensor | None = None,
+        negative_ids_y: Tensor | None = None,
+        **settings: Any,
+    ) -> Tensor:
         """Compute the loss of the whole batch.
 
         Args:
             x, y: this process's rows, floating ``[rows, D]``; D, dtypes and kind of device are those of all processes.
             ids: integers ``[rows]``, on all processes or on none; they are compared across processes.
+            negatives_x, negatives_y: this process's candidates without a partner, any number, or None; they are
+                candidates of the anchors of all processes.
+            negative_ids_x, negative_ids_y: their ids, wherever there are such candidates, or nowhere.
+            settings: those of this call that the loss has, such as a temperature.
 
         Returns:
             A scalar, or ``[rows]`` for ``reduction="none"``.
@@ -100,51 +144,76 @@ class DistributedLoss(nn.Module):
         Raises:
             TypeError, ValueError: an argument of any process is not as described; on all processes alike.
         """
-        if not dist.is_available() or not dist.is_initialized():
-            return self.loss(x, y, ids)
-        group = self.process_group or dist.group.WORLD
-        assert group is not None
-        if dist.get_rank(group) < 0:
-            raise ValueError("expected a process of the group, got one that is not in it")
-        if dist.get_world_size(group) == 1:
-            return self.loss(x, y, ids)
-        return self._of_ranks(group, x, y, ids)
+        tensors = x, y, ids, negatives_x, negatives_y, negative_ids_x, negative_ids_y
+        if dist.is_available() and dist.is_initialized():
+            group = self.process_group or dist.group.WORLD
+            assert group is not None
+            if dist.get_rank(group) < 0:
+                raise ValueError("expected a process of the group, got one that is not in it")
+            if dist.get_world_size(group) > 1:
+                return self._of_ranks(group, tensors, settings)
+        names = "negatives_x", "negatives_y", "negative_ids_x", "negative_ids_y"
+        return self.loss(x, y, ids, **dict(zip(names, tensors[3:], strict=True)), **settings)
 
     @not_compiled  # the compiler cannot follow what depends on the other processes
-    def _of_ranks(self, group: dist.ProcessGroup, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
-        objective, tile_size, operands = self.loss.objective, 0, None
+    def _of_ranks(self, group: dist.ProcessGroup, tensors: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
         said: dict[str, Any] = {"its error": None}
+        batch = objective = operands = None
         try:
-            x, y = check_embeddings(x, y)
-            ids = check_ids(ids, x)
-            refuse_transformations(x, y, objective.aggregation.parameter)
-            if x.device.type == "meta":
+            batch = check_batch(*tensors)
+            objective = self.loss.objective_with(settings)
+            refuse_transformations(*batch.embeddings, objective.aggregation.parameter)
+            if batch.x.device.type == "meta":
                 raise ValueError("expected x and y to hold numbers, got tensors on the device meta")
+            for side, part, of in (("x", batch.negatives_x, batch.x), ("y", batch.negatives_y, batch.y)):
+                if part is not None and part.dtype != of.dtype:
+                    raise ValueError(
+                        f"expected negatives_{side} of the dtype of {side} on several processes, {of.dtype}, "
+                        f"got {part.dtype}"
+                    )
         except (TypeError, ValueError) as error:
             said["its error"] = type(error).__name__, str(error)
         else:
-            tile_size = self.loss.tile_size or largest_tile(x.device)
-            operands = measure_norms(x, y, tile_size)
-            parameter = objective.aggregation.parameter
-            said |= {
-                "its rows": len(x),
-                "its scales": operands.scales is not None,
-                "D": x.shape[1],
-                "dtypes of x and y": (x.dtype, y.dtype),
-                "kind of device": x.device.type,
-                "ids (given or None)": ids is not None,
-                "loss": (type(self).__name__, objective.name(), objective.numbers(), self.loss.reduction),
-                "wish for gradients": [
-                    torch.is_grad_enabled() and value is not None and value.requires_grad for value in (x, y, parameter)
-                ],
-            }
+            if batch.ids is None:
+                objective = objective.without_ids()
+            operands = measure_norms(batch, self.loss.tile_size or largest_tile(batch.x.device))
+            said |= self._facts(batch, objective)
+            said["its scales"] = operands.statistics[0].scale is not None
         everyone = _agreed(group, said)
-        assert operands is not None  # or there was an error
-        rows = [other["its rows"] for other in everyone]
-        if operands.scales is None and any(other["its scales"] for other in everyone):
-            operands = Operands(x, y, operands.inv_norm, torch.ones_like(operands.inv_norm))
-        communicator = self.communicator(group, rows)
-        return loss_of_problem(Problem(operands, ids, objective, self.loss.reduction, tile_size, communicator))
+        assert batch is not None  # or there was an error
+        assert objective is not None
+        assert operands is not None
+        sizes = [[other["its sizes"][k] for other in everyone] for k in range(3)]
+        communicator = self.communicator(group, sizes)
+        operands = _completed(operands, communicator, everyone)
+        tile_size = self.loss.tile_size or largest_tile(batch.x.device)
+        return loss_of_problem(Problem(operands, objective, self.loss.total, tile_size, communicator))
+
+    def _facts(self, batch: Batch, objective: Objective) -> dict[str, Any]:
+        """What this process says of its arguments."""
+        parameter = objective.aggregation.parameter
+        rows = (batch.x, batch.negatives_x, batch.negatives_y)
+
+        def wish(value: Tensor | None) -> bool:
+            return torch.is_grad_enabled() and value is not None and value.requires_grad
+
+        facts: dict[str, Any] = {
+            "its sizes": [0 if part is None else len(part) for part in rows],
+            "D": batch.x.shape[1],
+            "dtypes of x and y": (batch.x.dtype, batch.y.dtype),
+            "kind of device": batch.x.device.type,
+            "ids (given or None)": batch.ids is not None,
+            "loss": (type(self).__name__, objective.name(), objective.numbers(), self.loss.total),
+            "wish for gradients": [wish(value) for value in (batch.x, batch.y, parameter)],
+        }
+        for side, part, ids in (
+            ("x", batch.negatives_x, batch.negative_ids_x),
+            ("y", batch.negatives_y, batch.negative_ids_y),
+        ):
+            has_any = part is not None and len(part)
+            facts[f"wish for gradients of negatives_{side}"] = wish(part) if has_any else None
+            facts[f"ids of negatives_{side}"] = (ids is not None) if has_any else None
+        return facts
 
     __call__: Callable[..., Tensor]
 

@@ -121,7 +121,10 @@ class GradientCache(nn.Module):
         inputs_y: Any,
         ids: Tensor | None = None,
         *,
+        negatives_x: Any = None,
+        negatives_y: Any = None,
         modules: Iterable[nn.Module] = (),
+        **arguments: Any,
     ) -> Tensor:
         """Compute the loss of a batch.
 
@@ -136,7 +139,12 @@ class GradientCache(nn.Module):
                 are the same for every micro-batch. What each item has must be in a tensor: a list of B other values is
                 refused if there is more than one micro-batch.
             ids: passed to the loss, unless None.
+            negatives_x, negatives_y: inputs of candidates without a partner, any number of them, in the form of
+                inputs_x and inputs_y; the encoders encode them, too, and the loss gets their embeddings under these
+                names. For embeddings that are there already, such as a queue, wrap the loss:
+                ``GradientCache(lambda x, y: loss(x, y, negatives_y=queue), ...)``.
             modules: modules that the encoders call, where a function hides them.
+            arguments: passed to the loss, such as ``negative_ids_y``, or ``temperature``.
 
         Raises:
             TypeError, ValueError: the inputs, or the embeddings that an encoder returns, are not as described; or a
@@ -152,7 +160,14 @@ class GradientCache(nn.Module):
         modules = tuple(modules)
         x = self._embeddings("encode_x", encode_x, self.embedding_x, x_batches, modules)
         y = self._embeddings("encode_y", encode_y, self.embedding_y, y_batches, modules)
-        return self.loss(x, y) if ids is None else self.loss(x, y, ids)
+        for name, encode, field, inputs in (
+            ("negatives_x", encode_x, self.embedding_x, negatives_x),
+            ("negatives_y", encode_y, self.embedding_y, negatives_y),
+        ):
+            if inputs is not None:
+                batches = MicroBatches(name, inputs, self.micro_batch_size)
+                arguments[name] = self._embeddings(f"encode_{name[-1]}", encode, field, batches, modules)
+        return self.loss(x, y, **arguments) if ids is None else self.loss(x, y, ids, **arguments)
 
     def _embeddings(
         self, name: str, encode: Encoder, field: str | None, inputs: MicroBatches, further: Iterable[nn.Module]

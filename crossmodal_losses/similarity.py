@@ -16,9 +16,9 @@ def at_least_float32(value: Tensor) -> Tensor:
     return value.float() if value.dtype in HALF else value
 
 
-def computation_dtype(x: Tensor, y: Tensor) -> torch.dtype:
-    """Return float64 if x or y is float64, else float32."""
-    return torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+def computation_dtype(*embeddings: Tensor) -> torch.dtype:
+    """Return float64 if one of the tensors is float64, else float32."""
+    return torch.float64 if any(part.dtype == torch.float64 for part in embeddings) else torch.float32
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -80,21 +80,26 @@ def cosine_similarity(x: Tensor, y: Tensor) -> Tensor:
     Mei et al. 2022, equation 1.
 
     Args:
-        x, y: floating ``[B, D]``, not necessarily normalised; the i-th rows are a pair.
+        x, y: floating ``[N, D]`` and ``[M, D]``, not necessarily normalised. For a loss N = M = B, and the i-th rows
+            are a pair.
 
     Returns:
-        S, ``[B, B]``, in [-1, 1] up to rounding; float64 if x or y is, else float32. Half precision is converted to
+        S, ``[N, M]``, in [-1, 1] up to rounding; float64 if x or y is, else float32. Half precision is converted to
         float32 before anything is computed, under autocast too; only TF32, if you allow it, lowers the precision. A row
         of zeros has similarity 0 to everything; a row with a NaN or an inf has similarity NaN.
 
     Raises:
-        TypeError, ValueError: x or y is not a floating ``[B, D]`` tensor, or they differ in shape or device.
+        TypeError, ValueError: x or y is not a floating tensor of two dimensions, or they differ in D or device.
 
     >>> cosine_similarity(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[6.0, 8.0], [1.0, 0.0]]))
     tensor([[1.0000, 0.6000],
             [0.8000, 0.0000]])
     """
-    x, y = check_embeddings(x, y)
+    return similarities(*check_embeddings(x, y))
+
+
+def similarities(x: Tensor, y: Tensor) -> Tensor:
+    """:func:`cosine_similarity` of tensors that are checked already."""
     dtype = computation_dtype(x, y)
     x, y = normalise(x.to(dtype)), normalise(y.to(dtype))
     if not torch.compiler.is_compiling():
@@ -118,15 +123,15 @@ def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
 
 
 def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
-    """Return the largest similarity among each row's negatives, ``[B, B], [B, B] bool -> [B]``.
+    """Return the largest similarity among each row's negatives, ``[B, C], [B, C] bool -> [B]``.
 
     Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives the result is
     finite, and has no meaning.
     """
     # Not argmax: with ids, torch 2.11 compiles wrong code for it on a CPU. Of candidates numbered downwards, the first
     # that attains the maximum has the highest number.
-    candidates = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min)
+    candidates, count = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min), S.shape[1]
     hardest = candidates.amax(1, keepdim=True)
-    downwards = torch.arange(S.shape[0], 0, -1, device=S.device)
-    index = (S.shape[0] - ((candidates == hardest) * downwards).amax(1, keepdim=True)).clamp(max=S.shape[0] - 1)
+    downwards = torch.arange(count, 0, -1, device=S.device)
+    index = (count - ((candidates == hardest) * downwards).amax(1, keepdim=True)).clamp(max=count - 1)
     return (S.gather(1, index) + 0 * hardest).squeeze(1)  # nothing equals a NaN

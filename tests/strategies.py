@@ -5,6 +5,7 @@ ties and kinks are hit exactly, by a loss and by its oracle.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 from crossmodal_losses import LOSSES
+from crossmodal_losses.checks import Batch
 
 GRID = 64
 
@@ -76,6 +78,8 @@ _coefficients = st.lists(st.integers(-16, 16).map(lambda k: k / 8), min_size=1, 
 SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "margin": _margins,
     "temperature": _temperatures,
+    "bias": st.sampled_from([-10.0, -1.0, 0.0, 2.5]),
+    "direction_weights": st.sampled_from([(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.25, 2.0)]),
     "positive_coefficients": st.one_of(st.just((0.5, -0.7, 0.2)), _coefficients),
     "negative_coefficients": st.one_of(st.just((0.03, -0.4, 0.9)), _coefficients),
 }
@@ -84,5 +88,31 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
 @st.composite
 def settings_of(draw: st.DrawFn, name: str) -> dict[str, Any]:
     """Draw settings of the loss called name, besides its reduction and its tile size."""
-    settings = inspect.signature(LOSSES[name]).parameters.keys() - {"reduction", "learn_temperature", "tile_size"}
-    return {setting: draw(SETTINGS[setting]) for setting in sorted(settings)}
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    settings = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"reduction", "tile_size"}
+    return {setting: draw(SETTINGS[setting]) for setting in sorted(settings) if not setting.startswith("learn_")}
+
+
+@st.composite
+def batches(draw: st.DrawFn, t: int, make: Callable[[int, int], tuple[Tensor, Tensor]]) -> Batch:
+    """Draw a batch whose sizes lie around the edges of tiles of t, of rows that are made from a seed and a number.
+
+    There are candidates without a partner on both sides, on one, or on none, and perhaps ids of them.
+    """
+    B = draw(st.sampled_from([1, 2, max(1, t - 1), t, t + 1, 2 * t, 2 * t + 1]))
+    M, N = (draw(st.sampled_from([None, 0, 1, t - 1, t, t + 1])) for _ in range(2))
+    x, y = make(draw(st.integers(0, 2**31)), B + max(M or 0, N or 0))
+    negatives_x, negatives_y = (
+        None if count is None else rows[B : B + count].detach().requires_grad_() for count, rows in ((M, x), (N, y))
+    )
+    ids = draw(ids_for(B))
+
+    def ids_of(count: int | None) -> Tensor | None:
+        if ids is None or count is None or draw(st.booleans()):
+            return None
+        return torch.tensor(
+            draw(st.lists(st.integers(0, max(1, B // 2)), min_size=count, max_size=count)), dtype=torch.int64
+        )
+
+    pairs = x[:B].detach().requires_grad_(), y[:B].detach().requires_grad_()
+    return Batch(*pairs, negatives_x, negatives_y, ids, ids_of(M), ids_of(N))

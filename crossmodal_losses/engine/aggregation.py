@@ -1,12 +1,13 @@
-"""Aggregations over the negatives of an anchor: the hardest of them, a sum of hinges, a log-sum-exp.
+"""Aggregations over the candidates of an anchor: the hardest negative, a sum of hinges, a log-sum-exp.
 
 An aggregation is defined by :meth:`Aggregation.over_rows`, plain differentiable torch over the whole of S. The other
 methods compute the same over one tile of S, along its rows or its columns, and the derivative of that, for the engines.
+A loss may define one of its own, in its file.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +33,16 @@ def along(values: Tensor, dim: int) -> Tensor:
     return values.unsqueeze(dim)
 
 
+class Tile(NamedTuple):
+    """The similarities of some rows with some columns; after :meth:`Aggregation.prepare`, in the form that it takes."""
+
+    values: Tensor
+    same: Tensor | None  # 1 where row and column have one id, else 0; None: without ids
+    diagonal: bool  # whether the positives are on the diagonal; elsewhere there are none
+
+
 class Aggregation(ABC):
-    """An associative reduction over the negatives of every anchor.
+    """An associative reduction over the candidates of every anchor; by default, over its negatives.
 
     In a tile either the rows are the anchors and their candidates lie along dim 1, or the columns, and dim 0.
     """
@@ -42,17 +51,22 @@ class Aggregation(ABC):
     selects: ClassVar[bool] = False
     # The gradient of a pair depends on positives and on the gradient of the aggregate, on no other pair.
     one_pass: ClassVar[bool] = False
+    # Most pairs of a trained model have gradient 0.
+    sparse: ClassVar[bool] = False
 
     @abstractmethod
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
-        """Aggregate over the negatives of every row of S, ``[B, B], [B, B] bool -> [B]``: the definition."""
+        """Aggregate over the rows of S: the definition, ``[B, C], [B, C] bool -> [B]``.
 
-    def prepare(self, S: Tensor) -> Tensor:
-        """Turn a tile of S, in place, into the form that the other methods take."""
-        return S
+        The i-th candidate is the positive of the i-th row; which ones are its negatives, the second argument says.
+        """
+
+    def prepare(self, tile: Tile) -> Tile:
+        """Turn a tile of similarities, in place, into the form that the other methods take."""
+        return exclude(tile)
 
     @abstractmethod
-    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+    def tile_state(self, tile: Tile, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
         """Reduce a prepared tile, whose first candidate has index start, along dim to the states of its anchors."""
 
     @abstractmethod
@@ -64,16 +78,16 @@ class Aggregation(ABC):
         """Turn the state over all candidates into the aggregate, elementwise."""
 
     def anchor_factors(self, state: State, grad_aggregate: Tensor) -> Tensor:
-        """Per-anchor factors for the gradient of a tile, ``[2, B]``. For one_pass the state is not read."""
+        """Per-anchor factors for the gradient of a tile, ``[k, B]``. For one_pass the state is not read."""
         return grad_aggregate
 
     @abstractmethod
     def grad_tile(
-        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+        self, tile: Tile, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
     ) -> None:
         """Write dL/dS of a prepared tile into ``out``, for the anchors whose candidates lie along dim."""
 
-    def grad_positive(self, state: State, grad_aggregate: Tensor) -> Tensor | None:
+    def grad_positive(self, state: State, positive: Tensor, grad_aggregate: Tensor) -> Tensor | None:
         """dL/ds of the positives through the aggregate; None stands for 0."""
         return None
 
@@ -82,13 +96,22 @@ class Aggregation(ABC):
         """The setting that is a tensor and may need a gradient."""
         return None
 
-    def grad_parameter(self, tile: Tensor, grad_S: Tensor, scratch: Tensor) -> Tensor:
+    def grad_parameter(self, tile: Tile, grad_S: Tensor, scratch: Tensor) -> Tensor:
         """Contribution of a prepared tile to the gradient of the parameter."""
         raise NotImplementedError
 
-    def grad_parameter_of_positives(self, positive: Tensor, grad_aggregate: Tensor) -> Tensor:
-        """Contribution of the positives to the gradient of the parameter."""
+    def grad_parameter_of_positives(self, positive: Tensor, grad_positive: Tensor) -> Tensor:
+        """Contribution of the positives to the gradient of the parameter, given dL/ds of them."""
         raise NotImplementedError
+
+
+def exclude(tile: Tile) -> Tile:
+    """Put EXCLUDED in the place of pairs that are no negatives."""
+    if tile.same is not None:
+        tile.values.add_(tile.same, alpha=EXCLUDED)
+    elif tile.diagonal:
+        tile.values.fill_diagonal_(EXCLUDED)
+    return tile
 
 
 class HardestNegative(Aggregation):
@@ -99,17 +122,18 @@ class HardestNegative(Aggregation):
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         return hardest_negative(S, negative)
 
-    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+    def tile_state(self, tile: Tile, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
         """Similarity and index of the hardest negative."""
-        if tile.device.type != "cpu" or tile.numel() <= LARGEST_FOR_MAX:
-            hardest, first = tile.max(dim)  # the first of equal ones
+        values = tile.values
+        if values.device.type != "cpu" or values.numel() <= LARGEST_FOR_MAX:
+            hardest, first = values.max(dim)  # the first of equal ones
             return hardest, first.add_(start) if start else first
         # On a CPU that can cost as much as the matrix product. Instead, number the candidates downwards: of those that
         # attain the maximum, the first has the highest number.
-        count = tile.shape[dim]
-        hardest = tile.amax(dim)
-        downwards = torch.arange(count, 0, -1, dtype=tile.dtype, device=tile.device)
-        attained = torch.eq(tile, along(hardest, dim), out=scratch).mul_(along(downwards, 1 - dim))
+        count = values.shape[dim]
+        hardest = values.amax(dim)
+        downwards = torch.arange(count, 0, -1, dtype=values.dtype, device=values.device)
+        attained = torch.eq(values, along(hardest, dim), out=scratch).mul_(along(downwards, 1 - dim))
         first = (count - attained.amax(dim)).clamp_(max=count - 1)  # nothing equals a NaN
         return hardest, first.long().add_(start)
 
@@ -121,7 +145,7 @@ class HardestNegative(Aggregation):
         return state[0]
 
     def grad_tile(
-        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+        self, tile: Tile, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
     ) -> None:
         """The factor at the hardest negative, 0 elsewhere. The tile is the whole of S."""
         out.zero_().scatter_(dim, along(state[1] - start, dim), along(factors, dim))
@@ -134,15 +158,16 @@ class HingeSum(Aggregation):
     margin: float
 
     one_pass = True
+    sparse = True
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         positive = S.diagonal()[:, None]
         return ((self.margin + S - positive).relu() * negative).sum(1)
 
-    def _hinges(self, tile: Tensor, dim: int, positive: Tensor, out: Tensor) -> Tensor:
-        return torch.add(tile, along(self.margin - positive, dim), out=out).relu_()
+    def _hinges(self, tile: Tile, dim: int, positive: Tensor, out: Tensor) -> Tensor:
+        return torch.add(tile.values, along(self.margin - positive, dim), out=out).relu_()
 
-    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+    def tile_state(self, tile: Tile, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
         """Sum of the hinges, and the number of violating negatives."""
         hinges = self._hinges(tile, dim, positive, scratch)
         return hinges.sum(dim), hinges.sign_().sum(dim)  # the hinges above 0 are the violating negatives
@@ -154,11 +179,11 @@ class HingeSum(Aggregation):
         return state[0]
 
     def grad_tile(
-        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+        self, tile: Tile, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
     ) -> None:
         self._hinges(tile, dim, positive, out).sign_().mul_(along(factors, dim))
 
-    def grad_positive(self, state: State, grad_aggregate: Tensor) -> Tensor:
+    def grad_positive(self, state: State, positive: Tensor, grad_aggregate: Tensor) -> Tensor:
         return -grad_aggregate * state[1]
 
 
@@ -185,17 +210,16 @@ class LogSumExp(Aggregation):
         difference = (S - positive) / self.temperature
         return difference.masked_fill(~negative, torch.finfo(S.dtype).min).logsumexp(1)
 
-    def prepare(self, S: Tensor) -> Tensor:
+    def prepare(self, tile: Tile) -> Tile:
         """exp(s / t) if warm, else s / t."""
-        S.div_(self.temperature)
-        return S.exp_() if self.is_warm else S
-
-    def tile_state(self, tile: Tensor, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
-        """sum_j exp(s_ij / t) if warm, else its logarithm."""
+        values = exclude(tile).values.div_(self.temperature)
         if self.is_warm:
-            return (tile.sum(dim),)
-        largest = tile.amax(dim)
-        return (torch.sub(tile, along(largest, dim), out=scratch).exp_().sum(dim).log_().add_(largest),)
+            values.exp_()
+        return tile
+
+    def tile_state(self, tile: Tile, dim: int, start: int, positive: Tensor, scratch: Tensor) -> State:
+        """sum_j exp(s_ij / t) if warm, else its logarithm."""
+        return (tile.values.sum(dim) if self.is_warm else log_sum_exp(tile.values, dim, scratch),)
 
     def merge(self, first: State, second: State) -> State:
         return (first[0] + second[0] if self.is_warm else torch.logaddexp(first[0], second[0]),)
@@ -212,20 +236,26 @@ class LogSumExp(Aggregation):
         return factors
 
     def grad_tile(
-        self, tile: Tensor, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
+        self, tile: Tile, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
     ) -> None:
         if self.is_warm:
-            torch.mul(tile, along(factors, dim), out=out)
+            torch.mul(tile.values, along(factors, dim), out=out)
         else:
-            torch.sub(tile, along(state[0], dim), out=out).exp_().mul_(along(factors, dim))
+            torch.sub(tile.values, along(state[0], dim), out=out).exp_().mul_(along(factors, dim))
 
-    def grad_positive(self, state: State, grad_aggregate: Tensor) -> Tensor:
+    def grad_positive(self, state: State, positive: Tensor, grad_aggregate: Tensor) -> Tensor:
         return grad_aggregate / -self.temperature
 
-    def grad_parameter(self, tile: Tensor, grad_S: Tensor, scratch: Tensor) -> Tensor:
+    def grad_parameter(self, tile: Tile, grad_S: Tensor, scratch: Tensor) -> Tensor:
         """-sum_ij dL/ds_ij s_ij / t; the parameter is learned, so the tile is s / t."""
-        return -torch.mul(tile, grad_S, out=scratch).sum()
+        return -torch.mul(tile.values, grad_S, out=scratch).sum()
 
-    def grad_parameter_of_positives(self, positive: Tensor, grad_aggregate: Tensor) -> Tensor:
-        """sum_i dL/d aggregate_i s_ii / t^2."""
-        return (grad_aggregate * positive).sum() / self.temperature**2
+    def grad_parameter_of_positives(self, positive: Tensor, grad_positive: Tensor) -> Tensor:
+        """-sum_i dL/ds_ii s_ii / t: the loss is a function of S / t."""
+        return (grad_positive * positive).sum() / -self.temperature
+
+
+def log_sum_exp(values: Tensor, dim: int, scratch: Tensor) -> Tensor:
+    """log sum_j exp(v_j) along dim of a tile, shifted by the largest v_j."""
+    largest = values.amax(dim)
+    return torch.sub(values, along(largest, dim), out=scratch).exp_().sum(dim).log_().add_(largest)

@@ -4,7 +4,7 @@ Each is tested in tests/crossmodal_losses/engine/test_compat.py, on the referenc
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
@@ -49,9 +49,11 @@ def can_look(values: Tensor) -> bool:
     return values.device.type == "cpu" and type(values) is Tensor
 
 
-def multiplies_into_float32(x: Tensor, y: Tensor) -> bool:
+def multiplies_into_float32(rows: Sequence[Tensor | None]) -> bool:
     """Return whether bfloat16 rows can be multiplied as they are, into float32: on CUDA, from torch 2.8 on."""
-    return x.is_cuda and x.dtype == y.dtype == torch.bfloat16 and "dtype_out" in torch.ops.aten.addmm.overloads()
+    return all(part is None or (part.is_cuda and part.dtype == torch.bfloat16) for part in rows) and (
+        "dtype_out" in torch.ops.aten.addmm.overloads()
+    )
 
 
 def not_compiled(function: Function) -> Function:

@@ -9,110 +9,162 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import Reduction
-from crossmodal_losses.engine.aggregation import EXCLUDED
+from crossmodal_losses.checks import Batch
+from crossmodal_losses.engine.aggregation import Aggregation, State, Tile
+from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.compat import is_batched, is_transformed, without_autocast
-from crossmodal_losses.engine.hardest_backward import hardest_gradients
-from crossmodal_losses.engine.objective import Anchors, Objective
-from crossmodal_losses.engine.operands import Operands, measure_norms
-from crossmodal_losses.engine.reference import reference_loss
-from crossmodal_losses.similarity import cosine_similarity
+from crossmodal_losses.engine.objective import Anchors, Directions, Objective, Total, have_negatives, stacked
+from crossmodal_losses.engine.operands import COUNT_OF_TENSORS, Operand, Operands, accumulate, measure_norms
+from crossmodal_losses.engine.problem import Problem
+from crossmodal_losses.engine.reference import reference_loss_of_batch
+from crossmodal_losses.engine.tiles import Saved, backward
 
 # From here on, gathering rows is faster than multiplying by a matrix with a few entries in each row.
 FEWEST_TO_GATHER = 64
 
 
-def dense_loss(x: Tensor, y: Tensor, ids: Tensor | None, objective: Objective, reduction: Reduction) -> Tensor:
-    """Compute the loss of x and y, ``[B, D]``, keeping one ``[B, B]`` for the backward pass."""
-    return _Dense.apply(x, y, ids, objective.aggregation.parameter, objective, reduction)  # type: ignore[no-any-return, no-untyped-call]
+def dense_loss(batch: Batch, objective: Objective, total: Total) -> Tensor:
+    """Compute the loss of a batch, keeping all of S for the backward pass."""
+    return _Dense.apply(*batch.embeddings, objective.aggregation.parameter, batch.all_ids, objective, total)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _tile_of(aggregation: Aggregation, row: Operand, column: Operand, S: Tensor, diagonal: bool) -> Tile:
+    same = None
+    if row.ids is not None and column.ids is not None:
+        same = torch.eq(row.ids[:, None], column.ids, out=torch.empty_like(S))
+    return aggregation.prepare(Tile(S, same, diagonal))
 
 
 class _Dense(torch.autograd.Function):
-    """x, y ``[B, D]`` -> the loss."""
+    """The embeddings of a batch -> the loss."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        ids: Tensor | None,
+        negatives_x: Tensor | None,
+        negatives_y: Tensor | None,
         parameter: Tensor | None,
+        ids: tuple[Tensor | None, Tensor | None, Tensor | None],
         objective: Objective,
-        reduction: Reduction,
+        total: Total,
     ) -> Tensor:
         aggregation, B = objective.aggregation, len(x)
+        directions = Directions.of(objective, total)
         with without_autocast(x.device):
-            operands = measure_norms(x, y, B)
-            inv_norm_x, inv_norm_y = operands.inv_norm
-            S = torch.mm(operands.x.dimensions(), operands.y.dimensions().T).mul_(inv_norm_x[:, None]).mul_(inv_norm_y)
-            positive = S.diagonal().clone()
-            if ids is None:
-                S.fill_diagonal_(EXCLUDED)
-            else:
-                S.masked_fill_(ids[:, None] == ids, EXCLUDED)
-            scratch = torch.empty_like(S)
-            tile = aggregation.prepare(S)
-            rows, columns = (aggregation.tile_state(tile, dim, 0, positive, scratch) for dim in (1, 0))
-            state = tuple(torch.stack(both) for both in zip(rows, columns, strict=True))
-            anchors = Anchors.of(objective, positive, state, ids, B, operands.nan_factor)
-        ctx.objective, ctx.reduction = objective, reduction
-        kept = None if aggregation.selects and B >= FEWEST_TO_GATHER else tile
-        inputs, (positive, state, *others) = (x, y, ids, parameter), anchors
-        ctx.save_for_backward(*inputs, operands.inv_norm, operands.scales, kept, positive, *others, *state)
-        return anchors.loss(objective, reduction, B)
+            operands = measure_norms(Batch(x, y, negatives_x, negatives_y, *ids), B)
+            tiles: list[Tile] = []
+            states: list[State | None] = [None] * len(directions.weights)
+            for _, row, _, column, of_region in directions.regions(operands):
+                S = torch.mm(row.dimensions(), column.dimensions().T)
+                S.mul_(row.inv_norm[:, None]).mul_(column.inv_norm)
+                if not tiles:
+                    positive = S.diagonal().clone()
+                tile = _tile_of(aggregation, row, column, S, not tiles)
+                tiles.append(tile)
+                scratch = torch.empty_like(S)
+                for k in of_region:
+                    slot, start = directions.slots[k], (column if k == 0 else row).start
+                    state = aggregation.tile_state(tile, 1 - k, start, positive, scratch)
+                    before = states[slot]
+                    states[slot] = state if before is None else aggregation.merge(before, state)
+            state = stacked(states)
+            others = [(0, None) if part is None else (len(part.rows), part.ids) for part in operands.parts[:1:-1]]
+            has_negative = have_negatives(objective, directions, positive, ids[0], others)
+            anchors = Anchors.of(objective, directions, positive, state, has_negative, operands.nan_factor)
+        ctx.objective, ctx.total, ctx.directions, ctx.starts = objective, total, directions, operands.starts
+        if aggregation.selects and (B >= FEWEST_TO_GATHER or len(tiles) > 1 or len(directions.used) == 1):
+            tiles = []
+        kept = [part for tile in tiles for part in tile[:2]]
+        of_anchors = anchors.positive, anchors.aggregate, has_negative, *state
+        ctx.count_kept = len(kept)
+        ctx.save_for_backward(*operands.tensors(), parameter, *kept, *of_anchors)
+        return anchors.loss(objective, total.reduction, B)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count_kept = ctx.saved_tensors, ctx.count_kept
+        operands = Operands.of_tensors(saved[:COUNT_OF_TENSORS], ctx.starts)
+        parameter, *rest = saved[COUNT_OF_TENSORS:]
         if torch.is_grad_enabled() or is_batched(upstream) or is_transformed(upstream):
-            return _differentiable_gradients(ctx, upstream)
-        x, y, _, _, inv_norm, scales, tile, positive, aggregate, has_negative, *parts = ctx.saved_tensors
-        state, objective, aggregation, B = tuple(parts), ctx.objective, ctx.objective.aggregation, len(x)
-        operands = Operands(x, y, inv_norm, scales)
-        needs_grad_x, needs_grad_y, _, needs_grad_parameter, *_ = ctx.needs_input_grad
-        grad_x = grad_y = grad_parameter = None
-        with without_autocast(x.device):
+            return _differentiable_gradients(ctx, operands, parameter, upstream)
+        kept, (positive, aggregate, has_negative, *parts) = rest[:count_kept], rest[count_kept:]
+        anchors = Anchors(ctx.directions, positive, tuple(parts), aggregate, has_negative)
+        needs_grad = ctx.needs_input_grad[:5]
+        if not kept:
+            problem = Problem(operands, ctx.objective, ctx.total, operands.pairs, SingleProcess())
+            found = backward(Saved(problem, positive, has_negative, anchors.state, None), upstream, needs_grad)
+            return *found, None, None, None
+        tiles = [Tile(kept[k], kept[k + 1], diagonal=k == 0) for k in range(0, count_kept, 2)]
+        with without_autocast(upstream.device):
             if operands.nan_factor is not None:
                 upstream = upstream * operands.nan_factor
-            anchors = Anchors(positive, state, aggregate, has_negative)
-            grad_positive, grad_aggregate = anchors.gradients(objective, ctx.reduction, B, upstream)
-            if tile is None:
-                needs_grad = needs_grad_x, needs_grad_y
-                gradients = hardest_gradients(operands, state[1], grad_positive, grad_aggregate, needs_grad)
-                return *gradients, None, None, None, None
-            grad_S, scratch = torch.empty_like(tile), torch.empty_like(tile)
-            factors = aggregation.anchor_factors(state, grad_aggregate)
-            for k, (dim, out) in enumerate(((1, grad_S), (0, scratch))):
-                aggregation.grad_tile(tile, dim, 0, tuple(part[k] for part in state), positive, factors[k], out)
+            return *_gradients(ctx, operands, tiles, anchors, upstream, needs_grad), None, None, None
+
+
+def _gradients(
+    ctx: Any, operands: Operands, tiles: list[Tile], anchors: Anchors, upstream: Tensor, needs_grad: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Gradients of the embeddings and of the parameter, where needed, from the tiles that were kept."""
+    objective, directions, state = ctx.objective, anchors.directions, anchors.state
+    aggregation, positive = objective.aggregation, anchors.positive
+    grad_positive, grad_aggregate = anchors.gradients(objective, ctx.total.reduction, operands.pairs, upstream)
+    factors = aggregation.anchor_factors(state, grad_aggregate)
+    gradients: list[Tensor | None] = [None] * 5
+    if needs_grad[4]:
+        gradients[4] = aggregation.grad_parameter_of_positives(positive, grad_positive)
+
+    def add(k: int, grad_products: Tensor, other: Operand) -> None:
+        total = gradients[k]
+        if total is None:
+            gradients[k] = torch.mm(grad_products, other.dimensions())
+        else:
+            accumulate(total, grad_products, other.dimensions())
+
+    for tile, (i, row, j, column, of_region) in zip(tiles, directions.regions(operands), strict=True):
+        grad_S, scratch = torch.empty_like(tile.values), torch.empty_like(tile.values)
+        for k, out in zip(of_region, (grad_S, scratch), strict=False):
+            slot, start = directions.slots[k], (column if k == 0 else row).start
+            of_anchors = tuple(part[slot] for part in state), positive, factors[slot]
+            aggregation.grad_tile(tile, 1 - k, start, *of_anchors, out)
+        if len(of_region) == 2:
             grad_S.add_(scratch)
-            if needs_grad_parameter:
-                grad_parameter = aggregation.grad_parameter(tile, grad_S, scratch)
-                grad_parameter = grad_parameter + aggregation.grad_parameter_of_positives(positive, grad_aggregate)
+        if needs_grad[4]:
+            gradients[4] = gradients[4] + aggregation.grad_parameter(tile, grad_S, scratch)
+        if tile.diagonal:
             grad_S.diagonal().add_(grad_positive)
-            grad_products = grad_S.mul_(inv_norm[0][:, None]).mul_(inv_norm[1])
-            if needs_grad_x:
-                grad_x = torch.mm(grad_products, operands.y.dimensions())
-                operands.x.normalisation_backward(grad_x, inv_norm[0], operands.local_slice)
-                grad_x = grad_x.to(x.dtype)
-            if needs_grad_y:
-                grad_y = torch.mm(grad_products.T, operands.x.dimensions())
-                operands.y.normalisation_backward(grad_y, inv_norm[1], operands.local_slice)
-                grad_y = grad_y.to(y.dtype)
-        return grad_x, grad_y, None, grad_parameter, None, None
+        grad_products = grad_S.mul_(row.inv_norm[:, None]).mul_(column.inv_norm)
+        if needs_grad[i]:
+            add(i, grad_products, column)
+        if needs_grad[j]:
+            add(j, grad_products.T, row)
+    for k, part in enumerate(operands.parts):
+        if part is None or not needs_grad[k]:
+            continue
+        grad = gradients[k]
+        if grad is None:
+            gradients[k] = torch.zeros_like(part.rows)
+        else:
+            part.normalisation_backward(grad, part.whole)
+            gradients[k] = grad.to(part.rows.dtype)
+    return gradients
 
 
-def _differentiable_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiable_gradients(
+    ctx: Any, operands: Operands, parameter: Tensor | None, upstream: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients through the reference loss: to be differentiated in turn, or many of them at once."""
-    x, y, ids, parameter, *_ = ctx.saved_tensors
     objective, create_graph = ctx.objective, torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: the graph around this function covers how x and y were made, perhaps one from the other.
-        x, y = x.view_as(x), y.view_as(y)
+        inputs: list[Any] = [None if value is None else value.view_as(value) for value in (*operands.rows, parameter)]
         if parameter is not None:
-            parameter = parameter.view_as(parameter)
-            objective = type(objective).from_numbers(objective.numbers(), parameter)
-        loss = reference_loss(objective, cosine_similarity(x, y), ids=ids, reduction=ctx.reduction)
-        needed = {k: value for k, value in enumerate((x, y, ids, parameter)) if ctx.needs_input_grad[k]}
+            objective = type(objective).from_numbers(objective.numbers(), inputs[4])
+        ids = [None if part is None else part.ids for part in operands.parts[1:]]
+        loss = reference_loss_of_batch(Batch(*inputs[:4], *ids), objective, ctx.total)
+        needed = {k: value for k, value in enumerate(inputs) if ctx.needs_input_grad[k]}
         options = {"create_graph": create_graph, "materialize_grads": True}
         found = torch.autograd.grad(loss, list(needed.values()), upstream, **options)
     gradients = dict(zip(needed, found, strict=True))
-    return tuple(gradients.get(k) for k in range(6))
+    return tuple(gradients.get(k) for k in range(8))

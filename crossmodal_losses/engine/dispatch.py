@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import Reduction
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine.aggregation import Aggregation
 from crossmodal_losses.engine.compat import is_transformed
 from crossmodal_losses.engine.dense import dense_loss
-from crossmodal_losses.engine.objective import Objective
-from crossmodal_losses.engine.reference import reference_loss
+from crossmodal_losses.engine.objective import Objective, Total
+from crossmodal_losses.engine.reference import reference_loss_of_batch
 from crossmodal_losses.engine.tiled import tiled_loss
-from crossmodal_losses.similarity import cosine_similarity
 
 # Measured (benchmarks/tile_size.py): the side of a tile from which products run at full speed, and the largest batch
 # for which keeping all of S beats tiles: where an aggregation needs two passes, it saves one product of four.
@@ -28,13 +27,23 @@ def largest_tile(device: torch.device) -> int:
     return TILE.get(device.type, TILE["cpu"])
 
 
-def pair_loss(
-    x: Tensor, y: Tensor, ids: Tensor | None, objective: Objective, reduction: Reduction, tile_size: int | None
-) -> Tensor:
-    """Compute the loss of x and y, ``[B, D]``, whose i-th rows are a pair."""
-    if x.shape[0] > (tile_size or largest_dense(objective.aggregation)):
-        return tiled_loss(x, y, ids, objective, reduction, tile_size or largest_tile(x.device))
+def _is_small(batch: Batch, aggregation: Aggregation, tile_size: int | None) -> bool:
+    """Return whether all of S is kept: where it is one tile; with candidates without a partner, one of each kind."""
+    B = batch.x.shape[0]
+    negatives = [part.shape[0] for part in batch.embeddings[2:] if part is not None]
+    if tile_size is not None:
+        return all(count <= tile_size for count in (B, *negatives))
+    return B * (B + sum(negatives)) <= largest_dense(aggregation) ** 2
+
+
+def pair_loss(batch: Batch, objective: Objective, total: Total, tile_size: int | None) -> Tensor:
+    """Compute the loss of a batch."""
+    if batch.ids is None:
+        objective = objective.without_ids()
+    aggregation = objective.aggregation
+    if not _is_small(batch, aggregation, tile_size):
+        return tiled_loss(batch, objective, total, tile_size or largest_tile(batch.x.device))
     # Where torch transforms the program it gets the reference, which can be transformed in any way.
-    if torch.compiler.is_compiling() or is_transformed(x, y, objective.aggregation.parameter):
-        return reference_loss(objective, cosine_similarity(x, y), ids=ids, reduction=reduction)
-    return dense_loss(x, y, ids, objective, reduction)
+    if torch.compiler.is_compiling() or is_transformed(*batch.embeddings, aggregation.parameter):
+        return reference_loss_of_batch(batch, objective, total)
+    return dense_loss(batch, objective, total)

@@ -1,49 +1,68 @@
 """The work on a tile of S between the matrix products, in plain torch, on every device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, along
+from crossmodal_losses.engine.aggregation import Aggregation, State, Tile, along
 from crossmodal_losses.engine.compat import can_look
+from crossmodal_losses.engine.objective import Directions
+from crossmodal_losses.engine.operands import Operand
 
 
-def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Number the ids so that a float holds them: comparing floats into floats is ten times faster."""
-    in_order, order = ids.sort()
-    number = torch.zeros_like(order)
-    number[1:] = (in_order[1:] != in_order[:-1]).cumsum(0)
-    return torch.empty_like(in_order, dtype=dtype).scatter_(0, order, number.to(dtype))
+class Place(NamedTuple):
+    """Where a tile lies in S: rows I of an operand, columns J of another; and the directions in which it counts."""
+
+    row: Operand
+    I: slice  # noqa: E741
+    column: Operand
+    J: slice
+    directions: tuple[int, ...]
+    diagonal: bool  # whether the positives are on its diagonal; elsewhere there are none
+
+    def anchors(self, direction: int) -> slice:
+        """The numbers of the anchors."""
+        return self.J if direction else self.I
+
+    def first_candidate(self, direction: int) -> int:
+        """The number of the first candidate."""
+        start: int = self.I.start if direction else self.J.start
+        return start
+
+    def of_rows_and_columns(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """A statistic of the rows and of the columns."""
+        rows, columns = getattr(self.row, name), getattr(self.column, name)
+        return (
+            None if rows is None else rows[self.row.local(self.I)],
+            None if columns is None else columns[self.column.local(self.J)],
+        )
 
 
 class Epilogue(ABC):
-    """States and gradients of a tile, given the inner products of rows I of x and J of y.
+    """States and gradients of a tile, given the inner products of its rows and columns.
 
-    Inverse norms ``[2, B]``, ids and positives ``[B]`` are those of all pairs; dtype is that of the operands of the
-    matrix products, in which the gradient of a tile is returned.
+    Positives, ``[B]``, are those of all pairs; dtype is that of the operands of the matrix products, in which the
+    gradient of a tile is returned.
     """
 
-    def __init__(
-        self, inv_norm: Tensor, ids: Tensor | None, aggregation: Aggregation, positive: Tensor, dtype: torch.dtype
-    ) -> None:
-        self.inv_norm, self.aggregation, self.positive, self.dtype = inv_norm, aggregation, positive, dtype
-        self.ids = None if ids is None else numbered(ids, inv_norm.dtype)
+    def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
+        self.aggregation, self.directions, self.positive, self.dtype = aggregation, directions, positive, dtype
 
-    def take(self, products: Tensor, I: slice, J: slice) -> None:  # noqa: E741
+    def take(self, products: Tensor, place: Place) -> None:
         """Set the tile that the other methods work on; it may be overwritten."""
-        self.tile, self.I, self.J = products, I, J
+        self.products, self.place = products, place
 
     @abstractmethod
-    def states(self) -> tuple[State, State]:
-        """Compute the states of the tile's rows as anchors, and of its columns."""
+    def states(self) -> list[State]:
+        """Compute the states of the tile's anchors, in each of its directions."""
 
     @abstractmethod
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
         """Compute dL/ds_ij / (|x_i| |y_j|), the gradient of the tile's inner products; ends the work on the tile.
 
-        State (empty for one pass) and factors are those of all anchors, each part ``[2, B]``.
+        State (empty for one pass) and factors are those of all anchors, each part ``[k, B]``.
         """
 
     @abstractmethod
@@ -56,46 +75,51 @@ class Epilogue(ABC):
 
 
 class Plain(Epilogue):
-    """Plain torch epilogue; needs two more t x t buffers."""
+    """Plain torch epilogue; needs two or three more t x t buffers."""
 
-    _buffers: Sequence[Tensor] = ()
+    _memory: Tensor | None = None
 
-    def take(self, products: Tensor, I: slice, J: slice) -> None:  # noqa: E741
-        """Turn the inner products into similarities, exclude pairs that are no negatives, and prepare the tile."""
-        super().take(products, I, J)
-        if not self._buffers or len(self._buffers[0]) < products.numel():
-            self._buffers = ()  # freed before the larger ones are made
-            self._buffers = [products.new_empty(products.numel()) for _ in range(2)]
-        self.grad, self.scratch = (buffer[: products.numel()].view_as(products) for buffer in self._buffers)
+    def take(self, products: Tensor, place: Place) -> None:
+        super().take(products, place)
+        if self._memory is None or self._memory.shape[1] < products.numel():
+            self._memory = products.new_empty(3, products.numel())
+        self.grad, self.scratch, same = (part[: products.numel()].view_as(products) for part in self._memory)
         self._divide_by_norms(products)
-        if self.ids is not None:
-            same = torch.eq(along(self.ids[I], 1), self.ids[J], out=self.scratch)
-            products.add_(same, alpha=EXCLUDED)
-        elif I == J:
-            products.fill_diagonal_(EXCLUDED)
-        self.tile = self.aggregation.prepare(products)
+        ids_of_rows, ids_of_columns = place.of_rows_and_columns("ids")
+        if ids_of_rows is None or ids_of_columns is None:
+            self.tile = self.aggregation.prepare(Tile(products, None, place.diagonal))
+        else:
+            torch.eq(along(ids_of_rows, 1), ids_of_columns, out=same)
+            self.tile = self.aggregation.prepare(Tile(products, same, place.diagonal))
 
     def _divide_by_norms(self, values: Tensor) -> None:
-        values.mul_(along(self.inv_norm[0, self.I], 1)).mul_(self.inv_norm[1, self.J])
+        of_rows, of_columns = self.place.of_rows_and_columns("inv_norm")
+        assert of_rows is not None
+        assert of_columns is not None
+        values.mul_(along(of_rows, 1)).mul_(of_columns)
 
-    def states(self) -> tuple[State, State]:
-        I, J = self.I, self.J  # noqa: E741
-        return (
-            self.aggregation.tile_state(self.tile, 1, J.start, self.positive[I], self.scratch),
-            self.aggregation.tile_state(self.tile, 0, I.start, self.positive[J], self.scratch),
-        )
+    def states(self) -> list[State]:
+        place = self.place
+        return [
+            self.aggregation.tile_state(
+                self.tile, 1 - k, place.first_candidate(k), self.positive[place.anchors(k)], self.scratch
+            )
+            for k in place.directions
+        ]
 
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
-        grad, scratch = self.grad, self.scratch
-        directions = ((1, self.I, self.J.start, grad), (0, self.J, self.I.start, scratch))
-        for k, (dim, anchors, start, out) in enumerate(directions):
-            of_anchors = tuple(part[k, anchors] for part in state), self.positive[anchors], factors[k, anchors]
-            self.aggregation.grad_tile(self.tile, dim, start, *of_anchors, out)
-        grad.add_(scratch)
+        place, grad = self.place, self.grad
+        for k, out in zip(place.directions, (grad, self.scratch), strict=False):
+            slot, anchors = self.directions.slots[k], place.anchors(k)
+            of_anchors = tuple(part[slot, anchors] for part in state), self.positive[anchors], factors[slot, anchors]
+            self.aggregation.grad_tile(self.tile, 1 - k, place.first_candidate(k), *of_anchors, out)
+        if len(place.directions) == 2:
+            grad.add_(self.scratch)
         if self.aggregation.parameter is not None:
-            self._grad_parameter = self.aggregation.grad_parameter(self.tile, grad, scratch)
+            self._grad_parameter = self.aggregation.grad_parameter(self.tile, grad, self.scratch)
         self._divide_by_norms(grad)
-        return grad.to(self.dtype)
+        grad_products: Tensor = grad.to(self.dtype)
+        return grad_products
 
     def any_gradient(self) -> bool:
         return not can_look(self.grad) or bool(self.grad.any())

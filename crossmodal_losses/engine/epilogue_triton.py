@@ -4,7 +4,7 @@ A program takes a block of the tile. Of the inner products p there it makes
 
     s_ij = p_ij / (|x_i| |y_j|), EXCLUDED where j is no negative of i or lies beyond the edge of the tile,
 
-and aggregates s along its rows (over j) and along its columns (over i):
+and aggregates s along its rows (over j), along its columns (over i), or both:
 
     hardest        max_j s_ij, and the lowest j that attains it
     hinges         sum_j [m + s_ij - s_ii]_+, and how many hinges are above 0
@@ -28,13 +28,14 @@ from torch import Tensor
 
 from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, HardestNegative, HingeSum, LogSumExp, State
 from crossmodal_losses.engine.epilogue import Epilogue
+from crossmodal_losses.engine.objective import Directions
 
 # A block: 16 entries a thread, which its registers hold.
 BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 64, 64, 8
 
 # Whether these are multiples of 16 makes no faster kernel, only more of them to compile. It does for the length of a
 # row, ``columns``, of which four entries are loaded at once.
-NOT_SPECIALISED = ("B", "first_row", "first_column", "rows")
+NOT_SPECIALISED = ("rows", "of_row", "of_column", "anchor_row", "anchor_column", "state_row", "state_column")
 
 _EXCLUDED = tl.constexpr(EXCLUDED)
 _LOWEST = tl.constexpr(-3e38)
@@ -59,32 +60,29 @@ def _kind(aggregation: Aggregation) -> tuple[str, float | Tensor]:
 
 
 @triton.jit
-def _anchors(inv_norm, group, positive, first, index, count):
-    """Inverse norm, group and positive of the anchors ``first + index`` of the batch."""
-    inside = index < count
-    return (
-        tl.load(inv_norm + first + index, mask=inside, other=0.0),
-        tl.load(group + first + index, mask=inside, other=0),
-        tl.load(positive + first + index, mask=inside, other=0.0),
-    )
-
-
-@triton.jit
 def _places(AXIS: tl.constexpr, LENGTH: tl.constexpr):
     """Rows or columns of this program's block in the tile; in 64 bits: a tile may have more than 2^31 entries."""
     return tl.program_id(AXIS).to(tl.int64) * LENGTH + tl.arange(0, LENGTH)
 
 
 @triton.jit
-def _block(products, inv_norm, group, positive, B, first_row, first_column, rows, columns, i, j):
-    """Compute s of rows i and columns j of the tile; load inverse norms and positives."""
-    inv_norm_x, group_x, positive_x = _anchors(inv_norm, group, positive, first_row, i, rows)
-    inv_norm_y, group_y, positive_y = _anchors(inv_norm + B, group, positive, first_column, j, columns)
+def _block(
+    products, inv_norm_x, inv_norm_y, ids_x, ids_y, of_row, of_column, rows, columns, i, j, EXCLUDE: tl.constexpr
+):
+    """Compute s of rows i and columns j of the tile; load inverse norms."""
+    inv_norm_i = tl.load(inv_norm_x + of_row + i, mask=i < rows, other=0.0)
+    inv_norm_j = tl.load(inv_norm_y + of_column + j, mask=j < columns, other=0.0)
     inside = (i < rows)[:, None] & (j < columns)[None, :]
     p = tl.load(products + i[:, None] * columns + j[None, :], mask=inside, other=0.0)
-    s = p * inv_norm_x[:, None] * inv_norm_y[None, :]
-    s = tl.where(inside & (group_x[:, None] != group_y[None, :]), s, _EXCLUDED)
-    return s, inv_norm_x, inv_norm_y, positive_x, positive_y
+    s = p * inv_norm_i[:, None] * inv_norm_j[None, :]
+    negative = inside
+    if EXCLUDE == "diagonal":
+        negative = inside & (i[:, None] != j[None, :])
+    if EXCLUDE == "ids":
+        id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0.0)
+        id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0.0)
+        negative = inside & (id_i[:, None] != id_j[None, :])
+    return tl.where(negative, s, _EXCLUDED), inv_norm_i, inv_norm_j
 
 
 @triton.jit
@@ -138,43 +136,51 @@ def _store_states(
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def _states(
     products,
-    inv_norm,
-    group,
+    inv_norm_x,
+    inv_norm_y,
+    ids_x,
+    ids_y,
     positive,
     settings,
-    B,
-    first_row,
-    first_column,
+    of_row,
+    of_column,
+    anchor_row,
+    anchor_column,
     rows,
     columns,
     of_rows,
     of_columns,
     KIND: tl.constexpr,
+    EXCLUDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     i, j = _places(0, BLOCK_ROWS), _places(1, BLOCK_COLUMNS)
-    s, _, _, positive_x, positive_y = _block(
-        products, inv_norm, group, positive, B, first_row, first_column, rows, columns, i, j
-    )
+    s, _, _ = _block(products, inv_norm_x, inv_norm_y, ids_x, ids_y, of_row, of_column, rows, columns, i, j, EXCLUDE)
     setting = tl.load(settings)
     prepared = _prepare(s, setting, KIND)
-    _store_states(prepared, positive_x, setting, of_rows, i, rows, columns, 1, KIND)
-    _store_states(prepared, positive_y, setting, of_columns, j, columns, rows, 0, KIND)
+    if of_rows is not None:
+        positive_i = tl.load(positive + anchor_row + i, mask=i < rows, other=0.0)
+        _store_states(prepared, positive_i, setting, of_rows, i, rows, columns, 1, KIND)
+    if of_columns is not None:
+        positive_j = tl.load(positive + anchor_column + j, mask=j < columns, other=0.0)
+        _store_states(prepared, positive_j, setting, of_columns, j, columns, rows, 0, KIND)
 
 
 @triton.jit
 def _grad_along(
-    prepared, positive, setting, state, factors, first, index, count, AXIS: tl.constexpr, KIND: tl.constexpr
+    prepared, positive, setting, state, factors, anchor, at, index, count, AXIS: tl.constexpr, KIND: tl.constexpr
 ):
-    """Aggregation.grad_tile, of the anchors ``first + index`` of the batch."""
-    factor = tl.expand_dims(tl.load(factors + first + index, mask=index < count, other=0.0), AXIS)
+    """Aggregation.grad_tile, of the anchors ``anchor + index`` of the batch, whose state begins at ``at``."""
+    inside = index < count
+    factor = tl.expand_dims(tl.load(factors + at + index, mask=inside, other=0.0), AXIS)
     if KIND == "hinges":
+        positive = tl.load(positive + anchor + index, mask=inside, other=0.0)
         grad = tl.where(_hinges(prepared, positive, setting, AXIS) > 0, factor, 0.0)
     elif KIND == "exponentials":
         grad = prepared * factor
     else:
-        logarithm = tl.load(state + first + index, mask=index < count, other=0.0)
+        logarithm = tl.load(state + at + index, mask=inside, other=0.0)
         grad = tl.exp(prepared - tl.expand_dims(logarithm, AXIS)) * factor
     return grad
 
@@ -182,36 +188,48 @@ def _grad_along(
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
 def _grad(
     products,
-    inv_norm,
-    group,
+    inv_norm_x,
+    inv_norm_y,
+    ids_x,
+    ids_y,
     positive,
     settings,
-    B,
-    first_row,
-    first_column,
+    of_row,
+    of_column,
+    anchor_row,
+    anchor_column,
     rows,
     columns,
     state,
     factors,
+    state_row,
+    state_column,
     grad_products,
     grad_parameters,
     KIND: tl.constexpr,
+    EXCLUDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
     i, j = _places(0, BLOCK_ROWS), _places(1, BLOCK_COLUMNS)
-    s, inv_norm_x, inv_norm_y, positive_x, positive_y = _block(
-        products, inv_norm, group, positive, B, first_row, first_column, rows, columns, i, j
+    s, inv_norm_i, inv_norm_j = _block(
+        products, inv_norm_x, inv_norm_y, ids_x, ids_y, of_row, of_column, rows, columns, i, j, EXCLUDE
     )
     setting = tl.load(settings)
     prepared = _prepare(s, setting, KIND)
-    grad_rows = _grad_along(prepared, positive_x, setting, state, factors, first_row, i, rows, 1, KIND)
-    grad_columns = _grad_along(prepared, positive_y, setting, state + B, factors + B, first_column, j, columns, 0, KIND)
-    grad = grad_rows + grad_columns
+    grad = tl.zeros_like(s)
+    if ROWS:
+        grad += _grad_along(prepared, positive, setting, state, factors, anchor_row, state_row, i, rows, 1, KIND)
+    if COLUMNS:
+        grad += _grad_along(
+            prepared, positive, setting, state, factors, anchor_column, state_column, j, columns, 0, KIND
+        )
     if grad_parameters is not None:
         place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         tl.store(grad_parameters + place, -tl.sum(prepared * grad))
-    grad = grad * inv_norm_x[:, None] * inv_norm_y[None, :]
+    grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]
     inside = (i < rows)[:, None] & (j < columns)[None, :]
     tl.store(grad_products + i[:, None] * columns + j[None, :], grad.to(grad_products.dtype.element_ty), mask=inside)
 
@@ -229,12 +247,8 @@ def _combine(partials: Tensor, kind: str, start: int) -> State:
 class Fused(Epilogue):
     """Fused kernels, for what :func:`supports`; leave the contiguous tile as it is, and need one for its gradient."""
 
-    def __init__(
-        self, inv_norm: Tensor, ids: Tensor | None, aggregation: Aggregation, positive: Tensor, dtype: torch.dtype
-    ) -> None:
-        super().__init__(inv_norm, ids, aggregation, positive, dtype)
-        # A pair of equal numbers is no negative.
-        self.group = torch.arange(len(positive), device=positive.device) if self.ids is None else self.ids
+    def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(aggregation, directions, positive, dtype)
         self.kind, setting = _kind(aggregation)
         # On the device, whether a number or a tensor: then nothing has to wait for its value.
         self.setting = (
@@ -243,33 +257,40 @@ class Fused(Epilogue):
 
     @property
     def _grid(self) -> tuple[int, int]:
-        rows, columns = self.tile.shape
+        rows, columns = self.products.shape
         return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS)
 
-    def _launch(self, kernel: Any, *others: Tensor | None) -> None:
-        tensors = self.tile, self.inv_norm, self.group, self.positive, self.setting
-        numbers = len(self.positive), self.I.start, self.J.start, *self.tile.shape
+    def _launch(self, kernel: Any, *others: Tensor | int | None, **constants: Any) -> None:
+        row, I, column, J, _, diagonal = self.place  # noqa: E741
+        with_ids = row.ids is not None and column.ids is not None
+        exclude = "ids" if with_ids else "diagonal" if diagonal else "nothing"
+        ids = (row.ids, column.ids) if with_ids else (None, None)
+        tensors = self.products, row.inv_norm, column.inv_norm, *ids, self.positive, self.setting
+        numbers = row.local(I).start, column.local(J).start, I.start, J.start, *self.products.shape
         blocks = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "num_warps": WARPS}
-        with torch.cuda.device_of(self.tile):  # triton goes by the current device
-            kernel[self._grid](*tensors, *numbers, *others, KIND=self.kind, **blocks)
+        with torch.cuda.device_of(self.products):  # triton goes by the current device
+            kernel[self._grid](*tensors, *numbers, *others, KIND=self.kind, EXCLUDE=exclude, **constants, **blocks)
 
-    def states(self) -> tuple[State, State]:
+    def states(self) -> list[State]:
         parts = 2 if self.kind in ("hardest", "hinges") else 1
-        (row_blocks, column_blocks), (rows, columns) = self._grid, self.tile.shape
-        of_rows = self.tile.new_empty(parts, column_blocks, rows)
-        of_columns = self.tile.new_empty(parts, row_blocks, columns)
-        self._launch(_states, of_rows, of_columns)
-        return _combine(of_rows, self.kind, self.J.start), _combine(of_columns, self.kind, self.I.start)
+        (row_blocks, column_blocks), (rows, columns) = self._grid, self.products.shape
+        shapes = (parts, column_blocks, rows), (parts, row_blocks, columns)
+        directions = self.place.directions
+        partials = {k: self.products.new_empty(shapes[k]) for k in directions}
+        self._launch(_states, partials.get(0), partials.get(1))
+        return [_combine(partials[k], self.kind, self.place.first_candidate(k)) for k in directions]
 
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
         if self.aggregation.selects:
             raise NotImplementedError("expected a fold of many pairs: one that selects a pair has no tile of weights")
-        factors = factors.contiguous()
-        grad_products = torch.empty_like(self.tile, dtype=self.dtype)
-        grad_parameters = None if self.aggregation.parameter is None else self.tile.new_empty(self._grid)
+        factors, directions, slots = factors.contiguous(), self.place.directions, self.directions.slots
+        grad_products = torch.empty_like(self.products, dtype=self.dtype)
+        grad_parameters = None if self.aggregation.parameter is None else self.products.new_empty(self._grid)
         # Without a running maximum the gradient does not depend on the state.
         logarithm = state[0].contiguous() if self.kind == "logarithm" else factors
-        self._launch(_grad, logarithm, factors, grad_products, grad_parameters)
+        at = [slots.get(k, 0) * factors.shape[1] + self.place.anchors(k).start for k in (0, 1)]
+        used = {"ROWS": 0 in directions, "COLUMNS": 1 in directions}
+        self._launch(_grad, logarithm, factors, *at, grad_products, grad_parameters, **used)
         if grad_parameters is not None:
             self._grad_parameter = grad_parameters.sum()
         return grad_products

@@ -3,13 +3,14 @@
 O(B D), in a fixed order of summation on every device.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from crossmodal_losses.engine.communication import Columns
+from crossmodal_losses.engine.objective import Directions
 from crossmodal_losses.engine.operands import Operand, Operands, blocks
 
 # Where rows have to be scaled or widened, so many entries at a time, but at least so many columns.
@@ -30,7 +31,7 @@ def _sum_rows(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor) -> Te
 def hardest_gradients(
     operands: Operands, index: Tensor, grad_positive: Tensor, grad_aggregate: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients of x and y of a whole batch, where needed.
+    """Compute the gradients of x and y of a whole batch of pairs, where needed.
 
     Given the indices of the hardest negatives, ``[2, B]``, of the rows, then of the columns, dL/dpositive, ``[B]``, and
     dL/daggregate, ``[2, B]``.
@@ -41,7 +42,8 @@ def hardest_gradients(
     to, order = torch.cat([anchors, anchors, index.flip(0)], 1).sort(dim=1, stable=True)
     other_index = torch.cat([anchors, index, anchors], 1).gather(1, order)
     weight = torch.cat([grad_positive.expand(2, B), grad_aggregate, grad_aggregate.flip(0)], 1).gather(1, order)
-    weight = weight * operands.inv_norm.gather(1, to) * operands.inv_norm.flip(0).gather(1, other_index)
+    inv_norm = torch.stack([operands.x.inv_norm, operands.y.inv_norm])
+    weight = weight * inv_norm.gather(1, to) * inv_norm.flip(0).gather(1, other_index)
     starts = torch.searchsorted(to, torch.arange(B + 1, device=index.device).repeat(2, 1))
     gradients: list[Tensor | None] = [None, None]
     for k, (operand, other) in enumerate(((operands.x, operands.y), (operands.y, operands.x))):
@@ -55,36 +57,57 @@ def hardest_gradients(
             for width in widths:
                 grad[:, width] = _sum_rows(other.dimensions(width), other_index[k], weight[k], starts[k])
         for block in blocks(slice(0, B), max(1, ENTRIES // D)):
-            operand.normalisation_backward(grad, operands.inv_norm[k], block)
+            operand.normalisation_backward(grad, block)
         gradients[k] = grad.to(operand.rows.dtype)
     return gradients[0], gradients[1]
 
 
 def add_hardest(
-    operands: Operands, index: Tensor, factors: Tensor, columns: Iterable[Columns], grad_x: Tensor | None
+    operands: Operands,
+    directions: Directions,
+    index: Tensor,
+    factors: Tensor,
+    columns: Iterable[Columns],
+    grad_of_rows: Mapping[int, Tensor],
 ) -> None:
     """Add the hardest negatives among the local rows and all columns, in one pass over these, to the sums of gradients.
 
-    Index and factors, dL/daggregate, are ``[2, B]``: of the local rows, and of all columns.
+    Index and factors, dL/daggregate, are those of all anchors, ``[k, B]``.
     """
-    I = operands.local_slice  # noqa: E741
-    local_rows = torch.arange(I.stop - I.start, device=index.device)
-    for J, y_rows, grad_y in columns:
-        y = operands.of_columns(J, y_rows)
-        local_columns = torch.arange(J.stop - J.start, device=index.device)
-        row_of = index[1, J] - I.start
-        column_of = index[0, I] - J.start
-        # Pairs that lie elsewhere stay, with weight 0 and some other partner: counting them would take waiting.
-        row_here = (row_of >= 0) & (row_of < len(local_rows))
-        column_here = (column_of >= 0) & (column_of < len(local_columns))
-        i = torch.cat([local_rows, torch.where(row_here, row_of, local_columns % len(local_rows))])
-        j = torch.cat([torch.where(column_here, column_of, local_rows % len(local_columns)), local_columns])
-        weight = torch.cat([factors[0, I] * column_here, factors[1, J] * row_here])
-        weight = weight * operands.inv_norm[0, I][i] * operands.inv_norm[1, J][j]
-        for grad, other, to, other_index in ((grad_x, y, i, j), (grad_y, operands.x, j, i)):
-            if grad is None:
-                continue
-            to, order = to.sort(stable=True)
-            starts = torch.searchsorted(to, torch.arange(len(grad) + 1, device=to.device))
-            for width in _widths(other):
-                grad[:, width] += _sum_rows(other.dimensions(width), other_index[order], weight[order], starts)
+    for part, J, rows_of_y, grad_y in columns:
+        if not len(rows_of_y):
+            continue
+        y = operands.columns(part, J, rows_of_y)
+        for which, x, of_tile in directions.rows_beside(part, operands):
+            found = []
+            for k in of_tile:
+                own, other = (x, y) if k == 0 else (y, x)
+                slot = directions.slots[k]
+                to, candidate, weight = _of_anchors(own, other, index[slot, own.whole], factors[slot, own.whole])
+                found.append((to, candidate, weight) if k == 0 else (candidate, to, weight))
+            i, j, weight = (torch.cat(values) for values in zip(*found, strict=True))
+            weight = weight * x.inv_norm[i] * y.inv_norm[j]
+            _add_rows(grad_of_rows.get(which), y, i, j, weight)
+            _add_rows(grad_y, x, j, i, weight)
+
+
+def _of_anchors(own: Operand, other: Operand, index: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of anchors and of their hardest negatives among the rows of other, and the weights of these pairs.
+
+    Pairs that lie elsewhere stay, with weight 0 and some other partner: counting them would take waiting.
+    """
+    anchors = torch.arange(own.rows.shape[0], device=index.device)
+    count = other.rows.shape[0]
+    position = index - other.start
+    here = (position >= 0) & (position < count)
+    return anchors, torch.where(here, position, anchors % count), factors * here
+
+
+def _add_rows(grad: Tensor | None, other: Operand, to: Tensor, other_index: Tensor, weight: Tensor) -> None:
+    """Add weighted rows of other to the sums of gradients, if they are needed."""
+    if grad is None:
+        return
+    to, order = to.sort(stable=True)
+    starts = torch.searchsorted(to, torch.arange(len(grad) + 1, device=to.device))
+    for width in _widths(other):
+        grad[:, width] += _sum_rows(other.dimensions(width), other_index[order], weight[order], starts)

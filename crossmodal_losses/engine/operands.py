@@ -1,8 +1,15 @@
-"""The operands of the matrix products: the rows of x and y, scaled where they have to be, and their inverse norms."""
+"""The operands of the matrix products: rows of embeddings, scaled where they have to be, and their inverse norms.
+
+The rows of each modality are numbered: first those of the B pairs, then the candidates without a partner.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine.compat import can_look, multiplies_into_float32, without_autocast
 from crossmodal_losses.similarity import HALF, computation_dtype
 
@@ -31,24 +38,39 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
         torch.addmm(total, a, b, out=total)  # in place, but an operator that the counters of torch know
 
 
+class Statistics(NamedTuple):
+    """What is known of some rows, each part ``[n]``."""
+
+    inv_norm: Tensor  # inverse norms of the scaled rows; 0 for a row of zeros
+    # The power of two that a row is divided by, in the dtype of the computation, lest its length over- or underflow.
+    scale: Tensor | None = None  # None: the rows are used as they are
+    ids: Tensor | None = None  # None: no row has the id of another
+
+    def of(self, rows: slice) -> "Statistics":
+        """The statistics of some of the rows."""
+        return Statistics(*(None if values is None else values[rows] for values in self))  # type: ignore[arg-type]
+
+
 class Operand:
-    """Some rows of one modality, ``[n, D]``, from ``start`` in the batch, as they enter matrix products in ``dtype``.
+    """Some rows of one modality, ``[n, D]``, as they enter matrix products in ``dtype``; the first has number start."""
 
-    Each row is divided by a power of two, ``scale``, ``[n]`` in the dtype of the computation, lest its length over- or
-    underflow. None: the rows are used as they are.
-    """
-
-    def __init__(self, rows: Tensor, scale: Tensor | None, dtype: torch.dtype, start: int = 0) -> None:
-        self.rows, self.scale, self.dtype, self.start = rows, scale, dtype, start
+    def __init__(self, rows: Tensor, statistics: Statistics, dtype: torch.dtype, start: int = 0) -> None:
+        self.rows, self.dtype, self.start = rows, dtype, start
+        self.inv_norm, self.scale, self.ids = statistics
         self._buffer: Tensor | None = None
         self._buffered: slice | None = None
 
+    @property
+    def whole(self) -> slice:
+        """The numbers of the rows."""
+        return slice(self.start, self.start + self.rows.shape[0])
+
     def local(self, block: slice) -> slice:
-        """Convert batch indices to local row indices."""
+        """Convert numbers of rows to positions."""
         return slice(block.start - self.start, block.stop - self.start)
 
     def block(self, block: slice) -> Tensor:
-        """Rows by their indices in the batch; valid until the next call."""
+        """Rows by their numbers; valid until the next call."""
         local = self.local(block)
         if self.scale is None:
             return self.rows[local]
@@ -66,87 +88,117 @@ class Operand:
             return self.rows[:, dimensions]
         return self.rows[:, dimensions].to(self.scale.dtype) / self.scale[:, None]
 
-    def normalisation_backward(self, grad: Tensor, inv_norm: Tensor, block: slice) -> None:
+    def normalisation_backward(self, grad: Tensor, block: slice) -> None:
         r"""Turn the gradient of normalised rows into the gradient of the rows, in place.
 
         .. math:: dL/dx = (g - (g \cdot \hat{x}) \hat{x}) / |x|, \qquad \hat{x} = x / |x|
 
-        grad is g / |x|, ``[n, D]``; g is the finished sum over all pairs of a row, its positive included. inv_norm is
-        1 / |x| of every scaled row, ``[n]``, 0 for a row of zeros. Rows outside of the block stay as they are.
+        grad is g / |x|, ``[n, D]``; g is the finished sum over all pairs of a row, its positive included. Rows outside
+        of the block stay as they are.
         """
         local = self.local(block)
-        grad, inv_norm, rows = grad[local], inv_norm[local], self.block(block)
+        grad, inv_norm, rows = grad[local], self.inv_norm[local], self.block(block)
         grad_dot_x = (grad * rows).sum(1).mul_(inv_norm).mul_(inv_norm)
         grad.addcmul_(rows, grad_dot_x[:, None], value=-1)
         if self.scale is not None:
             grad.div_(self.scale[local, None])
 
 
+COUNT_OF_TENSORS = 16  # of operands: four times rows, and three statistics
+
+# Of x, of y, of the candidates without a partner among x, and of those among y.
+Rows = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+AllStatistics = tuple[Statistics, Statistics, Statistics | None, Statistics | None]
+
+
 class Operands:
-    """Both modalities; of a batch over several processes, the local rows.
+    """The local rows of both modalities.
 
     Args:
-        x, y: embeddings, ``[rows, D]``.
-        inv_norm: inverse norms of all scaled rows of x and of y, ``[2, B]``; 0 for a row of zeros.
-        scales: the powers of two that the local rows are divided by, ``[2, rows]``. None: they are used as they are.
-        scale_y: those of all rows of y, ``[B]``; None stands for the local ones.
-        start: the index in the batch of the first local row.
+        rows: embeddings.
+        statistics: of all processes for y and its further candidates, of the local rows for x and its own.
+        starts: the numbers of the first rows.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        inv_norm: Tensor,
-        scales: Tensor | None,
-        scale_y: Tensor | None = None,
-        start: int = 0,
-    ) -> None:
-        self.inv_norm, self.scales, self.start = inv_norm, scales, start
-        local_x, local_y = (None, None) if scales is None else scales.unbind()
-        self.scale_y = local_y if scale_y is None else scale_y
-        self.dtype = x.dtype if multiplies_into_float32(x, y) else inv_norm.dtype
-        self.x, self.y = Operand(x, local_x, self.dtype, start), Operand(y, local_y, self.dtype, start)
+    def __init__(self, rows: Rows, statistics: AllStatistics, starts: Sequence[int] | None = None) -> None:
+        B = statistics[1].inv_norm.shape[0]
+        self.rows, self.statistics, self.starts = rows, statistics, (0, 0, B, B) if starts is None else tuple(starts)
+        self.dtype = rows[0].dtype if multiplies_into_float32(rows) else statistics[0].inv_norm.dtype
+        self.x = Operand(rows[0], statistics[0], self.dtype, self.starts[0])
+        self.y = self.columns(0, slice(self.starts[1], self.starts[1] + rows[1].shape[0]), rows[1])
+        self.negatives_x = self.negatives_y = None
+        if rows[2] is not None and statistics[2] is not None:
+            self.negatives_x = Operand(rows[2], statistics[2], self.dtype, self.starts[2])
+        if rows[3] is not None:
+            self.negatives_y = self.columns(1, slice(self.starts[3], self.starts[3] + rows[3].shape[0]), rows[3])
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The first five arguments of the constructor."""
-        return self.x.rows, self.y.rows, self.inv_norm, self.scales, self.scale_y
+    def parts(self) -> tuple[Operand, Operand, Operand | None, Operand | None]:
+        """The operand of each of the rows."""
+        return self.x, self.y, self.negatives_x, self.negatives_y
 
     @property
-    def local_slice(self) -> slice:
-        """The indices in the batch of the local rows."""
-        return slice(self.start, self.start + len(self.x.rows))
+    def pairs(self) -> int:
+        """B, the number of pairs of all processes."""
+        return self.statistics[1].inv_norm.shape[0]
+
+    def columns(self, part: int, columns: slice, rows: Tensor) -> Operand:
+        """The operand of some rows of y (part 0), or of its further candidates (part 1), of any process."""
+        first = part * self.pairs
+        statistics = cast(Statistics, self.statistics[1 + 2 * part])
+        if columns.stop - columns.start != statistics.inv_norm.shape[0]:
+            statistics = statistics.of(slice(columns.start - first, columns.stop - first))
+        return Operand(rows, statistics, self.dtype, columns.start)
 
     @property
     def nan_factor(self) -> Tensor | None:
-        """NaN if x or y holds a NaN or an inf, else 1; None stands for 1."""
-        return None if self.scales is None else 1 + 0 * self.inv_norm.sum()
+        """NaN if an embedding holds a NaN or an inf, else 1; None stands for 1."""
+        if self.statistics[0].scale is None:
+            return None
+        sums = [0 * statistics.inv_norm.sum() for statistics in self.statistics if statistics is not None]
+        return 1 + sum(sums[1:], sums[0])
 
-    def of_columns(self, columns: slice, rows: Tensor) -> Operand:
-        """The operand of some columns of S, given their rows of y."""
-        if columns == self.local_slice:
-            return self.y
-        return Operand(rows, None if self.scale_y is None else self.scale_y[columns], self.dtype, columns.start)
+    def tensors(self) -> list[Tensor | None]:
+        """All tensors, for :meth:`of_tensors`."""
+        return [*self.rows, *(values for statistics in self.statistics for values in statistics or (None,) * 3)]
+
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Tensor | None], starts: Sequence[int]) -> "Operands":
+        """The operands that have these tensors."""
+        statistics = [None if tensors[k] is None else Statistics(*tensors[k : k + 3]) for k in range(4, 16, 3)]  # type: ignore[arg-type]
+        return cls(tuple(tensors[:4]), tuple(statistics), starts)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def measure_norms(x: Tensor, y: Tensor, step: int) -> Operands:
+def measure_norms(batch: Batch, step: int) -> Operands:
     """Choose scales and compute the inverse norms, step rows at a time."""
-    dtype = computation_dtype(x, y)
-    with without_autocast(x.device):
-        if x.device.type == "cpu" and x.dtype == y.dtype == dtype:
-            norms = torch.stack([torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)])
+    ids, ids_x, ids_y = batch.all_ids
+    given = [
+        (rows, of) for rows, of in zip(batch.embeddings, (ids, ids, ids_x, ids_y), strict=True) if rows is not None
+    ]
+    dtype, device = computation_dtype(*(rows for rows, _ in given)), batch.x.device
+    statistics: list[Statistics] = []
+    with without_autocast(device):
+        if device.type == "cpu" and all(rows.dtype == dtype for rows, _ in given):
+            norms = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows, _ in given])
             shortest, longest = norms.aminmax()  # there may be zeros and NaNs
             if can_look(norms) and float(shortest) > SHORTEST and float(longest) < LONGEST:
-                return Operands(x, y, norms.reciprocal_(), None)
-        scales = torch.stack([_scale(x, dtype), _scale(y, dtype)])
-        operands = Operands(x, y, x.new_zeros(2, len(x), dtype=dtype), scales)
-        for operand, inv_norm in zip((operands.x, operands.y), operands.inv_norm, strict=True):
-            for block in blocks(operands.local_slice, step):
-                norm = torch.linalg.vector_norm(operand.block(block), dim=1, dtype=dtype)
-                inv_norm[block] = norm.reciprocal().masked_fill_(norm == 0, 0)
-    return operands
+                inv_norms = norms.reciprocal_().split([rows.shape[0] for rows, _ in given])
+                statistics = [Statistics(part, None, of) for part, (_, of) in zip(inv_norms, given, strict=True)]
+        if not statistics:
+            statistics = [_scaled_statistics(rows, of, dtype, step) for rows, of in given]
+    found = iter(statistics)
+    parts = tuple(None if rows is None else next(found) for rows in batch.embeddings)
+    return Operands(batch.embeddings, cast(AllStatistics, parts))
+
+
+def _scaled_statistics(rows: Tensor, ids: Tensor | None, dtype: torch.dtype, step: int) -> Statistics:
+    statistics = Statistics(rows.new_zeros(rows.shape[0], dtype=dtype), _scale(rows, dtype), ids)
+    operand = Operand(rows, statistics, dtype)
+    for block in blocks(operand.whole, step):
+        norm = torch.linalg.vector_norm(operand.block(block), dim=1, dtype=dtype)
+        statistics.inv_norm[block] = norm.reciprocal().masked_fill_(norm == 0, 0)
+    return statistics
 
 
 def _scale(rows: Tensor, dtype: torch.dtype) -> Tensor:

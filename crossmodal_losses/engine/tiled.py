@@ -1,16 +1,19 @@
 """A loss over tiles as an autograd function, and as an operator for torch.compile."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import Reduction
+from crossmodal_losses.checks import Batch
+from crossmodal_losses.engine.aggregation import Tile
 from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.compat import is_batched, is_transformed
-from crossmodal_losses.engine.objective import Objective
-from crossmodal_losses.engine.operands import Operands, measure_norms
-from crossmodal_losses.engine.tiles import Problem, Saved, backward, cast_gradient, forward, scaled
+from crossmodal_losses.engine.objective import Directions, Objective, Total
+from crossmodal_losses.engine.operands import COUNT_OF_TENSORS, Operands, measure_norms
+from crossmodal_losses.engine.problem import Problem, all_gather_columns
+from crossmodal_losses.engine.tiles import Saved, backward, cast_gradient, forward, scaled
 from crossmodal_losses.similarity import computation_dtype
 
 SECOND_DERIVATIVE = (
@@ -31,25 +34,25 @@ def refuse_transformations(*tensors: Tensor | None) -> None:
         raise ValueError(TRANSFORMED)
 
 
-def tiled_loss(
-    x: Tensor, y: Tensor, ids: Tensor | None, objective: Objective, reduction: Reduction, tile_size: int
-) -> Tensor:
-    """Compute the loss of x and y, ``[B, D]``, from tiles of at most tile_size rows and columns of S."""
+def tiled_loss(batch: Batch, objective: Objective, total: Total, tile_size: int) -> Tensor:
+    """Compute the loss of a batch from tiles of at most tile_size rows and columns of S."""
+    parameter = objective.aggregation.parameter
     if torch.compiler.is_compiling():
-        inputs = x, y, ids, objective.aggregation.parameter
-        settings = objective.name(), objective.numbers(), reduction, tile_size
-        needs_grad = [torch.is_grad_enabled() and value.requires_grad for value in (x, y)]
-        loss: Tensor = torch.ops.crossmodal_losses.tiled(*inputs, *settings, needs_grad)[0]
+        settings = objective.name(), objective.numbers(), total.reduction, list(total.weights), tile_size
+        needs_grad = [
+            torch.is_grad_enabled() and value is not None and value.requires_grad
+            for value in (*batch.embeddings, parameter)
+        ]
+        loss: Tensor = torch.ops.crossmodal_losses.tiled(*batch, parameter, *settings, needs_grad)[0]
         return loss
-    refuse_transformations(x, y, objective.aggregation.parameter)
-    problem = Problem(measure_norms(x, y, tile_size), ids, objective, reduction, tile_size, SingleProcess())
-    return loss_of_problem(problem)
+    refuse_transformations(*batch.embeddings, parameter)
+    return loss_of_problem(Problem(measure_norms(batch, tile_size), objective, total, tile_size, SingleProcess()))
 
 
 def loss_of_problem(problem: Problem) -> Tensor:
     """Compute the loss of a batch, of which each process passes its local rows."""
-    x, y, parameter = problem.operands.x.rows, problem.operands.y.rows, problem.objective.aggregation.parameter
-    return _Tiled.apply(x, y, parameter, problem, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
+    inputs = *problem.operands.rows, problem.objective.aggregation.parameter
+    return _Tiled.apply(*inputs, problem, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _OnlyOnce(torch.autograd.Function):
@@ -65,116 +68,147 @@ class _OnlyOnce(torch.autograd.Function):
 
 
 class _Tiled(torch.autograd.Function):
-    """x, y ``[B, D]`` -> the loss. All tensors of the problem are saved by autograd, none by the context itself."""
+    """Embeddings and parameter -> the loss. All tensors are saved by autograd, none by the context itself."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor, parameter: Tensor | None, problem: Problem, grad_enabled: bool
-    ) -> Tensor:
-        needs_grad = [grad_enabled and need for need in ctx.needs_input_grad[:2]]
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *_, parameter, problem, grad_enabled = arguments
+        needs_grad = [grad_enabled and need for need in ctx.needs_input_grad[:5]]
         loss, saved, ctx.gradients = forward(problem, needs_grad)
-        operands, ids, *ctx.settings = saved.problem
-        ctx.start = operands.start
-        ctx.save_for_backward(*operands.tensors, ids, parameter, saved.positive, saved.kept, *saved.state)
+        operands, *ctx.settings = saved.problem
+        ctx.starts = operands.starts
+        others = parameter, saved.positive, saved.has_negative, saved.kept, *saved.state
+        ctx.save_for_backward(*operands.tensors(), *others)
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         refuse_transformations(upstream)
-        x, y, inv_norm, scales, scale_y, ids, parameter, positive, kept, *state = ctx.saved_tensors
-        problem = Problem(Operands(x, y, inv_norm, scales, scale_y, ctx.start), ids, *ctx.settings)
-        gradients: tuple[Tensor | None, ...]
+        saved = ctx.saved_tensors
+        operands = Operands.of_tensors(saved[:COUNT_OF_TENSORS], ctx.starts)
+        parameter, positive, has_negative, kept, *state = saved[COUNT_OF_TENSORS:]
+        problem, inputs = Problem(operands, *ctx.settings), (*operands.rows, parameter)
         with torch.no_grad():
             if ctx.gradients is not None:
                 found, ctx.gradients = ctx.gradients, None  # used up: a second backward pass finds them anew
-                grad_x, grad_y = scaled(found, problem.communicator.all_reduce(upstream))
-                gradients = cast_gradient(grad_x, x), cast_gradient(grad_y, y), None
+                gradients = scaled(found, problem.communicator.all_reduce(upstream))
+                gradients = [cast_gradient(grad, value) for grad, value in zip(gradients, inputs, strict=True)]
             else:
-                gradients = backward(Saved(problem, positive, tuple(state), kept), upstream, ctx.needs_input_grad[:3])
+                all_saved = Saved(problem, positive, has_negative, tuple(state), kept)
+                gradients = backward(all_saved, upstream, ctx.needs_input_grad[:5])
         if torch.is_grad_enabled():
-            sources = [value for value in (x, y, parameter, upstream) if value is not None]
-            gradients = tuple(None if grad is None else _OnlyOnce.apply(grad, *sources) for grad in gradients)  # type: ignore[no-untyped-call]
+            sources = [value for value in (*inputs, upstream) if value is not None]
+            gradients = [None if grad is None else _OnlyOnce.apply(grad, *sources) for grad in gradients]  # type: ignore[no-untyped-call]
         return *gradients, None, None
 
 
 # torch.compile sees two operators, and does not look into them.
 
-_INPUTS = "Tensor x, Tensor y, Tensor? ids, Tensor? parameter"
-_SETTINGS = "str objective, float[] numbers, str reduction, int tile_size"
-
-
-def _problem(described: list[Any]) -> Problem:
-    """The problem that the inputs and settings of an operator describe."""
-    x, y, ids, parameter, name, numbers, reduction, tile_size = described
-    objective = Objective.registry[name].from_numbers(numbers, parameter)
-    return Problem(measure_norms(x, y, tile_size), ids, objective, reduction, tile_size, SingleProcess())
-
-
-@torch.library.custom_op(
-    "crossmodal_losses::tiled", mutates_args=(), schema=f"({_INPUTS}, {_SETTINGS}, bool[] needs_grad) -> Tensor[]"
+_BATCH = (
+    "Tensor x, Tensor y, Tensor? negatives_x, Tensor? negatives_y, "
+    "Tensor? ids, Tensor? negative_ids_x, Tensor? negative_ids_y, Tensor? parameter"
 )
+_SETTINGS = "str objective, float[] numbers, str reduction, float[] weights, int tile_size, bool[] needs_grad"
+COUNT_OF_INPUTS = 8
+
+
+class _Described:
+    """What the arguments of an operator describe."""
+
+    def __init__(self, arguments: Sequence[Any]) -> None:
+        *batch, self.parameter, name, numbers, reduction, (of_x, of_y), self.tile_size, self.needs_grad = arguments
+        self.batch = Batch(*batch)
+        self.objective = Objective.registry[name].from_numbers(numbers, self.parameter)
+        self.total = Total(reduction, (of_x, of_y))
+        # In the order of the gradients.
+        self.inputs = *self.batch.embeddings, self.parameter
+
+    def problem(self) -> Problem:
+        operands = measure_norms(self.batch, self.tile_size)
+        return Problem(operands, self.objective, self.total, self.tile_size, SingleProcess())
+
+
+@torch.library.custom_op("crossmodal_losses::tiled", mutates_args=(), schema=f"({_BATCH}, {_SETTINGS}) -> Tensor[]")
 def _tiled_operator(*arguments: Any) -> list[Tensor]:
-    """The loss, the positives, the gradients of x and y (empty if not found), and the state."""
-    *described, needs_grad = arguments
-    loss, saved, gradients = forward(_problem(described), needs_grad)
-    found = [loss.new_empty(0) if grad is None else grad for grad in gradients or (None, None)]
+    """The loss, the positives, the gradients (empty if not found), and the state."""
+    described = _Described(arguments)
+    loss, saved, gradients = forward(described.problem(), described.needs_grad)
+    found = [loss.new_empty(0) if grad is None else grad for grad in gradients or [None] * 5]
     return [loss, saved.positive, *found, *saved.state]
 
 
 @_tiled_operator.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    x, y, _, parameter, name, numbers, reduction, _, needs_grad = arguments
-    aggregation = Objective.registry[name].from_numbers(numbers, parameter).aggregation
-    B, dtype = x.shape[0], computation_dtype(x, y)  # not len(x), which makes a constant of a dynamic size
-    tile = x.new_empty(1, 1, dtype=dtype)
-    state = [x.new_empty(2, B, dtype=part.dtype) for part in aggregation.tile_state(tile, 1, 0, tile[0], tile)]
+    described = _Described(arguments)
+    batch, aggregation, reduction = described.batch, described.objective.aggregation, described.total.reduction
+    x, given = batch.x, [part for part in batch.embeddings if part is not None]
+    B, dtype = x.shape[0], computation_dtype(*given)  # not len(x), which makes a constant of a dynamic size
+    k = len(Directions.of(described.objective, described.total).weights)
+    values = x.new_empty(1, 1, dtype=dtype)
+    parts = aggregation.tile_state(Tile(values, values, False), 1, 0, values[0], values)
+    state = [x.new_empty(k, B, dtype=part.dtype) for part in parts]
     loss = x.new_empty((B,) if reduction == "none" else (), dtype=dtype)
     found = aggregation.one_pass and reduction != "none"
-    gradients = [x.new_empty(x.shape if found and needed else 0, dtype=dtype) for needed in needs_grad]
+    gradients = [
+        x.new_empty(value.shape if found and needed and value is not None else 0, dtype=dtype)
+        for value, needed in zip(described.inputs, described.needs_grad, strict=True)
+    ]
     return [loss, x.new_empty(B, dtype=dtype), *gradients, *state]
 
 
 @torch.library.custom_op(
     "crossmodal_losses::tiled_backward",
     mutates_args=(),
-    schema=f"({_INPUTS}, {_SETTINGS}, bool[] needs_grad, Tensor positive, Tensor[] state, Tensor upstream) -> Tensor[]",
+    schema=f"({_BATCH}, {_SETTINGS}, Tensor positive, Tensor[] state, Tensor upstream) -> Tensor[]",
 )
 def _backward_operator(*arguments: Any) -> list[Tensor]:
-    """The gradients of x, y and the parameter; empty where they are not needed."""
-    *described, needs_grad, positive, state, upstream = arguments
-    gradients = backward(Saved(_problem(described), positive, tuple(state), None), upstream, needs_grad)
+    """The gradients of the embeddings and of the parameter; empty where they are not needed."""
+    *described_by, positive, state, upstream = arguments
+    described = _Described(described_by)
+    problem, positive, has_negative = all_gather_columns(described.problem(), positive)
+    saved = Saved(problem, positive, has_negative, tuple(state), None)
+    gradients = backward(saved, upstream, described.needs_grad)
     return [positive.new_empty(0) if grad is None else grad for grad in gradients]
 
 
 @_backward_operator.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    x, y, _, parameter, *_, needs_grad, positive, _, _ = arguments
-    inputs = zip((x, y, parameter), needs_grad, strict=True)
-    return [value.new_empty(value.shape) if needed else positive.new_empty(0) for value, needed in inputs]
+    *described_by, positive, _, _ = arguments
+    described = _Described(described_by)
+    inputs = zip(described.inputs, described.needs_grad, strict=True)
+    return [
+        value.new_empty(value.shape) if needed and value is not None else positive.new_empty(0)
+        for value, needed in inputs
+    ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, y, ids, parameter, *ctx.settings, ctx.needs_grad = inputs
+    *tensors, name, numbers, reduction, weights, tile_size, ctx.needs_grad = inputs
+    ctx.settings = name, numbers, reduction, weights, tile_size
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, y, ids, parameter, *output[1:])
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     grad_loss, *grad_others = upstream
     if any(grad is not None for grad in grad_others):
         raise RuntimeError(SECOND_DERIVATIVE)
-    x, y, ids, parameter, positive, grad_x, grad_y, *state = ctx.saved_tensors
-    needs_grad = [*ctx.needs_grad, parameter is not None and ctx.needs_input_grad[3]]
-    grad_parameter = None
-    if grad_x.numel() or grad_y.numel():
-        grad_x, grad_y = (grad_x * grad_loss).to(x.dtype), (grad_y * grad_loss).to(y.dtype)
+    tensors, (positive, *found) = ctx.saved_tensors[:COUNT_OF_INPUTS], ctx.saved_tensors[COUNT_OF_INPUTS:]
+    found, state = found[:5], found[5:]
+    inputs = *tensors[:4], tensors[-1]
+    if any(grad.numel() for grad in found):
+        gradients = [
+            None if value is None else (grad * grad_loss).to(value.dtype)
+            for grad, value in zip(found, inputs, strict=True)
+        ]
     else:
-        grad_x, grad_y, grad_parameter = torch.ops.crossmodal_losses.tiled_backward(
-            x, y, ids, parameter, *ctx.settings, needs_grad, positive, state, grad_loss
+        gradients = torch.ops.crossmodal_losses.tiled_backward(
+            *tensors, *ctx.settings, ctx.needs_grad, positive, state, grad_loss
         )
-    gradients = zip((grad_x, grad_y, grad_parameter), needs_grad, strict=True)
-    grad_x, grad_y, grad_parameter = (grad if needed else None for grad, needed in gradients)
-    return grad_x, grad_y, None, grad_parameter, *[None] * (len(ctx.settings) + 1)
+    *gradients, of_parameter = [
+        grad if needed else None for grad, needed in zip(gradients, ctx.needs_grad, strict=True)
+    ]
+    return *gradients, None, None, None, of_parameter, *[None] * (len(ctx.settings) + 1)
 
 
 def _refuse(_ctx: Any, *_upstream: Any) -> None:

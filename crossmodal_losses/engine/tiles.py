@@ -21,229 +21,238 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import Reduction
-from crossmodal_losses.engine.aggregation import Aggregation, State, along
-from crossmodal_losses.engine.communication import ColumnPass, Columns, Communicator
+from crossmodal_losses.engine.aggregation import State, Tile, along
+from crossmodal_losses.engine.communication import ColumnPass, Columns
 from crossmodal_losses.engine.compat import without_autocast
-from crossmodal_losses.engine.epilogue import Epilogue, Plain
+from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain
 from crossmodal_losses.engine.hardest_backward import add_hardest, hardest_gradients
-from crossmodal_losses.engine.objective import Anchors, Objective, grad_of_positives
+from crossmodal_losses.engine.objective import Anchors, Directions, grad_of_positives, stacked
 from crossmodal_losses.engine.operands import Operand, Operands, accumulate, blocks, multiply
+from crossmodal_losses.engine.problem import Problem, all_gather_columns, column_pass, local_positives
 
 # Looked for once: looking takes as long as a small loss.
 HAS_TRITON = find_spec("triton") is not None
 
-Gradients = tuple[Tensor | None, Tensor | None]  # of x and y, where they are needed
-
-
-class Problem(NamedTuple):
-    """Everything that defines a value of a loss: the local part of the batch, the objective, and how to compute it.
-
-    Ids, and inverse norms and scales of y, are those of the local pairs until :func:`all_gather_pairs`.
-    """
-
-    operands: Operands
-    ids: Tensor | None
-    objective: Objective
-    reduction: Reduction
-    tile_size: int  # t, how many rows and columns of S are computed at a time
-    communicator: Communicator
+# Of x, y, negatives_x and negatives_y, where they are needed, and found.
+Gradients = list[Tensor | None]
 
 
 class Saved(NamedTuple):
     """A forward pass, as the backward pass needs it."""
 
-    problem: Problem  # after all_gather_pairs
+    problem: Problem  # after all_gather_columns
     positive: Tensor  # similarities of all positives, [B]
-    state: State  # of every local anchor, each part [2, rows]: of the rows, then of the columns
+    has_negative: Tensor | None
+    state: State  # of every local anchor, each part [k, rows]
     kept: Tensor | None  # rows of y that the communicator kept
 
 
 def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved, Gradients | None]:
-    """Compute the loss; and the gradients of x and y where needed, if one pass can find both, else None.
+    """Compute the loss; and the gradients of the embeddings and of the parameter, where needed, if one pass finds them.
 
     These gradients are those of the loss itself, in the dtype of the computation.
     """
-    with without_autocast(problem.operands.inv_norm.device):
-        problem, positive = all_gather_pairs(problem, local_positives(problem))
-        operands, ids, objective, reduction, _, communicator = problem
-        local_positive, B = positive[operands.local_slice], len(positive)
-        epilogue = epilogue_for(operands, ids, objective.aggregation, positive)
-        sums = None
-        if objective.aggregation.one_pass and reduction != "none" and any(needs_grad):
-            grad_aggregate = torch.full_like(operands.inv_norm, 1 / B if reduction == "mean" else 1.0)
-            sums = GradientSums(problem, needs_grad[0], grad_aggregate)
-        grad_dtype = operands.inv_norm.dtype if sums is not None and needs_grad[1] else None
-        one_pass = ColumnPass(operands.y.rows, grad_dtype)
+    objective, directions, reduction = problem.objective, problem.directions, problem.total.reduction
+    aggregation, communicator = objective.aggregation, problem.communicator
+    with without_autocast(problem.operands.x.inv_norm.device):
+        problem, positive, has_negative = all_gather_columns(problem, local_positives(problem))
+        operands, B = problem.operands, len(positive)
+        local_positive = positive[operands.x.whole]
+        epilogue = epilogue_for(problem, positive)
+        sums = grad_aggregate = None
+        if aggregation.one_pass and reduction != "none" and any(needs_grad):
+            grad_aggregate = positive.new_full((len(directions.weights), B), 1 / B if reduction == "mean" else 1.0)
+            grad_aggregate = directions.weighted(grad_aggregate)
+            if has_negative is not None:
+                grad_aggregate = torch.where(has_negative, grad_aggregate, 0)
+            sums = GradientSums(problem, needs_grad, aggregation.anchor_factors((), grad_aggregate))
+        one_pass = column_pass(problem, needs_grad if sums else [False] * 5)
         state = statistics(problem, epilogue, one_pass, sums)
         gradients: Gradients | None = None
-        if sums is not None:
-            grad_aggregate = sums.factors[:, operands.local_slice]
-            gradients = sums.finish(one_pass.grad_y, grad_of_positives(objective.aggregation, state, grad_aggregate))
+        if sums is not None and grad_aggregate is not None:
+            local = grad_aggregate[:, operands.x.whole]
+            grad_positive = grad_of_positives(aggregation, state, local_positive, local)
+            gradients = sums.finish(one_pass, local_positive, grad_positive)
     nan_factor = operands.nan_factor
     if gradients is not None and nan_factor is not None:
         gradients = scaled(gradients, nan_factor)
-    loss = Anchors.of(objective, local_positive, state, ids, B, nan_factor).loss(objective, reduction, B)
+    anchors = Anchors.of(objective, directions, local_positive, state, has_negative, nan_factor)
+    loss = anchors.loss(objective, reduction, B)
     if reduction != "none":
         loss = communicator.all_reduce(loss)
-    return loss, Saved(problem, positive, state, None if gradients else one_pass.kept), gradients
+    kept = None if gradients else one_pass.kept
+    return loss, Saved(problem, positive, has_negative, state, kept), gradients
 
 
-def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of x, y and the aggregation's parameter, where needed, in the dtypes of these."""
-    problem, positive, state, kept = saved
-    operands, ids, objective, reduction, _, communicator = problem
+def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Gradients:
+    """Compute the gradients of the embeddings and of the parameter, where needed, in the dtypes of these."""
+    problem, positive, has_negative, state, kept = saved
+    operands, objective, communicator = problem.operands, problem.objective, problem.communicator
+    directions, reduction = problem.directions, problem.total.reduction
     aggregation, B, nan_factor = objective.aggregation, len(positive), operands.nan_factor
     with without_autocast(upstream.device):
         if nan_factor is not None:
             upstream = upstream * nan_factor
         if reduction != "none":
             upstream = communicator.all_reduce(upstream)
-        local_positive = positive[operands.local_slice]
-        anchors = Anchors.of(objective, local_positive, state, ids, B, nan_factor)
+        local_positive = positive[operands.x.whole]
+        anchors = Anchors.of(objective, directions, local_positive, state, has_negative, nan_factor)
         grad_positive, grad_aggregate = anchors.gradients(objective, reduction, B, upstream)
-        if aggregation.selects and communicator.world_size == 1:
-            return *hardest_gradients(operands, state[1], grad_positive, grad_aggregate, needs_grad), None
+        if aggregation.selects and communicator.world_size == 1 and is_plain(operands, directions):
+            return [*hardest_gradients(operands, state[1], grad_positive, grad_aggregate, needs_grad), None, None, None]
         factors = communicator.all_gather(aggregation.anchor_factors(state, grad_aggregate))
         state = tuple(communicator.all_gather(part) for part in state)
-        sums = GradientSums(problem, needs_grad[0], factors)
-        one_pass = ColumnPass(operands.y.rows, operands.inv_norm.dtype if needs_grad[1] else None, kept)
-        grad_parameter = None
-        if needs_grad[2]:
-            grad_parameter = aggregation.grad_parameter_of_positives(local_positive, grad_aggregate)
+        sums = GradientSums(problem, needs_grad, factors)
+        one_pass = column_pass(problem, needs_grad, kept)
         if aggregation.selects:
-            add_hardest(operands, state[1], factors, communicator.columns(one_pass), sums.grad_x)
+            add_hardest(operands, directions, state[1], factors, communicator.columns(one_pass), sums.of_rows)
         else:
-            epilogue = epilogue_for(operands, ids, aggregation, positive)
-            for y, grad_y in tiles(problem, epilogue, communicator.columns(one_pass)):
-                sums.add(epilogue, state, y, grad_y)
-                if grad_parameter is not None:
-                    grad_parameter = grad_parameter + epilogue.grad_parameter()
-        grad_x, grad_y = sums.finish(one_pass.grad_y, grad_positive)
-        if grad_parameter is not None:
-            grad_parameter = communicator.all_reduce(grad_parameter) / communicator.world_size
-    return (
-        cast_gradient(grad_x, operands.x.rows),
-        cast_gradient(grad_y, operands.y.rows),
-        cast_gradient(grad_parameter, aggregation.parameter),
-    )
+            epilogue = epilogue_for(problem, positive)
+            for tile in tiles(problem, epilogue, communicator.columns(one_pass)):
+                sums.add(epilogue, state, *tile)
+        gradients = sums.finish(one_pass, local_positive, grad_positive)
+    inputs = *operands.rows, aggregation.parameter
+    return [cast_gradient(grad, value) for grad, value in zip(gradients, inputs, strict=True)]
 
 
-def local_positives(problem: Problem) -> Tensor:
-    """Similarities of the local positives, ``[rows]``."""
-    operands = problem.operands
-    x, y, (inv_norm_x, inv_norm_y) = operands.x, operands.y, operands.inv_norm
-    dots = [
-        (x.block(block).to(inv_norm_x.dtype) * y.block(block)).sum(1)
-        for block in blocks(operands.local_slice, problem.tile_size)
-    ]
-    return torch.cat(dots).mul_(inv_norm_x).mul_(inv_norm_y)
+def is_plain(operands: Operands, directions: Directions) -> bool:
+    """Return whether there are pairs alone, and both directions."""
+    return operands.rows[2] is operands.rows[3] is None and directions.of_pairs == (0, 1)
 
 
-def all_gather_pairs(problem: Problem, positive: Tensor) -> tuple[Problem, Tensor]:
-    """All-gather the statistics of every pair: inverse norms, scales of y, ids, similarities of the positives."""
-    ids, communicator = problem.ids, problem.communicator
-    if communicator.world_size == 1:
-        return problem, positive
-    x, y, inv_norm, scales, scale_y = problem.operands.tensors
-    gathered = communicator.all_gather(torch.stack([*inv_norm, positive, *([] if scale_y is None else [scale_y])]))
-    scale_y = None if scale_y is None else gathered[3]
-    operands = Operands(x, y, gathered[:2], scales, scale_y, communicator.start)
-    ids = None if ids is None else communicator.all_gather(ids[None].long())[0]
-    return problem._replace(operands=operands, ids=ids), gathered[2]
-
-
-def epilogue_for(operands: Operands, ids: Tensor | None, aggregation: Aggregation, positive: Tensor) -> Epilogue:
+def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
     """Choose the fused kernels where there are any, on CUDA, and plain torch everywhere else."""
+    aggregation, dtype = problem.objective.aggregation, problem.operands.dtype
     if positive.is_cuda and HAS_TRITON:
         from crossmodal_losses.engine.epilogue_triton import Fused, supports
 
         if supports(positive.dtype, aggregation):
-            return Fused(operands.inv_norm, ids, aggregation, positive, operands.dtype)
-    return Plain(operands.inv_norm, ids, aggregation, positive, operands.dtype)
+            return Fused(aggregation, problem.directions, positive, dtype)
+    return Plain(aggregation, problem.directions, positive, dtype)
 
 
-def tiles(problem: Problem, epilogue: Epilogue, columns: Iterable[Columns]) -> Iterator[tuple[Operand, Tensor | None]]:
+def tiles(problem: Problem, epilogue: Epilogue, columns: Iterable[Columns]) -> Iterator[tuple[int, Tensor | None]]:
     """Compute every tile of the local rows, the lowest columns of a block first, and give it to the epilogue.
 
-    All tiles lie in the same memory. Yields the operand of the columns, and where their gradients are summed.
+    All tiles lie in the same memory. Yields the index of the rows' operand, and where gradients of the columns are
+    summed.
     """
     operands, step = problem.operands, problem.tile_size
-    memory = operands.inv_norm.new_empty(0)
-    for block, y_rows, grad_y in columns:
-        y = operands.of_columns(block, y_rows)
-        for I in blocks(operands.local_slice, step):  # noqa: E741
-            for J in blocks(block, step):
-                height, width = I.stop - I.start, J.stop - J.start
-                if len(memory) < height * width:
-                    memory = memory.new_empty(height * width)
-                products = memory[: height * width].view(height, width)
-                multiply(operands.x.block(I), y.block(J).T, out=products)
-                epilogue.take(products, I, J)
-                yield y, grad_y
+    memory = operands.x.inv_norm.new_empty(0)
+    for part, block, rows_of_y, grad_y in columns:
+        y = operands.columns(part, block, rows_of_y)
+        for index, x, directions in problem.directions.rows_beside(part, operands):
+            for I in blocks(x.whole, step):  # noqa: E741
+                for J in blocks(block, step):
+                    height, width = I.stop - I.start, J.stop - J.start
+                    if len(memory) < height * width:
+                        memory = memory.new_empty(height * width)
+                    products = memory[: height * width].view(height, width)
+                    multiply(x.block(I), y.block(J).T, out=products)
+                    diagonal = index == 0 and part == 0 and I == J
+                    epilogue.take(products, Place(x, I, y, J, directions, diagonal))
+                    yield index, grad_y
 
 
 class GradientSums:
-    """Accumulates dL/dx and dL/dy over the tiles."""
+    """Accumulates the gradients over the tiles."""
 
-    def __init__(self, problem: Problem, needs_grad_x: bool, factors: Tensor) -> None:
-        self.operands, self.step, self.factors = problem.operands, problem.tile_size, factors
-        x = self.operands.x.rows
-        self.grad_x = x.new_zeros(x.shape, dtype=factors.dtype) if needs_grad_x else None
+    def __init__(self, problem: Problem, needs_grad: Sequence[bool], factors: Tensor) -> None:
+        self.problem, self.needs_grad, self.factors = problem, needs_grad, factors
+        x, _, negatives_x, _ = problem.operands.parts
+        # Of the rows of each index, where they are needed.
+        self.of_rows = {
+            index: zeros_of(part, factors.dtype)
+            for index, part in ((0, x), (2, negatives_x))
+            if part is not None and needs_grad[index]
+        }
+        self.of_parameter = factors.new_zeros(()) if needs_grad[4] else None
 
-    def add(self, epilogue: Epilogue, state: State, y: Operand, grad_y: Tensor | None) -> None:
+    def add(self, epilogue: Epilogue, state: State, index: int, grad_y: Tensor | None) -> None:
         """Add one tile's contribution."""
-        x, I, J = self.operands.x, epilogue.I, epilogue.J  # noqa: E741
+        row, I, column, J, *_ = epilogue.place  # noqa: E741
         grad_products = epilogue.grad_products(state, self.factors)
+        if self.of_parameter is not None:
+            self.of_parameter = self.of_parameter + epilogue.grad_parameter()
         # A trained model has few violations: most products are saved.
-        if epilogue.aggregation.one_pass and not epilogue.any_gradient():
+        if epilogue.aggregation.sparse and not epilogue.any_gradient():
             return
-        if self.grad_x is not None:
-            accumulate(self.grad_x[x.local(I)], grad_products, y.block(J))
+        if index in self.of_rows:
+            accumulate(self.of_rows[index][row.local(I)], grad_products, column.block(J))
         if grad_y is not None:
-            accumulate(grad_y[y.local(J)], grad_products.T, x.block(I))
+            accumulate(grad_y[column.local(J)], grad_products.T, row.block(I))
 
-    def finish(self, grad_y: Tensor | None, grad_positive: Tensor) -> Gradients:
+    def finish(self, one_pass: ColumnPass, local_positive: Tensor, grad_positive: Tensor) -> Gradients:
         """Add the positives and undo the normalisation, after the last tile; in the dtype of the computation."""
-        x, y, local_slice = self.operands.x, self.operands.y, self.operands.local_slice
-        inv_norm = self.operands.inv_norm[:, local_slice]
-        grad_products = grad_positive * inv_norm[0] * inv_norm[1]
-        for grad, operand, other, inv_norms in ((self.grad_x, x, y, inv_norm[0]), (grad_y, y, x, inv_norm[1])):
-            if grad is None:
+        x, y, *_ = self.problem.operands.parts
+        step, communicator = self.problem.tile_size, self.problem.communicator
+        grad_y, grad_negatives_y = (*one_pass.grads, None)[:2]
+        gradients = [self.of_rows.get(0), grad_y, self.of_rows.get(2), grad_negatives_y]
+        grad_products = grad_positive * x.inv_norm * y.inv_norm
+        others = y, x, None, None
+        for k, (operand, other) in enumerate(zip(self.problem.operands.parts, others, strict=True)):
+            if operand is None or not self.needs_grad[k]:
                 continue
-            for block in blocks(local_slice, self.step):
+            grad = gradients[k]
+            if grad is None:  # in a direction of weight 0
+                gradients[k] = zeros_of(operand, grad_products.dtype)
+                continue
+            for block in blocks(operand.whole, step):
                 local = operand.local(block)
-                grad[local].addcmul_(other.block(block), along(grad_products[local], 1))
-                operand.normalisation_backward(grad, inv_norms, block)
-        return self.grad_x, grad_y
+                if other is not None:
+                    grad[local].addcmul_(other.block(block), along(grad_products[local], 1))
+                operand.normalisation_backward(grad, block)
+        of_parameter, aggregation = self.of_parameter, self.problem.objective.aggregation
+        if of_parameter is not None:
+            of_parameter = of_parameter + aggregation.grad_parameter_of_positives(local_positive, grad_positive)
+            of_parameter = communicator.all_reduce(of_parameter) / communicator.world_size
+        return [*gradients, of_parameter]
 
 
 def statistics(problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums: GradientSums | None) -> State:
-    """The aggregation's state of every local anchor, each part ``[2, rows]``: of the rows, then of the columns.
+    """The aggregation's state of every local anchor, each part ``[k, rows]``.
 
     With sums, the gradients are summed in the same pass.
     """
-    aggregation, communicator = problem.objective.aggregation, problem.communicator
-    rows: dict[int, State] = {}
-    columns: dict[int, State] = {}
-    for y, grad_y in tiles(problem, epilogue, communicator.columns(one_pass)):
-        starts = epilogue.I.start, epilogue.J.start
-        for states, start, state in zip((rows, columns), starts, epilogue.states(), strict=True):
-            states[start] = aggregation.merge(states[start], state) if start in states else state
+    aggregation, communicator, directions = problem.objective.aggregation, problem.communicator, problem.directions
+    states: tuple[dict[int, State], dict[int, State]] = {}, {}  # of both directions, by their first anchor
+    for tile in tiles(problem, epilogue, communicator.columns(one_pass)):
+        for k, state in zip(epilogue.place.directions, epilogue.states(), strict=True):
+            start, of_direction = epilogue.place.anchors(k).start, states[k]
+            of_direction[start] = aggregation.merge(of_direction[start], state) if start in of_direction else state
         if sums is not None:
-            sums.add(epilogue, (), y, grad_y)
+            sums.add(epilogue, (), *tile)
+    slots: list[State | None] = [None] * len(directions.weights)
+    for k in directions.used:
+        if k == 1 and directions.of_pairs == (0,) and problem.operands.negatives_x is None:
+            continue  # these columns are the anchors of nothing
+        of_local = _in_order(states[k]) if states[k] else _state_of_nothing(problem, epilogue)
+        if k == 1:
+            of_local = communicator.reduce_scatter(of_local, aggregation.merge)
+        before = slots[directions.slots[k]]
+        slots[directions.slots[k]] = of_local if before is None else aggregation.merge(before, of_local)
+    return stacked(slots)
 
-    def in_order(states: dict[int, State]) -> State:
-        return tuple(torch.cat(parts) for parts in zip(*(states[start] for start in sorted(states)), strict=True))
 
-    of_columns = communicator.reduce_scatter(in_order(columns), aggregation.merge)
-    return tuple(torch.stack(parts) for parts in zip(in_order(rows), of_columns, strict=True))
+def _in_order(states: dict[int, State]) -> State:
+    return tuple(torch.cat(parts) for parts in zip(*(states[start] for start in sorted(states)), strict=True))
+
+
+def _state_of_nothing(problem: Problem, epilogue: Epilogue) -> State:
+    """The state of all columns where this process has no candidate for them: of a tile without rows."""
+    empty = epilogue.positive.new_empty(0, len(epilogue.positive))
+    tile = Tile(empty, None, False)
+    return problem.objective.aggregation.tile_state(tile, 0, 0, epilogue.positive, empty)
+
+
+def zeros_of(operand: Operand, dtype: torch.dtype) -> Tensor:
+    """A sum of gradients of an operand's rows."""
+    return operand.rows.new_zeros(operand.rows.shape, dtype=dtype)
 
 
 def scaled(gradients: Gradients, factor: Tensor) -> Gradients:
     """Multiply gradients by a factor, in place."""
-    grad_x, grad_y = (None if grad is None else grad.mul_(factor) for grad in gradients)
-    return grad_x, grad_y
+    return [None if grad is None else grad.mul_(factor) for grad in gradients]
 
 
 def cast_gradient(grad: Tensor | None, of: Tensor | None) -> Tensor | None:

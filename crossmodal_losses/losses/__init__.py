@@ -6,6 +6,8 @@ reference model iterate over this table: a loss entered here is tested, measured
 
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.nt_xent import NTXent
+from crossmodal_losses.losses.sigmoid import Sigmoid
+from crossmodal_losses.losses.sup_con import SupCon
 from crossmodal_losses.losses.triplet_max import TripletMax
 from crossmodal_losses.losses.triplet_sum import TripletSum
 from crossmodal_losses.losses.triplet_weighted import TripletWeighted
@@ -17,4 +19,6 @@ LOSSES: dict[str, type[PairLoss]] = {
     "triplet_weighted": TripletWeighted,
     "triplet_weighted_mined": TripletWeightedMined,
     "nt_xent": NTXent,
+    "sup_con": SupCon,
+    "sigmoid": Sigmoid,
 }

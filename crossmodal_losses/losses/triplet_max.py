@@ -1,5 +1,6 @@
 """Equation 3: only the hardest negative of each anchor costs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +31,14 @@ class TripletMaxObjective(Objective):
         return -violating, violating
 
 
-def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+def triplet_max(
+    S: Tensor,
+    *,
+    margin: float = 0.2,
+    direction_weights: Sequence[float] = (1.0, 1.0),
+    ids: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     r"""Triplet loss of the hardest negative.
 
     .. math:: L = \frac{1}{B} \sum_i \max_{j \neq i} [m + s_{ij} - s_{ii}]_+ + \max_{j \neq i} [m + s_{ji} - s_{ii}]_+
@@ -40,6 +48,7 @@ def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     Args:
         S: similarities, floating ``[B, B]``; the positives are on the diagonal.
         margin: m, finite and >= 0.
+        direction_weights: (w_x, w_y), factors of the sum over the rows and of that over the columns.
         ids: integers ``[B]``; j is no negative of i if their ids are equal. None: every j != i is a negative.
         reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of the sum.
 
@@ -57,13 +66,15 @@ def triplet_max(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     >>> triplet_max(torch.full((4, 4), 0.5))
     tensor(0.4000)
     """
-    return reference_loss(TripletMaxObjective(margin), S, ids=ids, reduction=reduction)
+    return reference_loss(
+        TripletMaxObjective(margin), S, ids=ids, reduction=reduction, direction_weights=direction_weights
+    )
 
 
 class TripletMax(PairLoss):
     """:func:`triplet_max` of the cosine similarities of two batches of embeddings.
 
-    Settings are those of :func:`triplet_max`; ``reduction`` and ``tile_size`` those of every :class:`PairLoss`.
+    Settings are those of :func:`triplet_max`; the others those of every :class:`PairLoss`.
 
     >>> import torch
     >>> TripletMax(margin=0.5)(torch.eye(3), torch.eye(3).flip(0))  # two of three pairs are swapped
@@ -73,5 +84,12 @@ class TripletMax(PairLoss):
     objective_type = TripletMaxObjective
     margin: float
 
-    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
-        super().__init__(margin=margin, reduction=reduction, tile_size=tile_size)
+    def __init__(
+        self,
+        *,
+        margin: float = 0.2,
+        direction_weights: Sequence[float] = (1.0, 1.0),
+        reduction: Reduction = "mean",
+        tile_size: int | None = None,
+    ) -> None:
+        super().__init__(margin=margin, direction_weights=direction_weights, reduction=reduction, tile_size=tile_size)

@@ -1,5 +1,6 @@
 """Equation 2: every negative that comes within the margin of the positive costs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +34,14 @@ class TripletSumObjective(Objective):
         return None, torch.ones_like(hinge_sum)
 
 
-def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+def triplet_sum(
+    S: Tensor,
+    *,
+    margin: float = 0.2,
+    direction_weights: Sequence[float] = (1.0, 1.0),
+    ids: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
     r"""Triplet loss, summed over all negatives.
 
     .. math:: L = \frac{1}{B} \sum_i \sum_{j \neq i} [m + s_{ij} - s_{ii}]_+ + [m + s_{ji} - s_{ii}]_+
@@ -43,6 +51,7 @@ def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     Args:
         S: similarities, floating ``[B, B]``; the positives are on the diagonal.
         margin: m, finite and >= 0.
+        direction_weights: (w_x, w_y), factors of the sum over the rows and of that over the columns.
         ids: integers ``[B]``; j is no negative of i if their ids are equal. None: every j != i is a negative.
         reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of the outer sum.
 
@@ -60,13 +69,15 @@ def triplet_sum(S: Tensor, *, margin: float = 0.2, ids: Tensor | None = None, re
     >>> triplet_sum(torch.tensor([[0.5, 0.4], [0.0, 0.5]]))
     tensor(0.1000)
     """
-    return reference_loss(TripletSumObjective(margin), S, ids=ids, reduction=reduction)
+    return reference_loss(
+        TripletSumObjective(margin), S, ids=ids, reduction=reduction, direction_weights=direction_weights
+    )
 
 
 class TripletSum(PairLoss):
     """:func:`triplet_sum` of the cosine similarities of two batches of embeddings.
 
-    Settings are those of :func:`triplet_sum`; ``reduction`` and ``tile_size`` those of every :class:`PairLoss`.
+    Settings are those of :func:`triplet_sum`; the others those of every :class:`PairLoss`.
 
     >>> import torch
     >>> loss = TripletSum(margin=0.2)
@@ -77,5 +88,12 @@ class TripletSum(PairLoss):
     objective_type = TripletSumObjective
     margin: float
 
-    def __init__(self, *, margin: float = 0.2, reduction: Reduction = "mean", tile_size: int | None = None) -> None:
-        super().__init__(margin=margin, reduction=reduction, tile_size=tile_size)
+    def __init__(
+        self,
+        *,
+        margin: float = 0.2,
+        direction_weights: Sequence[float] = (1.0, 1.0),
+        reduction: Reduction = "mean",
+        tile_size: int | None = None,
+    ) -> None:
+        super().__init__(margin=margin, direction_weights=direction_weights, reduction=reduction, tile_size=tile_size)

@@ -62,6 +62,7 @@ def triplet_weighted_mined(
     margin: float = 0.2,
     positive_coefficients: Sequence[float] = POSITIVE_COEFFICIENTS,
     negative_coefficients: Sequence[float] = NEGATIVE_COEFFICIENTS,
+    direction_weights: Sequence[float] = (1.0, 1.0),
     ids: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -79,6 +80,7 @@ def triplet_weighted_mined(
         margin: m, finite and >= 0.
         positive_coefficients: (a_0, a_1, ...), constant term first; at least one finite number.
         negative_coefficients: (b_0, b_1, ...), likewise.
+        direction_weights: (w_x, w_y), factors of the sum over the rows and of that over the columns.
         ids: integers ``[B]``; j is no negative of i if their ids are equal. None: every j != i is a negative.
         reduction: "mean" is the formula above; "sum" leaves out 1/B; "none" gives the ``[B]`` terms of the sum.
 
@@ -97,13 +99,13 @@ def triplet_weighted_mined(
     tensor(0.5100)
     """
     objective = TripletWeightedMinedObjective(margin, positive_coefficients, negative_coefficients)
-    return reference_loss(objective, S, ids=ids, reduction=reduction)
+    return reference_loss(objective, S, ids=ids, reduction=reduction, direction_weights=direction_weights)
 
 
 class TripletWeightedMined(PairLoss):
     """:func:`triplet_weighted_mined` of the cosine similarities of two batches of embeddings.
 
-    Settings are those of :func:`triplet_weighted_mined`; ``reduction`` and ``tile_size`` those of every
+    Settings are those of :func:`triplet_weighted_mined`; the others those of every
     :class:`PairLoss`.
 
     >>> import torch
@@ -122,8 +124,11 @@ class TripletWeightedMined(PairLoss):
         margin: float = 0.2,
         positive_coefficients: Sequence[float] = POSITIVE_COEFFICIENTS,
         negative_coefficients: Sequence[float] = NEGATIVE_COEFFICIENTS,
+        direction_weights: Sequence[float] = (1.0, 1.0),
         reduction: Reduction = "mean",
         tile_size: int | None = None,
     ) -> None:
         polynomials = {"positive_coefficients": positive_coefficients, "negative_coefficients": negative_coefficients}
-        super().__init__(margin=margin, reduction=reduction, tile_size=tile_size, **polynomials)
+        super().__init__(
+            margin=margin, direction_weights=direction_weights, reduction=reduction, tile_size=tile_size, **polynomials
+        )

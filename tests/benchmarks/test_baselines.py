@@ -4,15 +4,19 @@ Only batches of distinct pairs, because the baselines take no ids.
 """
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
+from benchmarks.autograd import logits
 from benchmarks.baselines import BASELINES, metric_learning_nt_xent, open_clip_loss, sentence_transformers_loss
 from benchmarks.batch import Loss
-from crossmodal_losses import LOSSES, NTXent
+from crossmodal_losses import LOSSES, NTXent, SupCon
 
 
 def assert_equal(ours: Loss, baseline: Loss, seed: int) -> None:
@@ -36,3 +40,26 @@ def test_default_settings(loss: str, name: str, seed: int) -> None:
 @given(seed=st.integers(0, 2**31), temperature=st.sampled_from([0.05, 0.5, 1.0]))
 def test_other_temperatures(baseline: Callable[[float], Loss], seed: int, temperature: float) -> None:
     assert_equal(NTXent(temperature=temperature), baseline(temperature), seed)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_weights_of_directions(seed: int) -> None:
+    """(0.5, 0.5) is open_clip's loss, which its baseline has twice, and (1, 0) torch's cross-entropy of the rows."""
+    if find_spec("open_clip"):
+        clip = open_clip_loss(0.07)
+        assert_equal(NTXent(direction_weights=(0.5, 0.5)), lambda x, y: clip(x, y) / 2, seed)
+    one = NTXent(direction_weights=(1, 0), tile_size=2)
+    assert_equal(one, lambda x, y: cross_entropy(logits(x, y), torch.arange(len(x))), seed)
+
+
+@pytest.mark.skipif(not find_spec("pytorch_metric_learning"), reason="needs pytorch-metric-learning")
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_several_positives_equal_those_of_pytorch_metric_learning(tile_size: int | None) -> None:
+    sup_con_loss = import_module("pytorch_metric_learning.losses").SupConLoss(temperature=0.1)
+    ids = torch.tensor([0, 1, 0, 2, 1, 0])
+
+    def of_rows(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return sup_con_loss(x, ids, ref_emb=y, ref_labels=ids.clone())  # type: ignore[no-any-return]
+
+    loss = SupCon(temperature=0.1, direction_weights=(1, 0), tile_size=tile_size)
+    assert_equal(lambda x, y: loss(x, y, ids), of_rows, seed=4)

@@ -10,7 +10,7 @@ import torch
 from comparisons import each_loss
 
 import crossmodal_losses
-from crossmodal_losses import LOSSES, NTXent, cosine_similarity, diagnose, nt_xent
+from crossmodal_losses import LOSSES, NTXent, Sigmoid, TripletMax, cosine_similarity, diagnose, nt_xent
 
 S = torch.eye(3)
 
@@ -30,12 +30,12 @@ S = torch.eye(3)
         (ValueError, "expected S of shape [B, B] with B >= 1, got [2, 3]", torch.ones(2, 3), {}),
         (ValueError, "expected S of shape [B, B] with B >= 1, got [0, 0]", torch.ones(0, 0), {}),
         (ValueError, "expected S of shape [B, B] with B >= 1, got [4]", torch.ones(4), {}),
-        (TypeError, "expected ids to be None or an integer tensor [B], got list", S, {"ids": [0, 1, 2]}),
+        (TypeError, "expected ids to be None or an integer tensor, got list", S, {"ids": [0, 1, 2]}),
         (TypeError, "expected ids of an integer dtype (int8, uint8, int16, int32, int64), got torch.float32", S,
          {"ids": torch.ones(3)}),
         (TypeError, "got torch.bool", S, {"ids": torch.ones(3, dtype=torch.bool)}),
-        (ValueError, "expected ids of shape [3], one for each pair, got [2]", S, {"ids": torch.arange(2)}),
-        (ValueError, "expected ids on the device of the pairs, cpu, got meta", S,
+        (ValueError, "expected ids of shape [3], one for each row, got [2]", S, {"ids": torch.arange(2)}),
+        (ValueError, "expected ids on the device of the embeddings, cpu, got meta", S,
          {"ids": torch.arange(3, device="meta")}),
         (ValueError, "expected reduction to be 'mean', 'sum' or 'none', got 'average'", S, {"reduction": "average"}),
     ],
@@ -59,7 +59,9 @@ def functions_and_modules(*names: str) -> list[Any]:
 
 MARGIN = [*functions_and_modules("triplet_sum", "triplet_max", "triplet_weighted_mined"), diagnose]
 POLYNOMIAL = functions_and_modules("triplet_weighted", "triplet_weighted_mined")
-TEMPERATURE = functions_and_modules("nt_xent")
+TEMPERATURE = functions_and_modules("nt_xent", "sup_con", "sigmoid")
+BIAS = functions_and_modules("sigmoid")
+DIRECTIONS = functions_and_modules(*(LOSSES.keys() - {"sigmoid"}))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,18 @@ TEMPERATURE = functions_and_modules("nt_xent")
         (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got 0", {"temperature": 0}),
         (TEMPERATURE, ValueError, "expected temperature to be finite and > 0, got inf", {"temperature": math.inf}),
         (TEMPERATURE, ValueError, "expected temperature between 1e-6 and 1e6, got 1e-09", {"temperature": 1e-9}),
+        (BIAS, TypeError, "expected bias to be a number, got str", {"bias": "low"}),
+        (BIAS, ValueError, "expected bias to be finite, got -inf", {"bias": -math.inf}),
+        (BIAS, ValueError, "expected bias between -1e6 and 1e6, got 1e+07", {"bias": 1e7}),
+        (DIRECTIONS, TypeError, "expected direction_weights to be two numbers, got float", {"direction_weights": 1.0}),
+        (DIRECTIONS, TypeError, "expected direction_weights to be two numbers, got str", {"direction_weights": "xy"}),
+        (DIRECTIONS, ValueError, "expected direction_weights to be two numbers, got (1,)", {"direction_weights": (1,)}),
+        (DIRECTIONS, ValueError, "expected direction_weights of which one is above 0, got (0, 0)",
+         {"direction_weights": (0, 0)}),
+        (DIRECTIONS, TypeError, "expected direction_weights[1] to be a number, got NoneType",
+         {"direction_weights": [1, None]}),
+        (DIRECTIONS, ValueError, "expected direction_weights[0] to be finite and >= 0, got -1",
+         {"direction_weights": (-1, 1)}),
         (POLYNOMIAL, TypeError, "expected positive_coefficients to be a sequence of numbers, got float",
          {"positive_coefficients": 0.5}),
         (POLYNOMIAL, TypeError, "expected negative_coefficients to be a sequence of numbers, got str",
@@ -122,17 +136,21 @@ def test_settings_range_up_to_their_limits(losses: list[Any], name: str, least: 
 @each_loss
 def test_modules_refuse_ids_of_another_length(name: str) -> None:
     x = torch.ones(3, 2)
-    with pytest.raises(ValueError, match=re.escape("expected ids of shape [3], one for each pair, got [2]")):
+    with pytest.raises(ValueError, match=re.escape("expected ids of shape [3], one for each row, got [2]")):
         LOSSES[name]()(x, x, torch.arange(2))
 
 
 def test_temperature_tensors_are_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("expected temperature to be one number, got a tensor of shape [1]")):
-        nt_xent(S, temperature=torch.ones(1))
+    with pytest.raises(ValueError, match=re.escape("expected temperature to be one number, got a tensor of shape [2]")):
+        nt_xent(S, temperature=torch.ones(2))
     with pytest.raises(TypeError, match=re.escape("expected temperature to be of a floating dtype")):
         nt_xent(S, temperature=torch.tensor(1))
     with pytest.raises(TypeError, match=re.escape("got Tensor; to learn it: learn_temperature=True")):
         NTXent(temperature=torch.tensor(0.07))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=re.escape("got Tensor; to learn it: learn_bias=True")):
+        Sigmoid(bias=torch.tensor(-1.0))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected learn_bias to be True or False, got int"):
+        Sigmoid(learn_bias=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected learn_temperature to be True or False, got str"):
         NTXent(learn_temperature="no")  # type: ignore[arg-type]
     for start in (0.01, 1.0):
@@ -153,10 +171,7 @@ def test_temperature_tensors_are_refused() -> None:
          torch.ones(0, 3), torch.ones(0, 3)),
         (ValueError, "expected y of shape [B, D] with B >= 1 and D >= 1, got [3, 0]",
          torch.ones(3, 1), torch.ones(3, 0)),
-        (ValueError, "expected x and y of one shape [B, D], got [3, 2] and [4, 2]",
-         torch.ones(3, 2), torch.ones(4, 2)),
-        (ValueError, "expected x and y of one shape [B, D], got [3, 2] and [3, 5]",
-         torch.ones(3, 2), torch.ones(3, 5)),
+        (ValueError, "expected x and y of one D, got shapes [3, 2] and [3, 5]", torch.ones(3, 2), torch.ones(3, 5)),
         (ValueError, "expected x and y on one device, got cpu and meta",
          torch.ones(3, 2), torch.ones(3, 2, device="meta")),
     ],
@@ -164,6 +179,59 @@ def test_temperature_tensors_are_refused() -> None:
 def test_embeddings_are_refused(loss: Any, error: type[Exception], words: str, x: Any, y: Any) -> None:
     with pytest.raises(error, match=re.escape(words)):
         loss(x, y)
+
+
+X = torch.eye(3)
+
+
+@pytest.mark.parametrize("loss", [*(module() for module in LOSSES.values()), diagnose])
+def test_pairs_are_of_one_shape(loss: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape("expected x and y of one shape [B, D], got [3, 3] and [2, 3]")):
+        loss(X, X[:2])
+
+
+@pytest.mark.parametrize("loss", [module() for module in LOSSES.values()])
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize(
+    "error, words, negatives, ids, with_ids",
+    [
+        (TypeError, "expected negatives_{} to be a tensor, got list", [1.0], None, True),
+        (TypeError, "expected negatives_{} to be of a floating dtype", X.long(), None, True),
+        (TypeError, "expected negatives_{} to be a dense tensor", X.to_sparse(), None, True),
+        (ValueError, "expected negatives_{} of shape [any, 3], got [3]", X[0], None, True),
+        (ValueError, "expected negatives_{} of shape [any, 3], got [3, 2]", X[:, :2], None, True),
+        (ValueError, "expected negatives_{} on the device of the pairs, cpu, got meta", X.to("meta"), None, True),
+        (ValueError, "expected negative_ids_{0} with negatives_{0}, got it alone", None, torch.arange(3), True),
+        (ValueError, "expected ids with negative_ids_{0}, got negative_ids_{0} alone", X, torch.arange(3), False),
+        (ValueError, "expected negative_ids_{} of shape [2], one for each row, got [3]", X[:2], torch.arange(3), True),
+        (TypeError, "expected negative_ids_{} of an integer dtype", X, torch.ones(3), True),
+        (TypeError, "expected negative_ids_{} to be None or an integer tensor, got list", X, [0, 1, 2], True),
+    ],
+)  # fmt: skip
+def test_candidates_without_a_partner_are_refused(
+    loss: Any, side: str, error: type[Exception], words: str, negatives: Any, ids: Any, with_ids: bool
+) -> None:
+    given = {f"negatives_{side}": negatives, f"negative_ids_{side}": ids}
+    with pytest.raises(error, match=re.escape(words.format(side))):
+        loss(X, X, torch.arange(3) if with_ids else None, **given)
+
+
+def test_settings_of_a_call_are_refused() -> None:
+    with pytest.raises(TypeError, match="expected settings of a call of TripletMax: none; got temperature"):
+        TripletMax()(X, X, temperature=torch.tensor(0.1))
+    with pytest.raises(TypeError, match=r"expected settings of a call of NTXent: .*temperature.*; got .*bias"):
+        NTXent()(X, X, bias=torch.tensor(0.1))
+    for loss in (NTXent(), Sigmoid()):
+        with pytest.raises(
+            ValueError, match=re.escape("expected temperature to be one number, got a tensor of shape [2]")
+        ):
+            loss(X, X, temperature=torch.ones(2))
+        with pytest.raises(ValueError, match="expected temperature to be finite and > 0, got 0"):
+            loss(X, X, temperature=0)
+    with pytest.raises(TypeError, match="expected bias to be of a floating dtype"):
+        Sigmoid()(X, X, bias=torch.tensor(1))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tau'"):
+        NTXent(tau=1)
 
 
 @each_loss

@@ -8,14 +8,14 @@ import re
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from comparisons import Largest, each_loss, exact_pair, normal_pair
+from comparisons import Largest, each_loss, exact_pair, normal_batch, normal_pair, of_batch
 from processes import exit_codes, run
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.traffic import Traffic
 from crossmodal_losses import LOSSES, GatheredLoss, NTXent, PairLoss, RingLoss
+from crossmodal_losses.checks import Batch
 
 Wrapper = type[GatheredLoss] | type[RingLoss]
 WRAPPERS: list[Wrapper] = [GatheredLoss, RingLoss]
@@ -44,30 +45,52 @@ def part(sizes: list[int]) -> slice:
     return slice(start, start + sizes[dist.get_rank()])
 
 
+def uneven(total: int, draw: random.Random) -> list[int]:
+    """Share some rows among the ranks: to some perhaps none."""
+    cuts = sorted(draw.randint(0, total) for _ in range(dist.get_world_size() - 1))
+    return [end - start for start, end in pairwise([0, *cuts, total])]
+
+
+def local_part(value: Tensor | None, own: slice) -> Tensor | None:
+    """Return the rows of this rank; sometimes None where it has none."""
+    if value is None or (own.start == own.stop and dist.get_rank() % 2):
+        return None
+    return value[own].detach().clone().requires_grad_(value.requires_grad)
+
+
 def assert_equals_one_process(
-    wrapper: Wrapper, name: str, settings: dict[str, Any], x: Tensor, y: Tensor, ids: Tensor | None, sizes: list[int]
+    wrapper: Wrapper, name: str, settings: dict[str, Any], batch: Batch, sizes: list[list[int]]
 ) -> None:
-    W, own = dist.get_world_size(), part(sizes)
+    """Sizes are the numbers of pairs, of negatives_x and of negatives_y of every rank."""
+    W, reduction = dist.get_world_size(), settings["reduction"]
+    own = [part(of_ranks) for of_ranks in sizes]
+    own_of = [own[0], own[0], own[1], own[2], own[0], own[1], own[2]]
     whole = new_loss(name, **settings)
-    inputs = [x.clone().requires_grad_(), y.clone().requires_grad_(), *whole.parameters()]
-    value = whole(*inputs[:2], ids)
-    each = settings["reduction"] == "none"
+    leaves = [value for value in (*batch.embeddings, *whole.parameters()) if value is not None and value.requires_grad]
+    value = of_batch(whole, batch)
+    each = reduction == "none"
     upstream = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
-    expected = torch.autograd.grad(value, inputs, upstream)
+    expected = torch.autograd.grad(value, leaves, upstream, materialize_grads=True)
 
     loss = wrapper(new_loss(name, **settings))
-    held = [x[own].clone().requires_grad_(), y[own].clone().requires_grad_(), *loss.parameters()]
-    found = loss(*held[:2], None if ids is None else ids[own])
-    gradients = torch.autograd.grad(found, held, upstream[own] if each else upstream)
+    local = Batch(*(local_part(v, rows) for v, rows in zip(batch, own_of, strict=True)))  # type: ignore[arg-type]
+    found = of_batch(loss, local)
     message = f"{wrapper.__name__}, {name}, {settings}, {sizes}: {{}}"
     close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12, "msg": message.format}
-    torch.testing.assert_close(found, value[own] if each else value, **close)
+    torch.testing.assert_close(found, value[own[0]] if each else value, **close)
+    found.backward(upstream[own[0]] if each else upstream)
     # For "none" every rank returns the terms of its rows; otherwise all return one value, and DDP takes the mean of W.
-    copies = 1 if each else W
-    torch.testing.assert_close(gradients[0] / copies, expected[0][own], **close)
-    torch.testing.assert_close(gradients[1] / copies, expected[1][own], **close)
-    for of_parameter, of_whole in zip(gradients[2:], expected[2:], strict=True):
-        torch.testing.assert_close(of_parameter * W / copies, of_whole, **close)
+    copies, exact = 1 if each else W, iter(expected)
+    for v, of_whole, rows in zip(local.embeddings, batch.embeddings, own_of[:4], strict=True):
+        if of_whole is None or not of_whole.requires_grad:
+            continue
+        expected_rows = next(exact)[rows]
+        if v is not None:
+            gradient = torch.zeros_like(v) if v.grad is None else v.grad
+            torch.testing.assert_close(gradient / copies, expected_rows, **close)
+    for parameter, of_parameter in zip(loss.parameters(), exact, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad * W / copies, of_parameter, **close)
     if not each:
         everyones = [torch.empty_like(found) for _ in range(W)]
         dist.all_gather(everyones, found.detach())
@@ -75,18 +98,34 @@ def assert_equals_one_process(
 
 
 def every_loss() -> None:
-    """Every loss x gathered or ring x ids or none x reduction, on uneven rows and all kinds of tiles."""
+    """Every loss x gathered or ring x ids or none x reduction, on uneven rows and all kinds of tiles.
+
+    There are candidates without a partner on some ranks, on all, or on none; weights of the directions; and inputs that
+    need no gradient.
+    """
     W = dist.get_world_size()
     draw = random.Random(W)
-    generator = torch.Generator().manual_seed(W)
     kinds = product(WRAPPERS, [*LOSSES, LEARNED], ("mean", "sum", "none"), (False, True), (False, True))
     for wrapper, name, reduction, with_ids, exact in kinds:
         sizes = [draw.randint(1, 7) for _ in range(W)] if draw.random() < 0.7 else [draw.randint(1, 5)] * W
         B = sum(sizes)
-        x, y = map(Tensor.detach, exact_pair(draw.randrange(2**31), B) if exact else normal_pair(B, B, 4))
-        ids = torch.randint(B // 2 + 1, (B,), generator=generator) if with_ids else None
-        settings = {"reduction": reduction, "tile_size": draw.choice([1, 2, 3, 100, None])}
-        assert_equals_one_process(wrapper, name, settings, x, y, ids, sizes)
+        M, N = (draw.choice([0, 0, 1, 5, 9]) for _ in range(2))
+        seed, rows = draw.randrange(2**31), B + max(M, N)
+        x, y = map(Tensor.detach, exact_pair(seed, rows) if exact else normal_pair(seed, rows, 4))
+        generator = torch.Generator().manual_seed(seed)
+        ids = [torch.randint(B // 2 + 1, (count,), generator=generator) if with_ids else None for count in (B, M, N)]
+        parts = [x[:B], y[:B], x[B : B + M], y[B : B + N]]
+        wanted = (
+            [True] * 4 if draw.random() < 0.7 else draw.choice([[False, False, True, True], [True, False, False, True]])
+        )
+        if M == N == 0 and not any(wanted[:2]):
+            wanted = [True] * 4
+        parts = [value.clone().requires_grad_(want) for value, want in zip(parts, wanted, strict=True)]
+        settings: dict[str, Any] = {"reduction": reduction, "tile_size": draw.choice([1, 2, 3, 100, None])}
+        if name != "sigmoid":
+            settings["direction_weights"] = draw.choice([(1, 1), (1, 1), (1, 0), (0, 1), (0.5, 2)])
+        batch = Batch(*parts, *ids)
+        assert_equals_one_process(wrapper, name, settings, batch, [sizes, uneven(M, draw), uneven(N, draw)])
 
 
 @pytest.mark.parametrize("W", [1, 2, 3, 4])
@@ -134,6 +173,27 @@ def awkward_inputs() -> None:
         if rank == 1:
             poisoned[2, 0] = torch.nan
         assert loss(poisoned, y[own]).isnan()
+
+
+def temperature_of_the_caller() -> None:
+    """It receives its gradient, with candidates that only one rank has, and a NaN in one of them reaches all."""
+    rank, own = dist.get_rank(), part([3, 5])
+    batch = normal_batch(5, 8, 0, 4, 6)
+    for wrapper, name in product(WRAPPERS, ("nt_xent", "sup_con", "sigmoid")):
+        values: list[Tensor] = []
+        found: list[Tensor] = []
+        for loss in (LOSSES[name](), wrapper(LOSSES[name](tile_size=2))):
+            whole = isinstance(loss, PairLoss)
+            t = torch.tensor([0.2], dtype=torch.float64, requires_grad=True)
+            x, y = (e.detach() if whole else e.detach()[own] for e in batch[:2])
+            negatives = batch.negatives_y if whole or rank == 0 else None
+            values.append(loss(x, y, negatives_y=None if negatives is None else negatives.detach(), temperature=t))
+            found += torch.autograd.grad(values[-1], t)
+        torch.testing.assert_close(values[1], values[0])
+        torch.testing.assert_close(found[1], found[0])
+        poisoned = torch.full((2, 6), torch.nan, dtype=torch.float64) if rank else None
+        assert wrapper(LOSSES[name]())(x, y, negatives_x=poisoned).isnan()
+        assert wrapper(LOSSES[name]())(x, y, negatives_y=poisoned).isnan()
 
 
 class Encoders(nn.Module):
@@ -231,6 +291,23 @@ def refusals() -> None:
             ValueError, match=r"expected one loss on all ranks, got .*0.07.* on rank 0 and .*0.5.* on 1"
         ):
             wrapper(NTXent(temperature=[0.07, 0.5][rank]))(x, x)
+        for given, message in (
+            ({"negatives_y": x.double() if rank else x}, "rank 1: expected negatives_y of the dtype of y"),
+            (
+                {"negatives_x": x, "negative_ids_x": torch.arange(4) if rank else None},
+                "expected one ids of negatives_x",
+            ),
+            ({"negatives_x": x.clone().requires_grad_(rank == 0)}, "expected one wish for gradients of negatives_x"),
+            ({"negative_ids_y": torch.arange(4) if rank else None}, "rank 1: expected negative_ids_y with negatives_y"),
+            ({"negatives_y": x[:, : 4 - rank]}, r"rank 1: expected negatives_y of shape \[any, 4\]"),
+            ({"temperature": [0.1, 0.2][rank]}, "expected one loss on all ranks"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                wrapper(NTXent())(x, x, torch.arange(4), **given)
+        with pytest.raises(
+            TypeError, match=r"rank \d: expected settings of a call of TripletMax: none; got temperature"
+        ):
+            wrapper(LOSSES["triplet_max"]())(x, x, temperature=0.1)
         wrapper(NTXent())(x, x)
     with pytest.raises(
         ValueError, match=r"expected one loss on all ranks, got .*GatheredLoss.* on rank 0 and .*RingLoss"
@@ -240,7 +317,7 @@ def refusals() -> None:
 
 @pytest.mark.parametrize(
     ("W", "work"),
-    [(2, awkward_inputs), (2, with_ddp), (3, with_ddp), (3, subgroups), (2, refusals)],
+    [(2, awkward_inputs), (2, temperature_of_the_caller), (2, with_ddp), (3, with_ddp), (3, subgroups), (2, refusals)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_on_ranks(W: int, work: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ def test_the_import_needs_torch_alone() -> None:
     foreign = {name.split(".")[0] for name in added} - {"crossmodal_losses"} - set(sys.stdlib_module_names)
     assert not foreign
     assert "crossmodal_losses.losses.nt_xent" in added
-    assert len(added) < 30
+    assert len(added) < 40
 
 
 def test_public_names() -> None:

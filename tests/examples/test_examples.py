@@ -16,13 +16,17 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+ONE_PROCESS = ["with_queue.py", "with_hard_negatives.py"]
+
+
 def losses(example: str, processes: int) -> list[float]:
     """Return the losses that an example prints, one for each epoch."""
-    launch = [sys.executable, "-m", *LAUNCHERS[example], str(processes), str(HERE / example)]
+    launch = ["-m", *LAUNCHERS[example], str(processes)] if example in LAUNCHERS else []
+    launch = [sys.executable, *launch, str(HERE / example)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"{processes} processes" in done.stdout
+    assert example in ONE_PROCESS or f"{processes} processes" in done.stdout
     return [float(value) for value in re.findall(r"epoch \d: loss (\S+)", done.stdout)]
 
 
@@ -34,5 +38,12 @@ def test_two_processes_print_the_losses_of_one(example: str) -> None:
     assert together == pytest.approx(alone, rel=2e-4)
 
 
+@pytest.mark.parametrize("example", ONE_PROCESS)
+def test_an_example_of_one_process_learns(example: str) -> None:
+    found = losses(example, 1)
+    assert len(found) == 3
+    assert found[-1] < found[0]
+
+
 def test_every_example_is_run() -> None:
-    assert {path.name for path in HERE.glob("*.py")} == {*LAUNCHERS, "pairs.py", Path(__file__).name}
+    assert {path.name for path in HERE.glob("*.py")} == {*LAUNCHERS, *ONE_PROCESS, "pairs.py", Path(__file__).name}

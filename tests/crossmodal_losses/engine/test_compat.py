@@ -60,7 +60,7 @@ def test_batches_of_gradients_are_noticed() -> None:
 
 def test_a_cpu_does_not_multiply_bfloat16_into_float32() -> None:
     x = torch.ones(2, 2, dtype=torch.bfloat16)
-    assert not compat.multiplies_into_float32(x, x)
+    assert not compat.multiplies_into_float32((x, x, None, None))
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations

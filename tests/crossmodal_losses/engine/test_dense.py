@@ -7,6 +7,7 @@ import torch
 from comparisons import dense, each_loss, each_reduction, gradients, learning_loss, normal_pair
 
 from crossmodal_losses import LOSSES
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine.dense import FEWEST_TO_GATHER, dense_loss
 
 
@@ -22,7 +23,7 @@ def test_dense_equals_reference(name: str, reduction: Any, B: int) -> None:
         y = (y * scale).requires_grad_()
         x.requires_grad_()
         for ids in (None, torch.arange(B) // 2):
-            value, expected = dense_loss(x, y, ids, loss.objective, reduction), dense(loss, x, y, ids)
+            value, expected = dense_loss(Batch(x, y, ids=ids), loss.objective, loss.total), dense(loss, x, y, ids)
             torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
             for found, exact in zip(gradients(value, (x, y)), gradients(expected, (x, y)), strict=True):
                 torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-10 * (1e-3 + float(exact.abs().max())))

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from comparisons import dense_of_batch, gradients, leaves_of, normal_batch, of_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crossmodal_losses import LOSSES, NTXent, PairLoss, cosine_similarity
+from crossmodal_losses import LOSSES, NTXent, PairLoss, TripletMax
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine import tiles
 from crossmodal_losses.engine.aggregation import Aggregation, HardestNegative, HingeSum, LogSumExp
-from crossmodal_losses.engine.epilogue import Epilogue, Plain
-from crossmodal_losses.engine.operands import Operands, measure_norms
+from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain
+from crossmodal_losses.engine.objective import Directions, Total
+from crossmodal_losses.engine.operands import Operand, Statistics, measure_norms
+from crossmodal_losses.engine.problem import Problem as TiledProblem
 
 pytest.importorskip("triton")
 
@@ -81,36 +85,50 @@ PLACES = {
 }
 
 each_place = pytest.mark.parametrize("place", PLACES)
+each_direction = pytest.mark.parametrize(
+    "weights", [(1.0, 1.0), (0.5, 0.0), (0.0, 2.0)], ids=["both", "rows", "columns"]
+)
 with_and_without_ids = pytest.mark.parametrize("with_ids", [False, True], ids=["no ids", "ids"])
 
 
-class Batch:
-    """Random embeddings, a row of zeros on either side, some ids equal, or none given."""
+class Problem:
+    """Random embeddings, a row of zeros on either side, some ids equal, or none given; with as many further candidates.
 
-    def __init__(self, B: int, with_ids: bool = False) -> None:
+    S and its further candidates, of y or of x, are made from the rows of these.
+    """
+
+    def __init__(self, B: int, with_ids: bool = False, weights: tuple[float, float] = (1.0, 1.0)) -> None:
         generator = torch.Generator().manual_seed(B)
         x, y = torch.randn(2, B, 8, generator=generator)
         if B > 8:
             x[5], y[B - 2] = 0, 0
         ids = torch.randint(B // 3 + 1, (B,), generator=generator)
         self.ids = ids.to(DEVICE) if with_ids else None
-        self.operands = measure_norms(x.to(DEVICE), y.to(DEVICE), B)
+        self.directions = Directions.of(TripletMax().objective, Total("mean", weights))
+        self.operands = measure_norms(Batch(x.to(DEVICE), y.to(DEVICE), ids=self.ids), B)
         self.S = self.operands.x.dimensions() @ self.operands.y.dimensions().T
         self.upstream = torch.randn(2, B, generator=generator).to(DEVICE)
         groups = torch.arange(B) if self.ids is None else ids
         self.upstream *= (groups[:, None] != groups).any(1).to(DEVICE)  # as the engine does
+        self.upstream = self.upstream[: len(self.directions.weights)]
+
+    def operand(self, which: Operand) -> Operand:
+        """The rows with the ids as numbers, as the engine has them."""
+        ids = None if self.ids is None else self.ids.float()
+        return Operand(which.rows, Statistics(which.inv_norm, which.scale, ids), which.dtype, which.start)
 
     def epilogue(self, kind: type[Epilogue], aggregation: Aggregation, I: slice, J: slice) -> Epilogue:  # noqa: E741
-        inv_norm = self.operands.inv_norm
-        positive = self.S.diagonal() * inv_norm[0] * inv_norm[1]
-        epilogue = kind(inv_norm, self.ids, aggregation, positive, self.operands.dtype)
-        epilogue.take(self.S[I, J].clone(), I, J)
+        x, y = self.operand(self.operands.x), self.operand(self.operands.y)
+        positive = self.S.diagonal() * x.inv_norm * y.inv_norm
+        epilogue = kind(aggregation, self.directions, positive, self.operands.dtype)
+        place = Place(x, I, y, J, self.directions.of_pairs, I == J)
+        epilogue.take(self.S[I, J].clone(), place)
         return epilogue
 
     def state(self, aggregation: Aggregation) -> tuple[Tensor, ...]:
         everything = slice(0, len(self.S))
-        rows, columns = self.epilogue(Plain, aggregation, everything, everything).states()
-        return tuple(torch.stack(parts) for parts in zip(rows, columns, strict=True))
+        states = self.epilogue(Plain, aggregation, everything, everything).states()
+        return tuple(torch.stack(parts) for parts in zip(*states, strict=True))
 
 
 def assert_same_states(value: Epilogue, expected: Epilogue) -> None:
@@ -124,25 +142,28 @@ def assert_same_states(value: Epilogue, expected: Epilogue) -> None:
                 torch.testing.assert_close(part, expected_part, rtol=RTOL, atol=ATOL)
 
 
-def assert_close_in_scale(value: Tensor, expected: Tensor, rtol: float = RTOL) -> None:
-    torch.testing.assert_close(value, expected, rtol=rtol, atol=ATOL * (1e-3 + float(expected.abs().max())))
+def assert_close_in_scale(value: Tensor, expected: Tensor, rtol: float = RTOL, atol: float = ATOL) -> None:
+    scale = float(expected.abs().max()) if len(expected.flatten()) else 0.0
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=atol * (1e-3 + scale))
 
 
 @each_place
 @with_and_without_ids
+@each_direction
 @pytest.mark.parametrize("name", AGGREGATIONS)
-def test_states(name: str, with_ids: bool, place: str) -> None:
+def test_states(name: str, with_ids: bool, place: str, weights: tuple[float, float]) -> None:
     B, I, J = PLACES[place]  # noqa: E741
-    batch, aggregation = Batch(B, with_ids), AGGREGATIONS[name]
+    batch, aggregation = Problem(B, with_ids, weights), AGGREGATIONS[name]
     assert_same_states(batch.epilogue(Fused, aggregation, I, J), batch.epilogue(Plain, aggregation, I, J))
 
 
 @each_place
 @with_and_without_ids
+@each_direction
 @pytest.mark.parametrize("name", WITH_TILE_GRADIENTS)
-def test_gradients_of_a_tile(name: str, with_ids: bool, place: str) -> None:
+def test_gradients_of_a_tile(name: str, with_ids: bool, place: str, weights: tuple[float, float]) -> None:
     B, I, J = PLACES[place]  # noqa: E741
-    batch, aggregation = Batch(B, with_ids), AGGREGATIONS[name]
+    batch, aggregation = Problem(B, with_ids, weights), AGGREGATIONS[name]
     state = batch.state(aggregation)
     factors = aggregation.anchor_factors(state, batch.upstream).detach()
     if aggregation.one_pass:
@@ -173,8 +194,9 @@ def first_of_largest(S: Tensor) -> list[int]:
 def test_of_equal_similarities_the_lowest_index_wins(place: str, values: int) -> None:
     """Ties lie in one block or in several."""
     B, I, J = PLACES[place]  # noqa: E741
-    batch = Batch(B)
-    batch.operands.inv_norm.fill_(1)
+    batch = Problem(B)
+    batch.operands.x.inv_norm.fill_(1)
+    batch.operands.y.inv_norm.fill_(1)
     batch.S = torch.randint(values, (B, B), generator=torch.Generator().manual_seed(0)).to(DEVICE) / 4 - 0.5
     fused, plain = (batch.epilogue(kind, HardestNegative(), I, J) for kind in (Fused, Plain))
     assert_same_states(fused, plain)
@@ -187,7 +209,7 @@ def test_of_equal_similarities_the_lowest_index_wins(place: str, values: int) ->
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_without_negatives(name: str) -> None:
     """All ids equal: the numbers mean nothing, but they are those of plain torch, and the gradients are 0."""
-    batch, aggregation = Batch(70), AGGREGATIONS[name]
+    batch, aggregation = Problem(70), AGGREGATIONS[name]
     batch.ids = torch.zeros(70, dtype=torch.int64, device=DEVICE)
     I, J = slice(0, 40), slice(40, 70)  # noqa: E741
     fused = batch.epilogue(Fused, aggregation, I, J)
@@ -204,7 +226,7 @@ def test_without_negatives(name: str) -> None:
 def test_nan_stays_inside(name: str, place: str, entry: tuple[int, int]) -> None:
     """A NaN at an edge: an index is one of the tile, a sum is NaN, and others do not see it."""
     B, I, J = PLACES[place]  # noqa: E741
-    batch, aggregation = Batch(B), AGGREGATIONS[name]
+    batch, aggregation = Problem(B), AGGREGATIONS[name]
     batch.S[I, J][entry] = torch.nan
     of_rows, of_columns = batch.epilogue(Fused, aggregation, I, J).states()
     for states, there, candidates in ((of_rows, entry[0], J), (of_columns, entry[1], I)):
@@ -216,7 +238,7 @@ def test_nan_stays_inside(name: str, place: str, entry: tuple[int, int]) -> None
 
 def test_a_block_of_excluded_pairs_at_a_tiny_temperature() -> None:
     """-1e30 / t is -inf."""
-    batch, aggregation = Batch(65), LogSumExp(1e-9)  # the last block holds the last pair alone
+    batch, aggregation = Problem(65), LogSumExp(1e-9)  # the last block holds the last pair alone
     everything = slice(0, 65)
     with np.errstate(over="ignore", divide="ignore"):
         fused, plain = (batch.epilogue(kind, aggregation, everything, everything) for kind in (Fused, Plain))
@@ -225,7 +247,7 @@ def test_a_block_of_excluded_pairs_at_a_tiny_temperature() -> None:
 
 
 def test_factors_and_state_may_be_views() -> None:
-    batch, aggregation = Batch(50), AGGREGATIONS["t = 0.005"]
+    batch, aggregation = Problem(50), AGGREGATIONS["t = 0.005"]
     I, J = slice(0, 20), slice(20, 50)  # noqa: E741
     state = tuple(part.T.contiguous().T for part in batch.state(aggregation))
     factors = batch.upstream[:1].expand(2, -1)
@@ -243,7 +265,7 @@ class Waiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_waits_for_nothing(name: str) -> None:
-    batch, aggregation = Batch(40, True), AGGREGATIONS[name]
+    batch, aggregation = Problem(40, True), AGGREGATIONS[name]
     I, J = slice(0, 20), slice(20, 40)  # noqa: E741
     state = batch.state(aggregation)
     with Waiting():  # type: ignore[no-untyped-call]
@@ -262,14 +284,15 @@ def test_what_is_supported() -> None:
     assert all(supports(torch.float32, aggregation) for aggregation in AGGREGATIONS.values())
     assert not supports(torch.float64, HardestNegative())
     assert not supports(torch.float32, Another(0.2))
-    batch = Batch(3)
+    batch = Problem(3)
     one = slice(0, 1)
     with pytest.raises(NotImplementedError, match="expected a fold of many pairs"):
         batch.epilogue(Fused, HardestNegative(), one, one).grad_products((), batch.upstream)
 
 
 ENGINE: dict[str, PairLoss] = {
-    **{name: loss() for name, loss in LOSSES.items()},
+    **{name: loss() for name, loss in LOSSES.items() if supports(torch.float32, loss().objective.aggregation)},
+    "sup_con, without ids": LOSSES["sup_con"](),
     "nt_xent, t = 0.01": NTXent(temperature=0.01),
     "nt_xent, learned": NTXent(learn_temperature=True),
 }
@@ -281,47 +304,55 @@ ENGINE: dict[str, PairLoss] = {
 def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole engine, over tiles of several blocks, is the loss of all similarities."""
 
-    def fused(operands: Operands, ids: Tensor | None, aggregation: Aggregation, positive: Tensor) -> Fused:
-        return Fused(operands.inv_norm, ids, aggregation, positive, operands.dtype)
+    def fused(problem: TiledProblem, positive: Tensor) -> Fused:
+        return Fused(problem.objective.aggregation, problem.directions, positive, problem.operands.dtype)
 
+    if with_ids and name == "sup_con, without ids":
+        return
     monkeypatch.setattr(tiles, "epilogue_for", fused)
-    B = 100
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(B, 6, generator=generator)
-    y = x + torch.randn(B, 6, generator=generator)
-    x, y = x.to(DEVICE).requires_grad_(), y.to(DEVICE).requires_grad_()
-    ids = torch.randint(70, (B,), generator=generator).to(DEVICE) if with_ids else None
     loss = ENGINE[name].to(DEVICE)
-    inputs = (x, y, *loss.parameters())
-
-    dense = loss.of_similarities(cosine_similarity(x, y), ids=ids)
-    expected = torch.autograd.grad(dense, inputs)
     monkeypatch.setattr(loss, "tile_size", 48)
-    value = loss(x, y, ids)
-    torch.testing.assert_close(value, dense, rtol=RTOL, atol=ATOL)
-    for gradient, expected_gradient in zip(torch.autograd.grad(value, inputs), expected, strict=True):
-        assert_close_in_scale(gradient, expected_gradient, rtol=1e-4)
+    for M, N, weights in ((0, 0, (1.0, 1.0)), (0, 30, (1.0, 1.0)), (50, 20, (0.5, 2.0)), (10, 60, (1.0, 0.0))):
+        batch = normal_batch(1, 70, M, N, 6, torch.float32, with_ids=with_ids)
+        batch = Batch(*(None if v is None else v.detach().to(DEVICE).requires_grad_(v.requires_grad) for v in batch))  # type: ignore[arg-type]
+        monkeypatch.setattr(loss, "direction_weights", weights)
+        inputs = leaves_of(batch, *loss.parameters())
+        dense, value = dense_of_batch(loss, batch), of_batch(loss, batch)
+        torch.testing.assert_close(value, dense, rtol=RTOL, atol=ATOL)
+        for gradient, expected in zip(gradients(value, inputs), gradients(dense, inputs), strict=True):
+            assert_close_in_scale(gradient, expected, rtol=1e-4, atol=5 * ATOL)
+
+
+WITHOUT_IDS = {"ids_x": None, "ids_y": None}
+NUMBERS = (*epilogue_triton.NOT_SPECIALISED, "columns")
 
 
 def variants() -> Iterator[tuple[Any, dict[str, Any], dict[str, str]]]:
     """Every kernel as it is launched: its constants, and its arguments that are no numbers and no float32 tensors."""
     states, grad = epilogue_triton._states, epilogue_triton._grad
     for kind in ("hardest", "hinges", "exponentials", "logarithm"):
-        yield states, {"KIND": kind}, {"group": "*i64"}
+        yield states, {"KIND": kind, "EXCLUDE": "ids"}, {}
+        yield states, {"KIND": kind, "EXCLUDE": "diagonal", **WITHOUT_IDS, "of_columns": None}, {}
     for kind in ("hinges", "exponentials", "logarithm"):
-        yield grad, {"KIND": kind, "grad_parameters": None}, {"group": "*i64", "grad_products": "*bf16"}
-    yield grad, {"KIND": "logarithm"}, {}
+        of = {"KIND": kind, "grad_parameters": None, "ROWS": True}
+        yield grad, {**of, "EXCLUDE": "ids", "COLUMNS": True}, {"grad_products": "*bf16"}
+        yield grad, {**of, "EXCLUDE": "nothing", **WITHOUT_IDS, "COLUMNS": False}, {"grad_products": "*bf16"}
+    both = {"EXCLUDE": "diagonal", **WITHOUT_IDS, "ROWS": True, "COLUMNS": True}
+    yield grad, {"KIND": "logarithm", **both}, {}
     # An argument of 1 is a constant, too.
-    yield states, {"KIND": "hardest", "columns": 1}, {}
-    yield grad, {"KIND": "hinges", "grad_parameters": None, "columns": 1}, {}
+    yield states, {"KIND": "hardest", "EXCLUDE": "nothing", **WITHOUT_IDS, "of_rows": None, "columns": 1}, {}
+    yield grad, {"KIND": "hinges", "grad_parameters": None, "columns": 1, **both}, {}
 
 
 def compile_all() -> None:
     blocks = {"BLOCK_ROWS": epilogue_triton.BLOCK_ROWS, "BLOCK_COLUMNS": epilogue_triton.BLOCK_COLUMNS}
-    numbers = ("B", "first_row", "first_column", "rows", "columns")
     for kernel, constants, others in variants():
         constants = {**constants, **blocks}
-        types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(numbers, "i32") | others
+        types = (
+            dict.fromkeys(kernel.arg_names, "*fp32")
+            | dict.fromkeys((name for name in NUMBERS if name in kernel.arg_names), "i32")
+            | others
+        )
         types |= dict.fromkeys(constants, "constexpr")
         source = ASTSource(fn=kernel, signature=types, constexprs=constants)
         device = GPUTarget("cuda", 90, 32)

@@ -69,4 +69,4 @@ def test_an_objective_without_one_of_its_parts_is_not_made(name: str) -> None:
 
 def test_the_settings_of_a_loss_of_ones_own_are_named() -> None:
     with pytest.raises(TypeError, match="positional"):
-        SoftMargin("sum")  # type: ignore[call-arg]
+        SoftMargin("sum")  # type: ignore[call-arg, arg-type]

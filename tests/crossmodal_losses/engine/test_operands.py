@@ -7,9 +7,13 @@ import torch
 from comparisons import normal_pair
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from crossmodal_losses import TripletMax
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine import tiles
-from crossmodal_losses.engine.aggregation import HardestNegative
+from crossmodal_losses.engine.communication import SingleProcess
+from crossmodal_losses.engine.objective import Total
 from crossmodal_losses.engine.operands import accumulate, blocks, measure_norms, multiply
+from crossmodal_losses.engine.problem import Problem
 from crossmodal_losses.similarity import normalise
 
 
@@ -21,11 +25,14 @@ def test_blocks_times_inverse_norms_are_unit_rows(dtype: torch.dtype, scale: flo
     x, y = (e.detach() for e in normal_pair(0, 7, 5))
     x, y = (scale * x).to(dtype), y.to(dtype)
     x[3] = 0
-    operands = measure_norms(x, y, 3)
-    for k, (operand, rows) in enumerate(((operands.x, x), (operands.y, y))):
-        inv_norm = operands.inv_norm[k, :, None]
-        unit = torch.cat([operand.block(block).clone() for block in blocks(slice(0, 7), 3)]) * inv_norm
-        torch.testing.assert_close(unit, normalise(rows.to(unit.dtype)))
+    operands = measure_norms(Batch(x, y, x[2:6], y[:0]), 3)
+    assert [operand and operand.start for operand in operands.parts] == [0, 0, 7, 7]
+    for operand, rows in zip(operands.parts, (x, y, x[2:6], y[:0]), strict=True):
+        assert operand is not None
+        inv_norm = operand.inv_norm[:, None]
+        found = [operand.block(block).clone() for block in blocks(operand.whole, 3)]
+        unit = torch.cat([inv_norm.new_empty(0, 5), *found]) * inv_norm
+        torch.testing.assert_close(unit, normalise(rows.to(unit.dtype)) if len(rows) else unit)
         torch.testing.assert_close(operand.dimensions() * inv_norm, unit)
 
 
@@ -36,14 +43,15 @@ def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "addmm", lambda *args, out_dtype, out: asked.append(out_dtype))
     with FakeTensorMode():
         x = torch.empty(8, 4, device="cuda", dtype=torch.bfloat16)
-        operands = measure_norms(x, x, 4)
+        operands = measure_norms(Batch(x, x), 4)
         assert operands.x.block(slice(0, 4)).dtype == torch.bfloat16
         S = torch.empty(8, 8, device="cuda")
         multiply(x, x.T, out=S)
         accumulate(S, x, x.T)
         assert asked == [torch.float32]
         positive = torch.empty(8, device="cuda")
-        epilogue = tiles.epilogue_for(operands, None, HardestNegative(), positive)
+        problem = Problem(operands, TripletMax().objective, Total(), 4, SingleProcess())
+        epilogue = tiles.epilogue_for(problem, positive)
         assert type(epilogue).__name__ == "Fused"
-        in_double = tiles.epilogue_for(operands, None, HardestNegative(), positive.double())
+        in_double = tiles.epilogue_for(problem, positive.double())
         assert type(in_double).__name__ == "Plain"

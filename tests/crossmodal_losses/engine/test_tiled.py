@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import assert_same_loss, each_loss, each_reduction, gradients, learning_loss, normal_pair
+from comparisons import assert_same_loss, each_loss, each_reduction, gradients, learning_loss, normal_batch, normal_pair
 from torch import Tensor
 
 from crossmodal_losses import LOSSES, NTXent, PairLoss
+from crossmodal_losses.checks import Batch
 
 each_tile_size = pytest.mark.parametrize("tile_size", [4, None])
 
@@ -108,14 +109,15 @@ def test_compiles_without_graph_breaks(name: str, reduction: Any) -> None:
 
 @each_loss
 def test_the_compiler_sees_a_correct_operator(name: str) -> None:
-    x, y = normal_pair(16, 9, 4)
-    objective = LOSSES[name]().objective
-    for ids in (None, torch.arange(9) // 2):
-        arguments = (x, y, ids, None, objective.name(), objective.numbers(), "mean", 4, [True, True])
+    objective, ids = LOSSES[name]().objective, torch.arange(9) // 2
+    settings = objective.name(), objective.numbers(), "mean", [1.0, 1.0], 4
+    pairs, wide = normal_batch(16, 9, 0, 0, 4)[:2], normal_batch(16, 9, 5, 3, 4)[:4]
+    for batch in (Batch(*pairs), Batch(*pairs, ids=ids), Batch(*wide, ids, negative_ids_x=ids[:5])):
+        arguments = (*batch, None, *settings, [value is not None for value in (*batch.embeddings, None)])
         # Not its test of all outputs' gradients at once: those of the gradients are second derivatives, and refused.
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         torch.library.opcheck(torch.ops.crossmodal_losses.tiled.default, arguments, test_utils=checks)
-        has_one_derivative(torch.ops.crossmodal_losses.tiled(*arguments)[0], x)
+        has_one_derivative(torch.ops.crossmodal_losses.tiled(*arguments)[0], batch.x)
 
 
 LEARNING = NTXent(learn_temperature=True, tile_size=4)

@@ -4,17 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import Largest, dense, each_loss, each_reduction, gradients, normal_pair
+from comparisons import Largest, dense, each_loss, each_reduction, gradients, normal_batch, normal_pair, of_batch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmodal_losses import LOSSES
-from crossmodal_losses.checks import REDUCTIONS
+from crossmodal_losses.checks import REDUCTIONS, Batch
 from crossmodal_losses.engine import dispatch, tiles
 from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
+from crossmodal_losses.engine.objective import Total
 from crossmodal_losses.engine.operands import measure_norms
-from crossmodal_losses.engine.tiles import Problem
+from crossmodal_losses.engine.problem import Problem
 
 
 @each_loss
@@ -39,7 +40,8 @@ def test_memory_is_that_of_a_tile_a_gradient_or_a_few_statistics(name: str, redu
     assert dense_one.entries >= B * B
 
 
-PRODUCTS = {"triplet_sum": 3, "triplet_max": 1, "triplet_weighted": 1, "triplet_weighted_mined": 1, "nt_xent": 4}
+PRODUCTS = {"triplet_sum": 3, "triplet_max": 1, "triplet_weighted": 1, "triplet_weighted_mined": 1}
+PRODUCTS |= {"nt_xent": 4, "sup_con": 4, "sigmoid": 3}
 
 
 def count_products(call: Any, B: int, D: int) -> float:
@@ -64,6 +66,44 @@ def test_costs_as_few_products_as_promised(name: str) -> None:
     each_anchor = LOSSES[name](tile_size=16, reduction="none")
     again = 4 if PRODUCTS[name] > 1 else 1
     assert count_products(lambda: each_anchor(x, y).sum().backward(), B, D) == again
+
+
+@each_loss
+@pytest.mark.parametrize("M, N", [(0, 30), (45, 0), (20, 70)])
+def test_candidates_without_a_partner_cost_their_rectangles(name: str, M: int, N: int) -> None:
+    """B x (B + N) + M x B; less where a direction has weight 0, and where the candidates need no gradient."""
+    B, D = 50, 16
+    x, _, negatives_x, negatives_y, *_ = normal_batch(12, B, M, N, D)
+    y = (-x).detach().requires_grad_()  # every negative is violating
+    ids = torch.arange(B), torch.arange(B, B + M), torch.arange(B + M, B + M + N)
+    batch = Batch(x, y, negatives_x, negatives_y, *(ids if name == "sup_con" else ()))
+    margin: dict[str, Any] = {"margin": 3.0} if name == "triplet_sum" else {}
+    loss, rectangles = LOSSES[name](tile_size=16, **margin), (B * (B + N) + M * B) / B**2
+    assert count_products(lambda: of_batch(loss, batch).backward(), B, D) == pytest.approx(PRODUCTS[name] * rectangles)
+    with torch.no_grad():
+        assert count_products(lambda: of_batch(loss, batch), B, D) == pytest.approx(rectangles)
+    detached: list[Any] = [None if part is None else part.detach() for part in (negatives_x, negatives_y)]
+    queue = Batch(*[x, y, *detached, *batch.all_ids])
+    saved = (rectangles - 1) * (PRODUCTS[name] > 1)
+    found = count_products(lambda: of_batch(loss, queue).backward(), B, D)
+    assert found == pytest.approx(PRODUCTS[name] * rectangles - saved)
+    if name == "sigmoid":
+        return
+    for weights, left in (((1, 0), 1 + N / B), ((0, 1), 1 + M / B)):
+        one_direction = LOSSES[name](tile_size=16, direction_weights=weights, **margin)
+        found = count_products(lambda loss=one_direction: of_batch(loss, batch).backward(), B, D)
+        assert found == pytest.approx(PRODUCTS[name] * left), weights
+
+
+@each_loss
+@each_reduction
+def test_memory_beside_candidates_without_a_partner(name: str, reduction: Any) -> None:
+    B, D, t = 100, 6, 16
+    for with_ids in (False, True):
+        batch = normal_batch(11, B, 150, 700, D, torch.float32, with_ids=with_ids)
+        with Largest() as seen:
+            of_batch(LOSSES[name](reduction=reduction, tile_size=t), batch).sum().backward()
+        assert 0 < seen.entries <= max(t * t, 700 * D)
 
 
 @each_loss
@@ -96,16 +136,17 @@ def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pyt
         x, y = (torch.empty(50, 8, device="cuda", dtype=dtype) for _ in range(2))
         with pytest.raises(DataDependentOutputException):
             float(x.sum())
-        objective = LOSSES[name]().objective
+        objective, needs_grad = LOSSES[name]().objective, (True, True, True, True, False)
         for ids in (None, torch.empty(50, device="cuda", dtype=torch.int64)):
             for reduction in REDUCTIONS:
-                problem = Problem(measure_norms(x, y, 16), ids, objective, reduction, 16, SingleProcess())
-                loss, saved, _ = tiles.forward(problem, (True, True))
-                gx, gy, _ = tiles.backward(saved, torch.empty_like(loss), (True, True, False))
-                assert gx is not None
-                assert gy is not None
-                assert gx.device.type == gy.device.type == "cuda"
-                assert gx.dtype == gy.dtype == dtype
+                batch = Batch(x, y, x[:20], y[:30], ids, None if ids is None else ids[:20])
+                problem = Problem(measure_norms(batch, 16), objective, Total(reduction), 16, SingleProcess())
+                loss, saved, _ = tiles.forward(problem, needs_grad)
+                *found, of_parameter = tiles.backward(saved, torch.empty_like(loss), needs_grad)
+                assert of_parameter is None
+                for gradient in found:
+                    assert gradient is not None
+                    assert (gradient.device.type, gradient.dtype) == ("cuda", dtype)
 
 
 @each_loss

@@ -5,49 +5,69 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import assert_same_loss, dense, each_loss, exact_pair, normal_pair
+from comparisons import (
+    assert_same_loss,
+    dense,
+    dense_of_batch,
+    each_loss,
+    exact_pair,
+    leaves_of,
+    normal_pair,
+    of_batch,
+    oracle_of_batch,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import oracle
-from strategies import ids_for, losses, reductions, settings_of
+from strategies import batches, losses, reductions, settings_of
 from torch import Tensor
 
-from crossmodal_losses import LOSSES, NTXent, cosine_similarity
+from crossmodal_losses import LOSSES, NTXent
+from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine import operands, tiles
 
 
-@st.composite
-def tiled_sizes(draw: st.DrawFn) -> tuple[int, int]:
-    """A tile size t, and a batch size around its edges."""
-    t = draw(st.integers(1, 5))
-    return t, draw(st.sampled_from([1, 2, max(1, t - 1), t, t + 1, 2 * t, 2 * t + 1, 3 * t + 1]))
-
-
-@given(data=st.data(), name=losses, reduction=reductions, sizes=tiled_sizes())
-def test_tiles_equal_the_loop(data: st.DataObject, name: str, reduction: Any, sizes: tuple[int, int]) -> None:
+@given(data=st.data(), name=losses, reduction=reductions, t=st.integers(1, 4))
+def test_every_engine_equals_the_loop(data: st.DataObject, name: str, reduction: Any, t: int) -> None:
     """With ties, duplicates, zero rows and hinges at exactly 0: similarities are multiples of 1/4 in any order."""
-    t, B = sizes
-    x, y = (e.requires_grad_() for e in exact_pair(data.draw(st.integers(0, 2**31)), B))
-    ids = data.draw(ids_for(B))
-    settings = data.draw(settings_of(name))
-    loss = LOSSES[name](reduction=reduction, tile_size=t, **settings)
-    expected = oracle(name, cosine_similarity(x, y), ids, reduction, **settings)
+    batch, settings = data.draw(batches(t, exact_pair)), data.draw(settings_of(name))
+    expected, leaves = oracle_of_batch(name, batch, reduction, **settings), leaves_of(batch)
     close, close_gradients = {"rtol": 1e-10, "atol": 1e-10}, {"rtol": 1e-9, "atol": 1e-10}
-    assert_same_loss(loss(x, y, ids), expected, (x, y), close, close_gradients)
+    for tile_size in (t, None):
+        loss = LOSSES[name](reduction=reduction, tile_size=tile_size, **settings)
+        assert_same_loss(of_batch(loss, batch), expected, leaves, close, close_gradients, again=True)
+    assert_same_loss(dense_of_batch(loss, batch), expected, leaves, close, close_gradients)
 
 
-@given(
-    data=st.data(), name=losses, reduction=reductions, sizes=tiled_sizes(), D=st.integers(1, 9), seed=st.integers(0, 99)
-)
-def test_tiles_equal_dense(
-    data: st.DataObject, name: str, reduction: Any, sizes: tuple[int, int], D: int, seed: int
-) -> None:
-    t, B = sizes
-    x, y = normal_pair(seed, B, D)
-    ids = data.draw(ids_for(B))
-    loss = LOSSES[name](reduction=reduction, tile_size=t, **data.draw(settings_of(name)))
+@given(data=st.data(), name=losses, reduction=reductions, t=st.integers(1, 5), D=st.integers(1, 9))
+def test_tiles_and_dense_equal_the_reference(data: st.DataObject, name: str, reduction: Any, t: int, D: int) -> None:
+    batch, settings = data.draw(batches(t, lambda seed, B: normal_pair(seed, B, D))), data.draw(settings_of(name))
     close, close_gradients = {"rtol": 1e-10, "atol": 1e-10}, {"rtol": 1e-8, "atol": 1e-9}
-    assert_same_loss(loss(x, y, ids), dense(loss, x, y, ids), (x, y), close, close_gradients)
+    for tile_size in (t, 100):
+        loss = LOSSES[name](reduction=reduction, tile_size=tile_size, **settings)
+        assert_same_loss(of_batch(loss, batch), dense_of_batch(loss, batch), leaves_of(batch), close, close_gradients)
+
+
+@each_loss
+@pytest.mark.parametrize("tile_size", [2, None])
+@pytest.mark.parametrize("B", [1, 5])
+@pytest.mark.parametrize("others", [None, [7, 7, 7], [7, 7, 8], "unknown"])
+def test_anchors_without_a_negative_but_perhaps_with_others(
+    name: str, tile_size: int | None, B: int, others: Any
+) -> None:
+    """All pairs have the id 7; the other candidates of x have these ids, none, or there are none."""
+    x, y = (rows.detach() for rows in normal_pair(1, B + 3, 4))
+    negative_ids = torch.tensor(others) if isinstance(others, list) else None
+    pairs = x[:B].clone().requires_grad_(), y[:B].clone().requires_grad_()
+    batch = Batch(
+        *pairs, None, None if others is None else y[B:].requires_grad_(), torch.full((B,), 7), None, negative_ids
+    )
+    loss, leaves = LOSSES[name](tile_size=tile_size), leaves_of(batch)
+    expected, value = oracle_of_batch(name, batch, "mean"), of_batch(loss, batch)
+    assert_same_loss(value, expected, leaves, {}, {"rtol": 1e-9, "atol": 1e-10})
+    if B == 1 and others is None:
+        alone = LOSSES[name](tile_size=tile_size, reduction="none")(*pairs)
+        assert alone.tolist() == [0]
+    torch.testing.assert_close(dense_of_batch(loss, batch), expected)
 
 
 @each_loss
@@ -183,7 +203,7 @@ def test_bfloat16_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert a.dtype == b.dtype == torch.bfloat16
         torch.mm(a.float(), b.float(), out=out)
 
-    monkeypatch.setattr(operands, "multiplies_into_float32", lambda x, y: True)
+    monkeypatch.setattr(operands, "multiplies_into_float32", lambda rows: True)
     monkeypatch.setattr(tiles, "multiply", multiply)
     monkeypatch.setattr(tiles, "accumulate", accumulate)
     for scale in (1.0, 2.0**-100, 2.0**100):

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from comparisons import assert_same_loss, dense, each_loss, gradients, learning_loss, normal_pair
+from comparisons import (
+    assert_same_loss,
+    dense,
+    each_loss,
+    gradients,
+    learning_loss,
+    leaves_of,
+    normal_batch,
+    normal_pair,
+    of_batch,
+)
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles import oracle
@@ -17,6 +27,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import crossmodal_losses
 from crossmodal_losses import LOSSES, GatheredLoss, RingLoss, TripletSum, cosine_similarity, diagnose, nt_xent
+from crossmodal_losses.checks import Batch
 
 # torch's own forward mode still uses it
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -222,6 +233,78 @@ def test_every_subset_of_wanted_gradients(name: str, wanted: tuple[bool, ...], f
             torch.testing.assert_close(value.grad, 2 * gradient)  # the upstream gradient of one number is 0.5
         else:
             assert value.grad is None
+
+
+@each_loss
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=4))[1:])
+@pytest.mark.parametrize("tile_size", [None, 4])
+def test_gradients_reach_candidates_without_a_partner_where_they_are_wanted(
+    name: str, wanted: tuple[bool, ...], tile_size: int | None
+) -> None:
+    batch, loss = normal_batch(0, 9, 5, 7, 4, with_ids=True), learning_loss(name, tile_size=tile_size)
+    embeddings = leaves_of(batch)
+    expected = gradients(of_batch(loss, batch), embeddings)
+    parts: list[Any] = [value.detach().requires_grad_(want) for value, want in zip(embeddings, wanted, strict=True)]
+    of_batch(loss, Batch(*[*parts, *batch.all_ids])).backward(torch.tensor(0.5))
+    for value, gradient, want in zip(parts, expected, wanted, strict=True):
+        if want:
+            torch.testing.assert_close(value.grad, gradient)
+        else:
+            assert value.grad is None
+
+
+@each_loss
+def test_candidates_without_a_partner_under_torch_func(name: str) -> None:
+    batch, loss = Batch(*(v.detach() for v in normal_batch(3, 4, 2, 3, 4, with_ids=True))), LOSSES[name]()  # type: ignore[union-attr]
+
+    def of(negatives: Tensor) -> Tensor:
+        return of_batch(loss, batch._replace(negatives_y=negatives))
+
+    assert batch.negatives_y is not None
+    given, tangent = batch.negatives_y, batch.negatives_y.flip(0).clone()
+    leaf = given.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(of(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(of)(given), gradient)
+    torch.testing.assert_close(torch.func.vmap(of)(given[None])[0], of(given))
+    torch.testing.assert_close(torch.func.jvp(of, (given,), (tangent,))[1], (gradient * tangent).sum())
+    _, twice = torch.autograd.functional.vhp(of, given, tangent)
+    torch.testing.assert_close(torch.einsum("ijkl,kl->ij", torch.func.hessian(of)(given), tangent), twice)
+
+
+@pytest.mark.parametrize("name, tile_size", [("triplet_max", 3), ("sup_con", 3), ("sigmoid", 3), ("nt_xent", None)])
+@pytest.mark.filterwarnings("default")
+def test_compiles_at_most_twice_over_all_numbers_of_candidates(name: str, tile_size: int | None) -> None:
+    torch._dynamo.reset()
+    compilations, loss = CompileCounterWithBackend("aot_eager"), learning_loss(name, tile_size=tile_size)
+    compiled = torch.compile(loss, fullgraph=True, backend=compilations)
+    for B, M, N in ((12, 8, 10), (7, 5, 9), (20, 31, 6)):
+        batch = normal_batch(B, B, M, N, 4, with_ids=True)
+        leaves = leaves_of(batch, *loss.parameters())
+        assert_same_loss(of_batch(compiled, batch), of_batch(loss, batch), leaves, {}, {})
+    assert compilations.frame_count <= 2
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_sup_con_without_ids_is_nt_xent_to_the_bit(tile_size: int | None) -> None:
+    batch = normal_batch(0, 9, 5, 7, 4, torch.float32)
+    one, other = (of_batch(LOSSES[name](tile_size=tile_size), batch) for name in ("sup_con", "nt_xent"))
+    assert torch.equal(one, other)
+    assert all(map(torch.equal, gradients(one, leaves_of(batch)), gradients(other, leaves_of(batch))))
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "sup_con", "sigmoid"])
+@pytest.mark.parametrize("tile_size", [None, 3])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_temperature_of_the_caller_receives_its_gradient(name: str, tile_size: int | None, shape: Any) -> None:
+    x, y = normal_pair(0, 7, 4)
+    given = {"temperature": torch.full(shape, 0.2, dtype=torch.float64, requires_grad=True)}
+    if name == "sigmoid":
+        given["bias"] = torch.full(shape, -3.0, dtype=torch.float64, requires_grad=True)
+    value = LOSSES[name](tile_size=tile_size)(x, y, torch.arange(7) // 2, **given)
+    S = cosine_similarity(x, y)
+    settings: dict[str, Any] = {key: value.reshape(()) for key, value in given.items()}
+    expected = oracle(name, S, torch.arange(7) // 2, "mean", **settings)
+    assert_same_loss(value, expected, (x, y, *given.values()), {}, {})
 
 
 @each_loss

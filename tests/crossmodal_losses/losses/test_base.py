@@ -26,7 +26,7 @@ def test_settings_are_attributes_and_may_change() -> None:
     loss = TripletMax(margin=0.3)
     loss.margin = 0.4
     assert loss.objective == TripletMaxObjective(0.4)
-    assert repr(loss) == "TripletMax(margin=0.4, reduction='mean', tile_size=None)"
+    assert repr(loss) == "TripletMax(margin=0.4, direction_weights=(1.0, 1.0), reduction='mean', tile_size=None)"
     loss.margin = -1
     with pytest.raises(ValueError, match="expected margin to be finite and >= 0, got -1"):
         _ = loss.objective
@@ -34,11 +34,11 @@ def test_settings_are_attributes_and_may_change() -> None:
 
 def test_the_text_of_a_module() -> None:
     assert repr(TripletWeighted(positive_coefficients=[1, 2], reduction="sum")) == (
-        "TripletWeighted(positive_coefficients=(1.0, 2.0), negative_coefficients=(0.03, -0.4, 0.9), reduction='sum', "
-        "tile_size=None)"
+        "TripletWeighted(positive_coefficients=(1.0, 2.0), negative_coefficients=(0.03, -0.4, 0.9), "
+        "direction_weights=(1.0, 1.0), reduction='sum', tile_size=None)"
     )
     assert repr(NTXent(learn_temperature=True, tile_size=8)) == (
-        "NTXent(temperature=0.07, learn_temperature=True, reduction='mean', tile_size=8)"
+        "NTXent(temperature=0.07, learn_temperature=True, direction_weights=(1.0, 1.0), reduction='mean', tile_size=8)"
     )
 
 

@@ -1,5 +1,6 @@
 """Every loss equals its loop, in value and in gradient, as a function of S; and what is worked by hand."""
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from strategies import embeddings, ids_for, losses, reductions, settings_of, sim
 from torch import Tensor
 
 import crossmodal_losses
-from crossmodal_losses import LOSSES, cosine_similarity, triplet_weighted, triplet_weighted_mined
+from crossmodal_losses import LOSSES, cosine_similarity, sup_con, triplet_weighted, triplet_weighted_mined
 
 
 def test_every_loss_has_an_oracle_a_function_and_a_module() -> None:
@@ -52,15 +53,30 @@ BY_HAND = {
     "triplet_weighted_mined": ((0.032 + 0.286) + (0.2 + 0.286)) / 2,
     # log(1+e^-.1) + log(1+e^-.6) + log(1+e^-.2) + log(1+e^.3)
     "nt_xent": (0.6443966600735709 + 0.4374879504858856 + 0.5981388693815918 + 0.8543552444685271) / 2,
+    "sup_con": (0.6443966600735709 + 0.4374879504858856 + 0.5981388693815918 + 0.8543552444685271) / 2,
+    # log(1+e^-.9) + log(1+e^.8) + log(1+e^.3) + log(1+e^-.5)
+    "sigmoid": (0.3411538747320878 + 1.1711006659477776 + 0.8543552444685271 + 0.4740769841801067) / 2,
 }
+# The settings of these, where they are not the default ones.
+SETTINGS_BY_HAND = {"temperature": 1.0, "bias": 0.0}
 
 
 @pytest.mark.parametrize("name", sorted(BY_HAND))
 def test_worked_by_hand(name: str) -> None:
     S = torch.tensor([[0.9, 0.8], [0.3, 0.5]], dtype=torch.float64)
-    settings = {"temperature": 1.0} if name == "nt_xent" else {}
-    value = getattr(crossmodal_losses, name)(S, **settings)
+    function = getattr(crossmodal_losses, name)
+    settings = {key: SETTINGS_BY_HAND[key] for key in signature(function).parameters.keys() & SETTINGS_BY_HAND}
+    value = function(S, **settings)
     assert float(value) == pytest.approx(BY_HAND[name], abs=1e-12)
+
+
+def test_several_positives_worked_by_hand() -> None:
+    """Both pairs have one id. Row 1: log(e^.9 + e^.8) - (.9 + .8) / 2; every log of a sum is that of nt_xent plus s."""
+    S = torch.tensor([[0.9, 0.8], [0.3, 0.5]], dtype=torch.float64)
+    logs = 0.6443966600735709 + 0.4374879504858856 + 0.5981388693815918 + 0.8543552444685271 + 2 * (0.9 + 0.5)
+    expected = (logs - (0.9 + 0.8 + 0.3 + 0.5)) / 2  # every entry of S is a positive of its row and of its column
+    value = sup_con(S, temperature=1.0, ids=torch.tensor([4, 4]))
+    assert float(value) == pytest.approx(expected, abs=1e-12)
 
 
 # S, then the loss of every anchor and the gradient of their sum, at a margin of 0.5.

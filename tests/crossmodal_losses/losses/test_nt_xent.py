@@ -59,3 +59,10 @@ def test_gradient_of_a_temperature_tensor() -> None:
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda s, t: nt_xent(s, temperature=t), (S, temperature))
     assert gradgradcheck(lambda s, t: nt_xent(s, temperature=t), (S, temperature))
+
+
+def test_a_parameter_of_version_0_1_loads() -> None:
+    """It was without dimensions."""
+    loss = NTXent(learn_temperature=True)
+    loss.load_state_dict({"exponent_logit": torch.tensor(0.5)})
+    assert loss.exponent_logit.tolist() == [0.5]
