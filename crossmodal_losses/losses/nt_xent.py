@@ -67,6 +67,7 @@ def nt_xent(
         The sum of both directions, not their mean: twice what CLIP implementations compute. If all similarities are
         equal the loss is 2 log B.
 
+    >>> import torch
     >>> nt_xent(torch.eye(2), temperature=1.0)
     tensor(0.6265)
     """
@@ -81,6 +82,7 @@ class NTXent(LossWithTemperature):
     Settings are those of :class:`~crossmodal_losses.losses.temperature.LossWithTemperature`: ``temperature``, which a
     call may replace, ``learn_temperature``, and those of every :class:`PairLoss`.
 
+    >>> import torch
     >>> NTXent(temperature=1.0)(torch.eye(2), torch.eye(2))
     tensor(0.6265)
     >>> scale = torch.tensor([2.0], requires_grad=True)  # of a model
