@@ -432,3 +432,30 @@ def distributed_data_parallel() -> None:
 
 def test_distributed_data_parallel_reduces_each_bucket_once() -> None:
     run(2, distributed_data_parallel)
+
+
+@each_loss
+@pytest.mark.parametrize("with_x", [True, False])
+def test_candidates_without_a_partner_are_encoded_too(name: str, with_x: bool) -> None:
+    (a, b), (more_a, more_b), ids = batch(7), batch(5), torch.arange(7) // 2
+    other_ids = {"negative_ids_y": torch.tensor([0, 9, 3, 3, 8])}
+    expected, found = encoders(), encoders()
+    loss = learning_loss(name)
+    negatives_x = expected[0](more_a) if with_x else None
+    kept = loss(
+        expected[0](a), expected[1](b), ids, negatives_x=negatives_x, negatives_y=expected[1](more_b), **other_ids
+    )
+    kept.backward()
+    cache = GradientCache(loss, micro_batch_size=2)
+    inputs = {"negatives_x": more_a if with_x else None, "negatives_y": more_b}
+    value = cache(*found, a, b, ids, **inputs, **other_ids)
+    value.backward()
+    torch.testing.assert_close(value, kept, **CLOSE)
+    assert_same(found, expected)
+
+
+def test_a_queue_that_is_embedded_already() -> None:
+    (a, b), queue = batch(7), torch.randn(4, D, dtype=torch.float64)
+    f, g = encoders()
+    cache = GradientCache(lambda x, y: NTXent()(x, y, negatives_y=queue), micro_batch_size=3)
+    torch.testing.assert_close(cache(f, g, a, b), NTXent()(f(a), g(b), negatives_y=queue), **CLOSE)

@@ -311,3 +311,21 @@ def test_one_name_for_both_encoders_or_one_for_each() -> None:
 def test_outputs_that_are_refused(embedding: Any, output: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=re.escape(words).replace(r"\$", "$")):
         gradients_of(lambda layer, batch: output(layer(batch)), items(), embedding=(embedding, None))
+
+
+class Encoding(UserDict[str, Any]):
+    """As a tokenizer returns it, with its record of the whole batch."""
+
+    _encodings: Any = ("record",)
+
+
+def test_a_micro_batch_has_no_record_of_the_whole_batch() -> None:
+    inputs = Encoding(a=items())
+
+    def checked(batch: Any) -> Tensor:
+        assert batch._encodings is None
+        tokens: Tensor = batch["a"]
+        return tokens
+
+    assert_is_read_as(inputs, checked)
+    assert inputs._encodings == ("record",)
