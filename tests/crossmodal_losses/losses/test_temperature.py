@@ -96,5 +96,5 @@ def test_a_learned_temperature_of_every_loss(name: str) -> None:
 def test_a_state_without_a_learned_temperature() -> None:
     loss = NTXent()
     assert loss.load_state_dict({}).missing_keys == []
-    with pytest.raises(RuntimeError, match="Missing key.*exponent_logit"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*exponent_logit"):
         NTXent(learn_temperature=True).load_state_dict({})
