@@ -153,7 +153,8 @@ class DistributedLoss(nn.Module):
             if dist.get_world_size(group) > 1:
                 return self._of_ranks(group, tensors, settings)
         names = "negatives_x", "negatives_y", "negative_ids_x", "negative_ids_y"
-        return self.loss(x, y, ids, **dict(zip(names, tensors[3:], strict=True)), **settings)
+        given = {name: value for name, value in zip(names, tensors[3:], strict=True) if value is not None}
+        return self.loss(x, y, ids, **given, **settings)
 
     @not_compiled  # the compiler cannot follow what depends on the other processes
     def _of_ranks(self, group: dist.ProcessGroup, tensors: tuple[Any, ...], settings: dict[str, Any]) -> Tensor:
