@@ -349,6 +349,16 @@ def costs() -> None:
         assert (W - 1) / W <= blocks <= (2 if backward else 1), (wrapper, name, blocks)
         assert others <= 20, (wrapper, name, others)
 
+    more = x[own].flip(0)
+    for wrapper in WRAPPERS:
+        loss, sent_by = wrapper(NTXent(tile_size=t)), {}
+        for wanted in (False, True):
+            negatives = more.clone().requires_grad_(wanted)
+            _, sent = cost(lambda a, b, loss=loss, more=negatives: loss(a, b, negatives_y=more), own, True)  # type: ignore[misc]
+            sent_by[wanted] = sent.bytes
+        # Sums of gradients that nobody wants are not sent: of B x D, what leaves a process.
+        assert sent_by[True] - sent_by[False] == pytest.approx((W - 1) / W * 8 * B * D, rel=0.5), wrapper
+
 
 @pytest.mark.parametrize("W", [2, 4])
 def test_the_work_is_divided_and_embeddings_are_sent_twice(W: int) -> None:
