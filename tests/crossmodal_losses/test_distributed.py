@@ -351,10 +351,10 @@ def costs() -> None:
 
     more = x[own].flip(0)
     for wrapper in WRAPPERS:
-        loss, sent_by = wrapper(NTXent(tile_size=t)), {}
+        wrapped, sent_by = wrapper(NTXent(tile_size=t)), {}
         for wanted in (False, True):
             negatives = more.clone().requires_grad_(wanted)
-            _, sent = cost(lambda a, b, loss=loss, more=negatives: loss(a, b, negatives_y=more), own, True)  # type: ignore[misc]
+            _, sent = cost(lambda a, b, loss=wrapped, more=negatives: loss(a, b, negatives_y=more), own, True)  # type: ignore[misc]
             sent_by[wanted] = sent.bytes
         # Sums of gradients that nobody wants are not sent: of B x D, what leaves a process.
         assert sent_by[True] - sent_by[False] == pytest.approx((W - 1) / W * 8 * B * D, rel=0.5), wrapper
