@@ -45,8 +45,11 @@ def is_batched(value: Tensor | None) -> bool:
 
 
 def can_look(values: Tensor) -> bool:
-    """Return whether numbers can be read without waiting: on a CPU, and not in FakeTensorMode, where there are none."""
-    return values.device.type == "cpu" and type(values) is Tensor
+    """Return whether numbers can be read without waiting: on a CPU, and not where there are none.
+
+    There are none in FakeTensorMode, and while torch compiles.
+    """
+    return values.device.type == "cpu" and type(values) is Tensor and not torch.compiler.is_compiling()
 
 
 def multiplies_into_float32(rows: Sequence[Tensor | None]) -> bool:
