@@ -173,10 +173,12 @@ def awkward_inputs() -> None:
         if rank == 1:
             poisoned[2, 0] = torch.nan
         assert loss(poisoned, y[own]).isnan()
+        for side in ("negatives_x", "negatives_y"):
+            assert loss(x[own], y[own], **{side: poisoned.flip(0)[: 2 * rank + 1]}).isnan(), (wrapper, name, side)
 
 
 def temperature_of_the_caller() -> None:
-    """It receives its gradient, with candidates that only one rank has, and a NaN in one of them reaches all."""
+    """It receives its gradient, with candidates that only one rank has."""
     rank, own = dist.get_rank(), part([3, 5])
     batch = normal_batch(5, 8, 0, 4, 6)
     for wrapper, name in product(WRAPPERS, ("nt_xent", "sup_con", "sigmoid")):
@@ -191,9 +193,6 @@ def temperature_of_the_caller() -> None:
             found += torch.autograd.grad(values[-1], t)
         torch.testing.assert_close(values[1], values[0])
         torch.testing.assert_close(found[1], found[0])
-        poisoned = torch.full((2, 6), torch.nan, dtype=torch.float64) if rank else None
-        assert wrapper(LOSSES[name]())(x, y, negatives_x=poisoned).isnan()
-        assert wrapper(LOSSES[name]())(x, y, negatives_y=poisoned).isnan()
 
 
 class Encoders(nn.Module):
@@ -349,12 +348,17 @@ def costs() -> None:
         assert (W - 1) / W <= blocks <= (2 if backward else 1), (wrapper, name, blocks)
         assert others <= 20, (wrapper, name, others)
 
-    more = x[own].flip(0)
     for wrapper in WRAPPERS:
-        wrapped, sent_by = wrapper(NTXent(tile_size=t)), {}
+        sent_by = {}
         for wanted in (False, True):
-            negatives = more.clone().requires_grad_(wanted)
-            _, sent = cost(lambda a, b, loss=wrapped, more=negatives: loss(a, b, negatives_y=more), own, True)  # type: ignore[misc]
+
+            def with_negatives(loss: nn.Module, rows: slice, wanted: bool = wanted) -> tuple[float, Traffic]:
+                more = x[rows].flip(0).requires_grad_(wanted)
+                return cost(lambda a, b: loss(a, b, negatives_y=more), rows, True)
+
+            whole, _ = with_negatives(NTXent(tile_size=t), slice(0, B))
+            share, sent = with_negatives(wrapper(NTXent(tile_size=t)), own)
+            assert share == whole / W, (wrapper, wanted)
             sent_by[wanted] = sent.bytes
         # Sums of gradients that nobody wants are not sent: of B x D, what leaves a process.
         assert sent_by[True] - sent_by[False] == pytest.approx((W - 1) / W * 8 * B * D, rel=0.5), wrapper
@@ -366,15 +370,17 @@ def test_the_work_is_divided_and_embeddings_are_sent_twice(W: int) -> None:
 
 
 def memory_of_a_rank() -> None:
+    """No tensor is larger than the columns and their candidates without a partner: all of them, or one rank's."""
     W = dist.get_world_size()
     rows, D = 20, 150
     x, y = (e.detach() for e in normal_pair(4, rows * W, D))
     own = part([rows] * W)
     for wrapper, name in product(WRAPPERS, LOSSES):
         a, b = x[own].clone().requires_grad_(), y[own].clone().requires_grad_()
+        negatives = a.detach().flip(0).requires_grad_(), b.detach().flip(0).requires_grad_()
         with Largest() as seen:
-            wrapper(LOSSES[name](tile_size=8))(a, b).backward()
-        assert seen.entries == rows * D * (W if wrapper is GatheredLoss else 1), (wrapper, name)
+            wrapper(LOSSES[name](tile_size=8))(a, b, negatives_x=negatives[0], negatives_y=negatives[1]).backward()
+        assert seen.entries == 2 * rows * D * (W if wrapper is GatheredLoss else 1), (wrapper, name, seen.entries)
 
 
 @pytest.mark.parametrize("W", [2, 4])

@@ -1,4 +1,4 @@
-"""A thousand wrong calls of every kind of public function: each is refused in words, or is right."""
+"""Over a thousand wrong calls of every kind of public function: each is refused in words, or is right."""
 
 import math
 import random
@@ -43,58 +43,56 @@ NUMBERS: list[Any] = [
     np.bool_(True), np.float16(math.inf), np.longdouble(0.2), np.array(0.2), np.array([0.2, 0.3]),
 ]  # fmt: skip
 OTHERS: list[Any] = [None, "mean", "0.2", b"x", "", [], (), {}, [0.1, 0.2], [1, None], (math.nan,), [10**400], [[1]],
-                     np.ones((4, 3)), object(), Tensor, NTXent, range(3), {0.1}, iter([1])]  # fmt: skip
+                     (0, 0), (0.0, 1e7), [1, 2, 3], np.ones((4, 3)), object(), Tensor, NTXent, range(3), {0.1},
+                     iter([1])]  # fmt: skip
 
+WEIGHTS = "direction_weights"
 SETTINGS: dict[str, list[str]] = {
-    "triplet_sum": ["margin"],
-    "triplet_max": ["margin"],
-    "triplet_weighted": ["positive_coefficients", "negative_coefficients"],
-    "triplet_weighted_mined": ["margin", "positive_coefficients", "negative_coefficients"],
-    "nt_xent": ["temperature"],
-    "sup_con": ["temperature"],
+    "triplet_sum": ["margin", WEIGHTS],
+    "triplet_max": ["margin", WEIGHTS],
+    "triplet_weighted": ["positive_coefficients", "negative_coefficients", WEIGHTS],
+    "triplet_weighted_mined": ["margin", "positive_coefficients", "negative_coefficients", WEIGHTS],
+    "nt_xent": ["temperature", WEIGHTS],
+    "sup_con": ["temperature", WEIGHTS],
     "sigmoid": ["temperature", "bias"],
 }
+NEGATIVES = ["negatives_x", "negatives_y", "negative_ids_x", "negative_ids_y"]
 
 
 def call(kind: str, name: str, wrong: dict[str, Any]) -> Any:
     """Make a call that is right but for the arguments given."""
     settings = {key: wrong[key] for key in (*SETTINGS[name], "reduction") if key in wrong}
     x, y, ids = wrong.get("x", X), wrong.get("y", X.flip(0)), wrong.get("ids")
+    negatives = {key: wrong[key] for key in NEGATIVES if key in wrong}
     if kind == "function":
         return getattr(crossmodal_losses, name)(wrong.get("S", S), ids=ids, **settings)
     if kind == "cosine_similarity":
         return cosine_similarity(x, y)
     if kind == "diagnose":
-        return diagnose(x, y, ids, **({"margin": wrong["margin"]} if "margin" in wrong else {})).positive
+        margin = {"margin": wrong["margin"]} if "margin" in wrong else {}
+        return diagnose(x, y, ids, **negatives, **margin).positive
     if "learn_temperature" in wrong and name == "nt_xent":
         settings["learn_temperature"] = wrong["learn_temperature"]
     loss: Any = LOSSES[name](tile_size=wrong.get("tile_size", 2 if kind == "tiles" else None), **settings)
+    at_call = {key.removesuffix(" at the call"): value for key, value in wrong.items() if key.endswith(" at the call")}
     if kind == "gathered":
-        return GatheredLoss(loss)(x, y, ids)
+        loss = GatheredLoss(loss)
     if kind == "ring":
-        return RingLoss(wrong.get("loss", loss))(x, y, ids)
+        loss = RingLoss(wrong.get("loss", loss))
     if kind == "cache":
         cache = GradientCache(wrong.get("loss", loss), micro_batch_size=wrong.get("micro_batch_size", 3))
-        return cache(wrong.get("encode_x", nn.Identity()), nn.Identity(), x, y, ids)
-    return loss(x, y, ids)
+        return cache(wrong.get("encode_x", nn.Identity()), nn.Identity(), x, y, ids, **negatives, **at_call)
+    return loss(x, y, ids, **negatives, **at_call)
 
 
 KINDS = ["function", "module", "tiles", "gathered", "ring", "cache", "cosine_similarity", "diagnose"]
 ARGUMENTS = [
-    "x",
-    "y",
-    "ids",
-    "S",
-    "reduction",
-    "tile_size",
-    "micro_batch_size",
-    "loss",
-    "learn_temperature",
-    "encode_x",
-]
+    "x", "y", "ids", "S", "reduction", "tile_size", "micro_batch_size", "loss", "learn_temperature", "encode_x",
+    "temperature at the call", "bias at the call", *NEGATIVES,
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.filterwarnings("ignore:.*(nested|Sparse|sparse|quantiz)")
 def test_wrong_calls_are_refused_in_words(seed: int) -> None:
     draw, values = random.Random(seed), [*wrong_tensors(), *NUMBERS, *OTHERS]

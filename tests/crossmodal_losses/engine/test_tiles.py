@@ -146,6 +146,12 @@ def test_nan_and_inf_give_nan(name: str, value_in: float, tile_size: int | None)
         value = LOSSES[name](tile_size=tile_size)(x, y, ids)
         assert value.isnan()
         assert all(gradient.isnan().all() for gradient in torch.autograd.grad(value, (x, y)))
+        for side in ("negatives_x", "negatives_y"):
+            x, y = normal_pair(5, 7, 4)
+            more = torch.eye(4)[:, [0, 2, 1, 3]].index_fill(0, torch.tensor([2]), value_in).requires_grad_()
+            value = LOSSES[name](tile_size=tile_size)(x, y, ids, **{side: more})
+            assert value.isnan()
+            assert all(gradient.isnan().all() for gradient in torch.autograd.grad(value, (x, y, more)))
     lonely = torch.full((1, 2), value_in)
     assert LOSSES[name](tile_size=tile_size)(lonely, lonely).isnan()
 

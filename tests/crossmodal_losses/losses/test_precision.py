@@ -45,6 +45,24 @@ def test_error_against_float64_is_that_of_float32(name: str, dtype: torch.dtype,
 
 
 @each_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tile_size", [5, None])
+def test_candidates_without_a_partner_in_half_precision(name: str, dtype: torch.dtype, tile_size: int | None) -> None:
+    """A queue is often kept in half precision, with pairs in the same or in float32."""
+    x, y = pairs(3, 30, 40)
+    for of_pairs in (dtype, torch.float32):
+        parts = [x[:12].to(of_pairs), y[:12].to(of_pairs), x[12:25].to(dtype), y[12:].to(dtype)]
+        exact = [part.double().requires_grad_() for part in parts]
+        held = [part.requires_grad_() for part in parts]
+        loss = LOSSES[name](tile_size=tile_size)
+        value, expected = (loss(a, b, negatives_x=c, negatives_y=d) for a, b, c, d in (held, exact))
+        torch.testing.assert_close(value.double(), expected, rtol=2e-5, atol=2e-6)
+        for found, of_exact in zip(torch.autograd.grad(value, held), torch.autograd.grad(expected, exact), strict=True):
+            scale = float(of_exact.abs().max()) + 1e-3
+            torch.testing.assert_close(found.double(), of_exact, rtol=torch.finfo(found.dtype).eps, atol=2e-4 * scale)
+
+
+@each_loss
 @each_dtype
 def test_function_of_half_similarities(name: str, dtype: torch.dtype) -> None:
     S = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
