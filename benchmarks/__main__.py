@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import losses, memory, ranks, roofline, tile_size
+from benchmarks import losses, memory, negatives, ranks, roofline, tile_size
 from benchmarks.results import RESULTS
 from benchmarks.training import fine_tuning, frozen_runs, reading
 
@@ -16,6 +16,7 @@ SUITE: list[tuple[click.Command, str]] = [
     (roofline.main, "-b 2048 --dimension 64 --seconds 0 --rounds 2"),
     (tile_size.main, "-b 512 -t 128 -t 256 --dimension 64 --seconds 0 --rounds 2"),
     (memory.main, "-b 1024 --dimension 64 --loss nt_xent"),
+    (negatives.main, "-b 16 -q 8 --queue 64 --dimension 16 --no-compile --memory-from 32 --seconds 0 --rounds 2"),
     (ranks.main, "-w 1 -w 2 -b 512 --rows 128 --dimension 64 --tile-size 128 --rounds 2 --loss nt_xent"),
     (reading.main, "--seconds 0 --rounds 2"),
     (frozen_runs.main, "--divisor 20 --seconds 0 --rounds 2"),
@@ -29,7 +30,7 @@ def main(quick: bool) -> None:
     """Measure everything and write benchmarks/results; half an hour on two cores.
 
     What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
-    benchmarks.losses --help, and likewise roofline, tile_size, memory, ranks, training.reading,
+    benchmarks.losses --help, and likewise roofline, tile_size, memory, negatives, ranks, training.reading,
     training.frozen_runs and training.fine_tuning.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
