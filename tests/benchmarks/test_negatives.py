@@ -15,6 +15,7 @@ from benchmarks import negatives
 from benchmarks.__main__ import SUITE
 from benchmarks.batch import OURS, Conditions
 from benchmarks.negatives import CASES, COMPILED, HARD, Step, check, embeddings, extra_memory, main
+from benchmarks.results import RESULTS
 
 TINY = Conditions(("nt_xent",), 6, torch.float64)
 B, N = 40, 280  # 32 rows of the cached loss, and 8
@@ -59,11 +60,23 @@ def test_what_computes_something_else_is_not_measured() -> None:
         check({OURS: right, "wrong": wrong}, *given)
 
 
-def test_the_table_has_what_is_installed(tmp_path: Path) -> None:
+def test_the_table_has_what_is_installed_and_the_columns_of_the_committed_one(tmp_path: Path) -> None:
     arguments = dict(SUITE)[main]
     result = CliRunner().invoke(main, [*arguments.split(), "--device", "cpu", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    with (tmp_path / "negatives.csv").open() as file:
-        found = [(row["case"], row["implementation"]) for row in csv.DictReader(file)]
+    with (tmp_path / "negatives.csv").open() as new, (RESULTS / "negatives.csv").open() as old:
+        rows, committed = csv.DictReader(new), csv.DictReader(old)
+        assert rows.fieldnames == committed.fieldnames
+        found = [(row["case"], row["implementation"]) for row in rows]
     expected = [(case, name) for case in CASES for name in CASES[case] if name != COMPILED]
     assert found == [(case, name) for case, name in expected if find_spec(CASES[case][name].needs)]
+
+
+def test_the_packages_are_slower_and_take_more_memory_as_the_page_says() -> None:
+    with (RESULTS / "negatives.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    memory = {(row["case"], row["B"]): row["extra MiB"] for row in rows if row["implementation"] == OURS}
+    packages = [row for row in rows if CASES[row["case"]][row["implementation"]].needs != "torch"]
+    assert {row["case"] for row in packages} == {*CASES}
+    assert all(float(row["times ours"]) > 1 for row in packages)
+    assert all(float(row["extra MiB"]) > float(memory[row["case"], row["B"]]) for row in packages if row["extra MiB"])
