@@ -246,3 +246,7 @@ def test_modules_refuse_settings_when_made(name: str) -> None:
             module(tile_size=wrong)
     with pytest.raises(TypeError, match="positional"):
         module(0.2)
+
+
+def test_the_copy_for_compiled_programs_describes_its_result() -> None:
+    torch.library.opcheck(torch.ops.crossmodal_losses.copy.default, (torch.arange(3),))

@@ -38,11 +38,14 @@ def test_equals_loops(data: st.DataObject, pair: tuple[Tensor, Tensor], margin: 
     B = data.draw(st.integers(1, rows))
     all_ids = data.draw(ids_for(rows))
     few_ids = None if all_ids is None else all_ids[:B]
-    with_x, with_y = data.draw(st.booleans()), data.draw(st.booleans())
+    with_x, with_y, of_no_id = data.draw(st.booleans()), data.draw(st.booleans()), data.draw(st.booleans())
+    if all_ids is not None and of_no_id:  # numbers that no pair has, and which diagnose does not get
+        all_ids = torch.cat([all_ids[:B].long(), 1000 + torch.arange(rows - B)])
     given: dict[str, Any] = {}
     for side, has, values in (("x", with_x, pair[0]), ("y", with_y, pair[1])):
         if has:
-            given |= {f"negatives_{side}": values[B:], f"negative_ids_{side}": None if all_ids is None else all_ids[B:]}
+            more_ids = None if all_ids is None or of_no_id else all_ids[B:]
+            given |= {f"negatives_{side}": values[B:], f"negative_ids_{side}": more_ids}
     t = data.draw(st.sampled_from([1, 2, 3, None]))
     diagnosis = in_tiles_of(t, pair[0][:B], pair[1][:B], few_ids, margin=margin, **given)
 

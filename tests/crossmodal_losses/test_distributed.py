@@ -414,8 +414,12 @@ def test_a_killed_rank_ends_the_job(wrapper: Wrapper, tmp_path: Path) -> None:
 def test_without_a_process_group_it_is_the_plain_loss(name: str, wrapper: Wrapper) -> None:
     assert not dist.is_initialized()
     x, y = normal_pair(1, 6, 4)
-    loss = LOSSES[name]()
+    loss, (more, ids) = LOSSES[name](), (y.flip(0)[:2], torch.tensor([0, 5]))
     assert torch.equal(wrapper(loss)(x, y), loss(x, y))
+    for given in ({"negatives_x": more}, {"negatives_y": more, "negative_ids_y": ids}):
+        expected = loss(x, y, torch.arange(6), **given)
+        assert torch.equal(wrapper(loss)(x, y, torch.arange(6), **given), expected)
+        assert not torch.equal(loss(x, y), expected)
 
 
 @each_wrapper
