@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from typing_extensions import TypedDict
 
-from crossmodal_losses import LOSSES
+from crossmodal_losses import LOSSES, PairLoss
 from reference_model import InputError, reason_of
 from reference_model.data.audio import LONGEST, SAMPLE_RATE, SHORTEST
 from reference_model.paper import DECAY_FACTOR
@@ -39,7 +39,7 @@ class Config:
     spec_augment: bool  # erase stripes of the spectrogram, after bn0, while the audio encoder is in train mode
     dropout: float  # of BERT and of the residual blocks, in train mode
     clip_norm: float  # the gradient is scaled down to this norm; 0: it is not
-    nt_xent_factor: float  # 1: equation 7; 0.5: the mean of its two directions
+    direction_weights: tuple[float, float]  # of the anchors audio, and of the anchors text; (1, 1): equations 2 to 7
     weighted_rule: WeightedRule  # the loss that triplet_weighted is: equation 6, or triplet_weighted_mined
     mask_same_clip: bool  # captions of one clip are no negatives of each other; without effect in nt_xent
     select_on: SelectOn  # the best epoch has the highest sum of R@1, R@5 and R@10 on the validation set
@@ -56,7 +56,14 @@ class Config:
     workers: int  # processes that read audio
 
     def __post_init__(self) -> None:
-        """Refuse settings with which no run is possible."""
+        """Refuse settings with which no run is possible.
+
+        Direction weights may be given as a list, as JSON has them, or by the names of losses: others have (1, 1).
+        """
+        weights = self.direction_weights
+        if isinstance(weights, dict):
+            weights = weights.get(str(self.loss), (1.0, 1.0))
+        object.__setattr__(self, "direction_weights", tuple(weights) if isinstance(weights, list) else weights)
         for field in dataclasses.fields(self):
             if get_origin(field.type) is Literal and getattr(self, field.name) not in get_args(field.type):
                 listed = ", ".join(get_args(field.type))
@@ -67,7 +74,7 @@ class Config:
         for name in ("audio_checkpoint", "bert"):
             if getattr(self, name) is None and self.model == "full":
                 raise InputError(f"expected {name} for the full model, got none; only the tiny one can begin anew")
-        for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every", "nt_xent_factor"):
+        for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
@@ -86,6 +93,10 @@ class Config:
             raise InputError(f"expected clip_seconds <= {LONGEST}, all that is ever decoded, got {self.clip_seconds}")
         if self.batch_size < 2:
             raise InputError(f"expected batch_size >= 2, because negatives come from the batch, got {self.batch_size}")
+        try:
+            self.new_loss()
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     def _check_types(self) -> None:
         """Refuse values of other types, texts that cannot be part of a path, and numbers that are too large."""
@@ -98,9 +109,20 @@ class Config:
             if isinstance(value, int | float) and not abs(value) <= largest:
                 raise InputError(f"expected {name} to be a number of at most {largest:g}, got {reprlib.repr(value)}")
 
+    def new_loss(self) -> PairLoss:
+        """Return the loss of the run."""
+        mined = self.loss == "triplet_weighted" and self.weighted_rule == "mined"
+        loss = LOSSES["triplet_weighted_mined" if mined else self.loss]
+        if not loss.objective_type.pairs_once:
+            return loss(direction_weights=self.direction_weights)
+        if self.direction_weights != (1, 1):
+            expected = f"expected direction_weights (1, 1) with {self.loss}, which counts every pair once"
+            raise InputError(f"{expected}, got {self.direction_weights}")
+        return loss()
+
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name, as config.json holds them."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"direction_weights": list(self.direction_weights)}
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the result, by name."""
@@ -128,14 +150,19 @@ def _form() -> Any:
 
 
 def in_current_form(stored: Any) -> Any:
-    """Convert stored settings from their older form, in which ``protocol`` is nested and the decay factor a setting.
+    """Convert stored settings from their older forms.
 
+    There ``protocol`` is nested and the decay factor a setting, or ``nt_xent_factor`` in place of direction weights.
     Everything else, such as a decay factor other than the paper's, stays as it is: the caller refuses it.
     """
-    if not isinstance(stored, dict) or not isinstance(stored.get("protocol"), dict):
+    if not isinstance(stored, dict):
         return stored
-    settings = {**stored, **stored["protocol"]}
-    del settings["protocol"]
-    if settings.get("decay_factor") == DECAY_FACTOR:
-        del settings["decay_factor"]
+    settings = dict(stored)
+    if isinstance(stored.get("protocol"), dict):
+        settings |= settings.pop("protocol")
+        if settings.get("decay_factor") == DECAY_FACTOR:
+            del settings["decay_factor"]
+    if "nt_xent_factor" in settings and "direction_weights" not in settings:  # a factor of NT-Xent alone
+        factor = settings.pop("nt_xent_factor")
+        settings["direction_weights"] = [1.0, 1.0] if factor == 1 else {"nt_xent": [factor, factor]}
     return settings

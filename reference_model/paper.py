@@ -43,7 +43,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "spec_augment": False,  # not mentioned
         "dropout": 0.1,  # not mentioned: that of the published encoders
         "clip_norm": 0.0,  # not mentioned
-        "nt_xent_factor": 1.0,  # equation 7
+        "direction_weights": [1.0, 1.0],  # equations 2 to 7
         "weighted_rule": "equation-6",
         "mask_same_clip": False,  # section 2.3: every j != i is a negative
         "select_on": "both-directions",  # section 3.2: the highest sum of recalls
@@ -53,7 +53,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "spec_augment": True,
         "dropout": 0.2,
         "clip_norm": 2.0,
-        "nt_xent_factor": 0.5,
+        "direction_weights": {"nt_xent": [0.5, 0.5]},  # of the others [1.0, 1.0]
         "weighted_rule": "mined",
         "mask_same_clip": True,
         "select_on": "text-to-audio",

@@ -1,7 +1,6 @@
 """Grids of runs for tests: of real settings, and of made-up results whose tables can be written by hand."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from reference_model.runtime.files import write_json
 
 def settings(config: Config) -> dict[str, Any]:
     """Return the settings that all runs of a grid share, from the configuration of one of them."""
-    return {name: value for name, value in asdict(config).items() if name not in (*ROW_SETTINGS, "seed")}
+    return {name: value for name, value in config.as_dict().items() if name not in (*ROW_SETTINGS, "seed")}
 
 
 def small_grid(rows: dict[str, list[Experiment]], seeds: Sequence[int]) -> Grid:

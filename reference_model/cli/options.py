@@ -31,7 +31,7 @@ _PROTOCOL_OPTIONS: dict[str, tuple[Any, str]] = {
     "spec_augment": (bool, "Erase stripes of the spectrograms, where the audio encoder is in train mode."),
     "dropout": (float, "Dropout of BERT and of the residual blocks, in train mode."),
     "clip_norm": (float, "Scale larger gradients down to this norm; 0: none."),
-    "nt_xent_factor": (float, "1: equation 7. 0.5: the mean of its two directions."),
+    "direction_weights": ((float, float), "Of the loss with audio, and with text, as anchors; 0.5 0.5 is their mean."),
     "weighted_rule": (click.Choice(get_args(WeightedRule)), "The loss that triplet_weighted is."),
     "mask_same_clip": (bool, "Captions of one clip are no negatives of each other, except in nt_xent."),
     "select_on": (click.Choice(get_args(SelectOn)), "The best epoch has the highest sum of these recalls."),
@@ -47,6 +47,10 @@ def _protocol_option(name: str) -> Callable[[Command], Command]:
 
 def _in_words(value: Any) -> str:
     """Format a value as it is typed on the command line."""
+    if isinstance(value, dict):
+        return ", ".join([*(f"{_in_words(pair)} with {loss}" for loss, pair in value.items()), "1 1 with others"])
+    if isinstance(value, list):
+        return " ".join(map(_in_words, value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
 
 
@@ -98,4 +102,6 @@ def run_settings(options: Mapping[str, Any], row: Mapping[str, Any] | None = Non
     defaults = {**PROTOCOLS[settings.pop("protocol_name")], **(row or {})}
     if settings["model"] == "full":
         defaults |= {"audio_checkpoint": "ResNet38_mAP=0.434.pth", "bert": "bert-base-uncased"}
+    if settings["direction_weights"] is not None:
+        settings["direction_weights"] = list(settings["direction_weights"])  # as grid.json has them
     return {name: defaults.get(name) if value is None else value for name, value in settings.items()}

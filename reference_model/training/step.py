@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from crossmodal_losses import LOSSES, GatheredLoss, GradientCache
+from crossmodal_losses import GatheredLoss, GradientCache
 from reference_model.config import Config
 
 
@@ -18,13 +18,10 @@ class Step:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer = Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.embed, self._update = accelerator.prepare(module, self.optimizer)
-        nt_xent = config.loss == "nt_xent"
-        mined = config.loss == "triplet_weighted" and config.weighted_rule == "mined"
-        self.loss = GatheredLoss(LOSSES["triplet_weighted_mined" if mined else config.loss]())
+        self.loss = GatheredLoss(config.new_loss())
         micro_batch = config.gradient_cache_micro_batch
         self.cache = None if micro_batch is None else GradientCache(self.loss, micro_batch_size=micro_batch)
-        self.factor = config.nt_xent_factor if nt_xent else 1.0
-        self.masks_same_clip = config.mask_same_clip and not nt_xent
+        self.masks_same_clip = config.mask_same_clip and config.loss != "nt_xent"
         self.clip_norm = config.clip_norm
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
@@ -39,7 +36,6 @@ class Step:
             value = self.loss(*self.embed(**audio, **text), ids)
         else:
             value = self.cache(lambda part: self.embed(**part)[0], lambda part: self.embed(**part)[1], audio, text, ids)
-        value = self.factor * value
         self._update.zero_grad()
         self.accelerator.backward(value)
         if self.clip_norm:

@@ -80,6 +80,8 @@ def test_the_help_of_a_setting_says_its_value_in_both_protocols(command: str, co
             str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
             for value in (value, PROTOCOLS["released"][name])
         )
+        if name == "direction_weights":
+            paper, released = "1 1", "0.5 0.5 with nt_xent, 1 1 with others"
         assert helps[name].endswith(f" paper: {paper}, released: {released}.")
     assert "No such option" in command_line(command, "--decay-factor", 0.5, status=2).output  # the paper has one only
 
@@ -117,7 +119,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 def test_an_experiment_says_everything(command_line: CommandLine, seen: Seen) -> None:
     experiment = ["train", "--experiment", "clotho-frozen-triplet_weighted"]
-    changes = ["--batch-size", 48, "--protocol", "released", "--dropout", 0, "--spec-augment", "no", "--out", "there"]
+    changes = ["--batch-size", 48, "--protocol", "released", "--dropout", 0, "--spec-augment", "no"]
+    changes += ["--direction-weights", 1, 0, "--out", "there"]
     assert command_line(*experiment, "--seed", 2, status=1).stdout == ""
     command_line(*experiment, *changes, status=1)
     (plain, run), (changed, elsewhere) = seen
@@ -128,7 +131,7 @@ def test_an_experiment_says_everything(command_line: CommandLine, seen: Seen) ->
         batch_size=24, learning_rate=5e-5, epochs=50, decay_every=20,
         gradient_cache_micro_batch=None, seed=2, precision="no", workers=2, **PROTOCOLS["paper"],
     )  # fmt: skip
-    released = {**PROTOCOLS["released"], "dropout": 0.0, "spec_augment": False}
+    released = {**PROTOCOLS["released"], "dropout": 0.0, "spec_augment": False, "direction_weights": (1, 0)}
     assert changed == replace(plain, batch_size=48, seed=0, **released)
     for option, value in (("--experiment", "clotho-frozen-arcface"), ("--frozen-mode", "maybe")):
         assert f"Invalid value for '{option}'" in command_line(*experiment, option, value, status=2).output

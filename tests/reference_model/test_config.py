@@ -1,6 +1,7 @@
 """The settings of a run: checked, stored, read again, and those of the two protocols each seen at work."""
 
 import json
+import math
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -41,7 +42,12 @@ from reference_model.training.trainer import train
         ({"batch_size": 1}, "expected batch_size >= 2, because negatives come from the batch, got 1"),
         ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0"),
         ({"clip_norm": -1.0}, "expected clip_norm >= 0, where 0 is no clipping, got -1.0"),
-        ({"nt_xent_factor": 0.0}, "expected nt_xent_factor > 0, got 0.0"),
+        ({"direction_weights": (1,)}, "expected settings of the right types, got no entry direction_weights.1"),
+        ({"direction_weights": [True, 1.0]}, "got True as direction_weights.0, which should be a valid number"),
+        ({"direction_weights": (-1.0, 1.0)}, r"expected direction_weights.0. to be finite and >= 0, got -1"),
+        ({"direction_weights": (1.0, math.inf)}, r"expected direction_weights.1. to be finite and >= 0, got inf"),
+        ({"direction_weights": (0, 0)}, r"expected direction_weights of which one is above 0, got \(0, 0\)"),
+        ({"loss": "sigmoid", "direction_weights": (1, 0)}, r"expected direction_weights \(1, 1\) with sigmoid, which"),
         ({"frozen_mode": "off"}, "expected frozen_mode to be one of eval, train, got off"),
         ({"weighted_rule": "mine"}, "expected weighted_rule to be one of equation-6, mined, got mine"),
         ({"select_on": "both"}, "expected select_on to be one of both-directions, text-to-audio, got both"),
@@ -87,11 +93,16 @@ def test_settings_in_the_older_form_are_read(tmp_path: Path) -> None:
     (path := tmp_path / "config.json").write_text(OLDER)
     assert Config.read(path) == Config(
         data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_max", encoders="frozen", frozen_mode="train",
-        spec_augment=True, dropout=0.2, clip_norm=2.0, nt_xent_factor=0.5, weighted_rule="mined", mask_same_clip=True,
-        select_on="text-to-audio", model="tiny", audio_checkpoint=None, bert=None, batch_size=24, learning_rate=1e-4,
-        epochs=50, decay_every=20, gradient_cache_micro_batch=None, seed=2, precision="no", workers=2,
+        spec_augment=True, dropout=0.2, clip_norm=2.0, direction_weights=(1, 1), weighted_rule="mined",
+        mask_same_clip=True, select_on="text-to-audio", model="tiny", audio_checkpoint=None, bert=None, batch_size=24,
+        learning_rate=1e-4, epochs=50, decay_every=20, gradient_cache_micro_batch=None, seed=2, precision="no",
+        workers=2,
     )  # fmt: skip
+    for loss, factor, weights in (("nt_xent", 0.5, (0.5, 0.5)), ("nt_xent", 1, (1, 1)), ("sigmoid", 0.5, (1, 1))):
+        path.write_text(OLDER.replace("triplet_max", loss).replace('factor": 0.5', f'factor": {factor}'))
+        assert Config.read(path).direction_weights == weights
     for older, differs in (
+        (OLDER.replace('"nt_xent_factor"', '"direction_weights": [1, 1], "nt_xent_factor"'), "nt_xent_factor"),
         (OLDER.replace('"decay_factor": 0.1', '"decay_factor": 0.5'), "decay_factor"),
         (OLDER.replace('"dropout": 0.2, ', ""), "dropout"),
         (OLDER.replace('"epochs": 50,', ""), "epochs"),
@@ -104,7 +115,9 @@ def test_settings_in_the_older_form_are_read(tmp_path: Path) -> None:
 def in_the_older_form(path: Path) -> None:
     """Rewrite a config.json as earlier versions did."""
     settings = json.loads(path.read_text())
-    nested = {name: settings.pop(name) for name in PROTOCOLS["paper"]}
+    settings["nt_xent_factor"], _ = settings.pop("direction_weights")
+    names = PROTOCOLS["paper"].keys() - {"direction_weights"} | {"nt_xent_factor"}
+    nested = {name: settings.pop(name) for name in names}
     path.write_text(json.dumps({**settings, "protocol": nested, "decay_factor": 0.1}))
 
 
@@ -166,7 +179,7 @@ def test_the_two_protocols_differ_in_every_setting() -> None:
         "spec_augment": (False, True),
         "dropout": (0.1, 0.2),
         "clip_norm": (0, 2),
-        "nt_xent_factor": (1, 0.5),
+        "direction_weights": ([1, 1], {"nt_xent": [0.5, 0.5]}),
         "weighted_rule": ("equation-6", "mined"),
         "mask_same_clip": (False, True),
         "select_on": ("both-directions", "text-to-audio"),

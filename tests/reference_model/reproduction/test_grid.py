@@ -15,7 +15,7 @@ from locks import held
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.paper import PROTOCOLS, experiments, select_rows
+from reference_model.paper import LOSS_NAMES, PROTOCOLS, experiments, select_rows
 from reference_model.reproduction import cost
 from reference_model.reproduction.grid import Grid, Run, count_states, plan
 from reference_model.runtime import lease
@@ -80,15 +80,19 @@ def test_a_grid_is_stored_and_grows(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_grid_in_the_older_form_is_read_and_grows(config: Config, tmp_path: Path) -> None:
-    """The protocol was nested then, and the decay factor was a setting."""
-    grid = Grid.from_rows(select_rows(("1",)), (0,), settings(config))
+    """The protocol was nested then, and the decay factor was a setting; so was one of NT-Xent alone."""
+    grid = Grid.from_rows(select_rows(("1",)), (0,), {**settings(config), **PROTOCOLS["released"]})
     grid.write(tmp_path)
     stored = json.loads((tmp_path / "grid.json").read_text())
     stored["settings"]["protocol"] = {name: stored["settings"].pop(name) for name in PROTOCOLS["paper"]}
+    del stored["settings"]["protocol"]["direction_weights"]
+    stored["settings"]["protocol"]["nt_xent_factor"] = 0.5
     stored["settings"]["decay_factor"] = 0.1
     (tmp_path / "grid.json").write_text(json.dumps(stored))
     assert Grid.read(tmp_path) == grid
-    other = Grid.from_rows(select_rows(("2",)), (1,), settings(config))
+    weights = {run.config.loss: run.config.direction_weights for run in Grid.read(tmp_path).runs(tmp_path)}
+    assert weights == {name: (0.5, 0.5) if name == "nt_xent" else (1, 1) for name in LOSS_NAMES}
+    other = Grid.from_rows(select_rows(("2",)), (1,), grid.settings)
     assert other.merge_with_stored(tmp_path).settings == grid.settings
 
 

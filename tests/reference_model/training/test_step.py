@@ -51,6 +51,17 @@ def test_the_loss_is_as_the_protocol_says(config: Config, loss: str, of_paper: A
     assert not torch.isclose(paper, released)
 
 
+@pytest.mark.parametrize("loss", ["nt_xent", "triplet_weighted"])
+def test_directions_have_weights(config: Config, loss: str) -> None:
+    """The anchors x are audio, and y text."""
+    given, batch = Given(len(IDS)), {"audio": {}, "text": {}, "ids": IDS}
+    S = cosine_similarity(given.x, given.y).detach()
+    config = replace(config, loss=loss, direction_weights=(0.25, 3.0))
+    found = Step(given, config, Accelerator(cpu=True))(batch)
+    torch.testing.assert_close(found, getattr(losses, loss)(S, direction_weights=(0.25, 3.0)))
+    assert not torch.isclose(found, getattr(losses, loss)(S, direction_weights=(3.0, 0.25)))
+
+
 def test_the_update_is_adams_with_its_usual_settings(config: Config) -> None:
     """Section 3.2 says Adam, and nothing about its settings: betas 0.9 and 0.999, eps 1e-8, no weight decay."""
     batch = {"audio": {}, "text": {}, "ids": torch.arange(4)}
