@@ -93,8 +93,11 @@ def test_several_values_one_by_one_and_by_default_both_tables_with_three_seeds(
     monkeypatch.setattr("reference_model.reproduction.cost.estimate", lambda *_, **__: "")
     start = ["reproduce", "--data", corpus, "--dataset", "Synthetic", "--model", "tiny", "--out", tmp_path / "results"]
     rows = ["--tables", 1, "--tables", 2, "--losses", "nt_xent", "--losses", "triplet_sum"]
+    rows += ["--direction-weights", 1, 0.5]
     command_line(*start, *rows, "--seeds=4", "--seeds", 5, "--seeds", 6, "--jobs", 2)
     configs = [run.config for run in train_all.call_args.args[0]]
+    assert {config.direction_weights for config in configs} == {(1, 0.5)}
+    command_line(*start, *rows, "--plan")  # the stored settings are the same
     assert list(dict.fromkeys(config.seed for config in configs)) == [4, 5, 6]
     assert {config.loss for config in configs} == {"nt_xent", "triplet_sum"}
     assert {config.batch_size for config in configs} == {32, 128}  # of table 1, and of table 2 as well
