@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from crossmodal_losses import NTXent, RingLoss
 
-model = DualEncoder()
+model, nt_xent = DualEncoder(), NTXent(temperature=0.2, learn_temperature=True)
 # The first optimizer imports torch's compiler. Within the group, that would keep gloo's threads alive beyond its end.
-optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+optimizer = torch.optim.Adam([*model.parameters(), *nt_xent.parameters()], lr=1e-2)
 dist.init_process_group("gloo")
 replica = DistributedDataParallel(model)
-loss = RingLoss(NTXent())
+loss = RingLoss(nt_xent)
 
 pairs = Pairs(512)
 # 128 pairs a batch, whatever the number of processes; shuffle in real life, and call sampler.set_epoch.
@@ -31,5 +31,5 @@ for epoch in range(3):
     if dist.get_rank() == 0:
         print(f"epoch {epoch}: loss {value.item():.6f}")
 if dist.get_rank() == 0:
-    print(f"{dist.get_world_size()} processes")
+    print(f"{dist.get_world_size()} processes, temperature {nt_xent.temperature:.6f}")
 dist.destroy_process_group()

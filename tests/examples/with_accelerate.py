@@ -2,7 +2,7 @@
 
 On CPUs: ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 tests/examples/with_accelerate.py
 
-With a learned temperature, and through GradientCache: 16 pairs are embedded at a time.
+Through GradientCache: 16 pairs are embedded at a time.
 """
 
 import torch
@@ -12,17 +12,17 @@ from torch.utils.data import DataLoader
 
 from crossmodal_losses import GatheredLoss, GradientCache, NTXent
 
-loss = GatheredLoss(NTXent(learn_temperature=True))
-cache = GradientCache(loss, micro_batch_size=16)
+nt_xent = NTXent(temperature=0.2, learn_temperature=True)
+cache = GradientCache(GatheredLoss(nt_xent), micro_batch_size=16)
 
 model = DualEncoder()
 # The first optimizer imports torch's compiler. After Accelerator() it would keep gloo's threads alive beyond its end.
-optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-2)
+optimizer = torch.optim.Adam([*model.parameters(), *nt_xent.parameters()], lr=1e-2)
 accelerator = Accelerator()
 # 128 pairs a batch, whatever the number of processes.
 loader = DataLoader(Pairs(512), batch_size=128 // accelerator.num_processes, drop_last=True)
 f, g, optimizer, loader = accelerator.prepare(model.f, model.g, optimizer, loader)
-loss.to(accelerator.device)
+nt_xent.to(accelerator.device)
 for epoch in range(3):
     for a, b in loader:
         optimizer.zero_grad()
@@ -30,5 +30,5 @@ for epoch in range(3):
         accelerator.backward(value)
         optimizer.step()
     accelerator.print(f"epoch {epoch}: loss {value.item():.6f}")
-accelerator.print(f"{accelerator.num_processes} processes")
+accelerator.print(f"{accelerator.num_processes} processes, temperature {nt_xent.temperature:.6f}")
 accelerator.end_training()
