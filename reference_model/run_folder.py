@@ -38,6 +38,7 @@ Recalls = TypedDict(
         "R@5": FiniteFloat,
         "R@10": FiniteFloat,
         "mAP@10": NotRequired[FiniteFloat],
+        "mAP@16": NotRequired[FiniteFloat],
         "median_rank": NotRequired[FiniteFloat],
     },
 )

@@ -7,7 +7,7 @@ from reference_model.config import Config
 from reference_model.evaluation.metrics import DIRECTIONS
 from reference_model.runtime.markdown import escape
 
-MEASURES = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "mAP@10": "mAP@10", "median_rank": "Median rank"}
+MEASURES = {**{name: name for name in ("R@1", "R@5", "R@10", "mAP@10", "mAP@16")}, "median_rank": "Median rank"}
 TONES = "Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
 COLLAPSED = """> **Warning: this model has collapsed.** At the end of training all similarities of the validation \
 pairs were alike, so that its rankings are little better than chance.
@@ -91,7 +91,7 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
             rows.append(f"| {' | '.join(cells)} |")
     table, clips = "\n".join(rows), metrics["clips"]
     return f"""{COLLAPSED if metrics["collapsed"] else ""}\
-Epoch {metrics["best_epoch"]}, the best on the validation set; R@k and mAP@10 in %. Candidates: the clips or \
+Epoch {metrics["best_epoch"]}, the best on the validation set; R@k and mAP@k in %. Candidates: the clips or \
 captions that are ranked for each query.
 
 | Split | Direction | {" | ".join(MEASURES.values())} | Candidates |
