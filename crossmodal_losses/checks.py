@@ -187,7 +187,7 @@ def check_reduction(reduction: str) -> None:
 
 def _check_number(name: str, value: Any, least: float = -LARGEST, sign: str = "") -> float:
     """Return the value as a float; require a finite number of that sign (">= 0", "> 0", or any), from least to 1e6."""
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if type(value) is not float and (not isinstance(value, Real) or isinstance(value, bool)):  # the first is quick
         raise TypeError(f"expected {name} to be a number, got {type(value).__name__}")
     try:
         number = float(value)
@@ -229,7 +229,7 @@ def check_scalar(name: str, value: Tensor) -> Tensor:
 
 def check_direction_weights(weights: Sequence[float]) -> tuple[float, float]:
     """Return the weights of the directions x -> y and y -> x; require two numbers from 0 to 1e6, not both 0."""
-    if isinstance(weights, str) or not isinstance(weights, Sequence):
+    if type(weights) is not tuple and (isinstance(weights, str) or not isinstance(weights, Sequence)):
         raise TypeError(f"expected direction_weights to be two numbers, got {type(weights).__name__}")
     if len(weights) != 2:
         raise ValueError(f"expected direction_weights to be two numbers, got {weights!r}")

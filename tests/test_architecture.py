@@ -24,6 +24,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         f"crossmodal_losses.losses.triplet_{name}": "equations 2 to 6 are tested together, in losses/test_equations.py"
         for name in ("sum", "max", "weighted", "weighted_mined")
     },
+    "crossmodal_losses.losses.hardest": "the three losses of the hardest negative use all of it, in test_equations.py",
     "crossmodal_losses": "what the package exports is tested in test_package.py",
     "crossmodal_losses.engine.dispatch": "every loss asks it, at all sizes, in test_tiles.py and test_tiled_cost.py",
     "crossmodal_losses.engine.reference": "it is compared with the loops in losses/test_equations.py",

@@ -49,7 +49,7 @@ def can_look(values: Tensor) -> bool:
 
     There are none in FakeTensorMode, and while torch compiles.
     """
-    return values.device.type == "cpu" and type(values) is Tensor and not torch.compiler.is_compiling()
+    return values.is_cpu and type(values) is Tensor and not torch.compiler.is_compiling()
 
 
 def multiplies_into_float32(rows: Sequence[Tensor | None]) -> bool:

@@ -4,6 +4,7 @@ Three matrix products, as many as automatic differentiation needs; but few opera
 time of a small batch goes into.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine.aggregation import Aggregation, State, Tile
 from crossmodal_losses.engine.communication import SingleProcess
-from crossmodal_losses.engine.compat import is_batched, is_transformed, without_autocast
+from crossmodal_losses.engine.compat import can_look, is_batched, is_transformed, without_autocast
 from crossmodal_losses.engine.objective import Anchors, Directions, Objective, Total, have_negatives, stacked
 from crossmodal_losses.engine.operands import COUNT_OF_TENSORS, Operand, Operands, accumulate, measure_norms
 from crossmodal_losses.engine.problem import Problem
 from crossmodal_losses.engine.reference import reference_loss_of_batch
+from crossmodal_losses.engine.square import Square, SquareBatch
 from crossmodal_losses.engine.tiles import Saved, backward
+from crossmodal_losses.similarity import HALF
 
 # From here on, gathering rows is faster than multiplying by a matrix with a few entries in each row.
 FEWEST_TO_GATHER = 64
@@ -25,7 +28,62 @@ FEWEST_TO_GATHER = 64
 
 def dense_loss(batch: Batch, objective: Objective, total: Total) -> Tensor:
     """Compute the loss of a batch, keeping all of S for the backward pass."""
+    square = _square(batch, objective, total)
+    if square is not None:
+        with without_autocast(batch.x.device):
+            pairs = SquareBatch.of(batch.x.detach(), batch.y.detach())
+            if pairs is not None:
+                parameter = objective.aggregation.parameter
+                problem = square, pairs, batch.ids, objective, total
+                return _Square.apply(batch.x, batch.y, parameter, problem)  # type: ignore[no-any-return, no-untyped-call]
     return _Dense.apply(*batch.embeddings, objective.aggregation.parameter, batch.all_ids, objective, total)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _square(batch: Batch, objective: Objective, total: Total) -> Square | None:
+    """The form in few operators: of pairs alone, of which both directions count alike, in one dtype on a CPU."""
+    x, y, negatives_x, negatives_y = batch.embeddings
+    if negatives_x is not None or negatives_y is not None or total.weights[0] != total.weights[1]:
+        return None
+    if x.dtype != y.dtype or x.dtype in HALF or not can_look(x):
+        return None
+    square = objective.square
+    return None if square is None or x.shape[0] > square.largest else square
+
+
+class _Square(torch.autograd.Function):
+    """The embeddings of the pairs -> the loss, in few operators."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        parameter: Tensor | None,
+        problem: tuple[Square, SquareBatch, Tensor | None, Objective, Total],
+    ) -> Tensor:
+        square, pairs, ids, objective, total = problem
+        same = None if ids is None else torch.eq(ids.unsqueeze(1), ids)
+        losses, saved = square.losses(pairs.S, same)
+        ctx.save_for_backward(x, y, pairs.norms, parameter, ids, *saved)
+        ctx.square, ctx.objective, ctx.total = square, objective, total
+        loss = losses.sum(0) if total.reduction == "none" else losses.sum()
+        divisor = total.divisor(x.shape[0])
+        return loss if divisor == 1 else loss.div_(divisor)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, norms, parameter, ids, *saved = ctx.saved_tensors
+        needs_x, needs_y, needs_parameter, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled() or is_batched(upstream) or is_transformed(upstream):
+            needs_grad = needs_x, needs_y, False, False, needs_parameter
+            batch = Batch(x, y, ids=ids)
+            found = _differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needs_grad)
+            return found[0], found[1], found[4], None
+        with without_autocast(x.device):
+            grad_S = ctx.square.grad_S(saved, upstream, ctx.total.divisor(x.shape[0]))
+            grad_x, grad_y, grad_scale = SquareBatch(x, y, norms).gradients(grad_S, ctx.needs_input_grad[:3])
+            of_parameter = None if grad_scale is None else ctx.square.grad_parameter(grad_scale)
+        return grad_x, grad_y, of_parameter, None
 
 
 def _tile_of(aggregation: Aggregation, row: Operand, column: Operand, S: Tensor, diagonal: bool) -> Tile:
@@ -88,7 +146,11 @@ class _Dense(torch.autograd.Function):
         operands = Operands.of_tensors(saved[:COUNT_OF_TENSORS], ctx.starts)
         parameter, *rest = saved[COUNT_OF_TENSORS:]
         if torch.is_grad_enabled() or is_batched(upstream) or is_transformed(upstream):
-            return _differentiable_gradients(ctx, operands, parameter, upstream)
+            ids = [None if part is None else part.ids for part in operands.parts[1:]]
+            batch = Batch(*operands.rows, *ids)
+            needed = ctx.needs_input_grad[:5]
+            found = _differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needed)
+            return *found, None, None, None
         kept, (positive, aggregate, has_negative, *parts) = rest[:count_kept], rest[count_kept:]
         anchors = Anchors(ctx.directions, positive, tuple(parts), aggregate, has_negative)
         needs_grad = ctx.needs_input_grad[:5]
@@ -152,19 +214,24 @@ def _gradients(
 
 
 def _differentiable_gradients(
-    ctx: Any, operands: Operands, parameter: Tensor | None, upstream: Tensor
-) -> tuple[Tensor | None, ...]:
+    batch: Batch,
+    parameter: Tensor | None,
+    objective: Objective,
+    total: Total,
+    upstream: Tensor,
+    needs_grad: Sequence[bool],
+) -> list[Tensor | None]:
     """Gradients through the reference loss: to be differentiated in turn, or many of them at once."""
-    objective, create_graph = ctx.objective, torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: the graph around this function covers how x and y were made, perhaps one from the other.
-        inputs: list[Any] = [None if value is None else value.view_as(value) for value in (*operands.rows, parameter)]
+        inputs: list[Any] = [None if part is None else part.view_as(part) for part in (*batch.embeddings, parameter)]
         if parameter is not None:
             objective = type(objective).from_numbers(objective.numbers(), inputs[4])
-        ids = [None if part is None else part.ids for part in operands.parts[1:]]
-        loss = reference_loss_of_batch(Batch(*inputs[:4], *ids), objective, ctx.total)
-        needed = {k: value for k, value in enumerate(inputs) if ctx.needs_input_grad[k]}
+        x, y, negatives_x, negatives_y, _ = inputs
+        loss = reference_loss_of_batch(Batch(x, y, negatives_x, negatives_y, *batch.all_ids), objective, total)
+        needed = {k: value for k, value in enumerate(inputs) if needs_grad[k]}
         options = {"create_graph": create_graph, "materialize_grads": True}
         found = torch.autograd.grad(loss, list(needed.values()), upstream, **options)
     gradients = dict(zip(needed, found, strict=True))
-    return tuple(gradients.get(k) for k in range(8))
+    return [gradients.get(k) for k in range(5)]

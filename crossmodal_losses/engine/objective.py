@@ -14,6 +14,7 @@ from torch import Tensor
 from crossmodal_losses.checks import Reduction
 from crossmodal_losses.engine.aggregation import Aggregation, State
 from crossmodal_losses.engine.operands import Operand, Operands
+from crossmodal_losses.engine.square import Square
 
 
 class Objective(ABC):
@@ -54,8 +55,13 @@ class Objective(ABC):
         """The loss of an anchor in one direction, elementwise."""
 
     @abstractmethod
-    def derivatives(self, positive: Tensor, aggregate: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Derivatives of :meth:`anchor_loss` in the positive (None: 0) and in the aggregate."""
+    def derivatives(self, positive: Tensor, aggregate: Tensor, loss: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Derivatives of :meth:`anchor_loss`, which gave the loss, in the positive (None: 0) and in the aggregate."""
+
+    @property
+    def square(self) -> Square | None:
+        """A form in few operators for small batches of pairs, if there is one."""
+        return None
 
     def without_ids(self) -> "Objective":
         """The objective of a batch without ids, where a simpler one is the same."""
@@ -94,6 +100,10 @@ class Total(NamedTuple):
 
     reduction: Reduction = "mean"
     weights: tuple[float, float] = (1.0, 1.0)  # of the two directions
+
+    def divisor(self, B: int) -> float:
+        """What the sum of all anchors' losses is divided by, where the directions have one weight."""
+        return (B if self.reduction == "mean" else 1) / self.weights[0]
 
 
 # A part of S: rows and columns, each with its index among the parts, and the directions in which it counts.
@@ -218,7 +228,8 @@ class Anchors(NamedTuple):
         """dL/dpositive ``[rows]`` and dL/daggregate ``[k, rows]``, given the gradient of what :meth:`loss` returned."""
         if reduction == "mean":
             upstream = upstream / B
-        direct, grad_aggregate = objective.derivatives(self.positive, self.aggregate)
+        loss = objective.anchor_loss(self.positive, self.aggregate)
+        direct, grad_aggregate = objective.derivatives(self.positive, self.aggregate, loss)
         grad_aggregate = self.directions.weighted(grad_aggregate * upstream)
         if direct is not None:
             direct = self.directions.weighted(direct * upstream)

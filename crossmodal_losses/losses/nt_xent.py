@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_temperature
-from crossmodal_losses.engine.aggregation import LogSumExp
+from crossmodal_losses.engine.aggregation import COLDEST_WITHOUT_MAXIMUM, LogSumExp, along
+from crossmodal_losses.engine.compat import can_look
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.reference import reference_loss
+from crossmodal_losses.engine.square import Saved, Square, exclude
 from crossmodal_losses.losses.temperature import LossWithTemperature
 
 
@@ -29,9 +32,44 @@ class NTXentObjective(Objective):
     def anchor_loss(self, positive: Tensor, h: Tensor) -> Tensor:
         return softplus(h, threshold=40)  # beyond it, log(1 + exp(h)) = h in float64 too
 
-    def derivatives(self, positive: Tensor, h: Tensor) -> tuple[None, Tensor]:
+    def derivatives(self, positive: Tensor, h: Tensor, loss: Tensor) -> tuple[None, Tensor]:
         """0 in p beyond h, 1 / (1 + exp(-h)) in h."""
         return None, h.sigmoid()
+
+    @property
+    def square(self) -> Square | None:
+        t = self.temperature
+        if isinstance(t, Tensor):
+            if not can_look(t):
+                return None
+            t = float(t.detach())
+        return SquareOfExponentials(t) if t >= COLDEST_WITHOUT_MAXIMUM else None
+
+
+class SquareOfExponentials(Square):
+    """log(1 + sum_j exp(n_j / t) / exp(p / t)), for temperatures from 0.025 up: no exponential over- or underflows."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
+        exponentials = S.div_(self.temperature).exp_()
+        of_positive = exponentials.diagonal().clone()
+        exclude(exponentials, same, 0)
+        of_negatives = torch.stack((exponentials.sum(1), exponentials.sum(0)))
+        return torch.div(of_negatives, of_positive).log1p_(), (exponentials, of_positive, of_negatives)
+
+    def grad_S(self, saved: Saved, upstream: Tensor, divisor: float) -> Tensor:
+        exponentials, of_positive, of_negatives = saved
+        factors = torch.div(upstream / (divisor * self.temperature), of_negatives + of_positive)
+        of_rows, of_columns = factors.unbind()
+        grad = torch.add(along(of_rows, 1), along(of_columns, 0)).mul_(exponentials)
+        grad.diagonal().sub_(factors.mul_(of_negatives).sum(0))
+        return grad
+
+    def grad_parameter(self, grad_scale: Tensor) -> Tensor:
+        """The loss is a function of S / t."""
+        return grad_scale.div_(-self.temperature)
 
 
 def nt_xent(

@@ -113,7 +113,7 @@ class SigmoidObjective(Objective):
     def anchor_loss(self, positive: Tensor, aggregate: Tensor) -> Tensor:
         return aggregate
 
-    def derivatives(self, positive: Tensor, aggregate: Tensor) -> tuple[None, Tensor]:
+    def derivatives(self, positive: Tensor, aggregate: Tensor, loss: Tensor) -> tuple[None, Tensor]:
         """0 in p beyond the aggregate, 1 in the aggregate."""
         return None, torch.ones_like(aggregate)
 

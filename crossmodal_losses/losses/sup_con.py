@@ -107,7 +107,7 @@ class SupConObjective(Objective):
     def anchor_loss(self, positive: Tensor, aggregate: Tensor) -> Tensor:
         return aggregate
 
-    def derivatives(self, positive: Tensor, aggregate: Tensor) -> tuple[None, Tensor]:
+    def derivatives(self, positive: Tensor, aggregate: Tensor, loss: Tensor) -> tuple[None, Tensor]:
         """0 in p beyond the aggregate, 1 in the aggregate."""
         return None, torch.ones_like(aggregate)
 

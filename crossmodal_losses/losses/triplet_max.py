@@ -7,27 +7,25 @@ from typing import ClassVar
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.engine.aggregation import HardestNegative
-from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
+from crossmodal_losses.losses.hardest import HardestObjective
 
 
 @dataclass(frozen=True)
-class TripletMaxObjective(Objective):
+class TripletMaxObjective(HardestObjective):
     """[m + max_j n_j - p]_+."""
 
     margin: float
 
     checks: ClassVar = {"margin": check_margin}
-    aggregation = HardestNegative()
 
     def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         return (self.margin + hardest - positive).relu()
 
-    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(self, positive: Tensor, hardest: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         """-1 and 1 where the hinge is above 0."""
-        violating = self.anchor_loss(positive, hardest).sign()
+        violating = loss.sign()
         return -violating, violating
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
-from crossmodal_losses.engine.aggregation import HingeSum
+from crossmodal_losses.engine.aggregation import EXCLUDED, HingeSum, along
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.reference import reference_loss
+from crossmodal_losses.engine.square import Saved, Square, exclude
 from crossmodal_losses.losses.base import PairLoss
 
 
@@ -29,9 +30,36 @@ class TripletSumObjective(Objective):
     def anchor_loss(self, positive: Tensor, hinge_sum: Tensor) -> Tensor:
         return hinge_sum
 
-    def derivatives(self, positive: Tensor, hinge_sum: Tensor) -> tuple[None, Tensor]:
+    def derivatives(self, positive: Tensor, hinge_sum: Tensor, loss: Tensor) -> tuple[None, Tensor]:
         """0 in p beyond the sum, 1 in the sum."""
         return None, torch.ones_like(hinge_sum)
+
+    @property
+    def square(self) -> Square:
+        return SquareOfHinges(self.margin)
+
+
+class SquareOfHinges(Square):
+    """The hinges of the rows and those of the columns are kept; those above 0 have a gradient."""
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+
+    def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
+        gap = self.margin - S.diagonal()
+        exclude(S, same, EXCLUDED)
+        of_rows, of_columns = torch.add(S, along(gap, 1)).relu_(), S.add_(along(gap, 0)).relu_()
+        return torch.stack((of_rows.sum(1), of_columns.sum(0))), (of_rows, of_columns)
+
+    def grad_S(self, saved: Saved, upstream: Tensor, divisor: float) -> Tensor:
+        upstream = upstream / divisor
+        of_rows, of_columns = saved[0].sign(), saved[1].sign()
+        if upstream.dim():  # that of every anchor
+            of_rows, of_columns = of_rows.mul_(along(upstream, 1)), of_columns.mul_(along(upstream, 0))
+        of_positives = of_rows.sum(1).add_(of_columns.sum(0))
+        grad = of_rows.add_(of_columns)
+        grad.diagonal().sub_(of_positives)
+        return grad if upstream.dim() else grad.mul_(upstream)
 
 
 def triplet_sum(

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients
-from crossmodal_losses.engine.aggregation import HardestNegative
-from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
+from crossmodal_losses.losses.hardest import HardestObjective
 
 # Section 3.2 of the paper, after Wei et al. 2020; constant term first.
 POSITIVE_COEFFICIENTS = (0.5, -0.7, 0.2)
@@ -20,8 +19,10 @@ NEGATIVE_COEFFICIENTS = (0.03, -0.4, 0.9)
 
 def polynomial(coefficients: Sequence[float], s: Tensor) -> Tensor:
     """Equations 4 and 5: ``c[0] + c[1] s + c[2] s^2 + ...``, for every entry of s."""
-    *rest, leading = coefficients
-    value = torch.full_like(s, leading)
+    if len(coefficients) == 1:
+        return torch.full_like(s, coefficients[0])
+    *rest, linear, leading = coefficients
+    value = torch.rsub(s, linear, alpha=-leading)  # linear + leading s, in one operator
     for coefficient in reversed(rest):
         value = value * s + coefficient
     return value
@@ -33,23 +34,22 @@ def derivative(coefficients: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class TripletWeightedObjective(Objective):
+class TripletWeightedObjective(HardestObjective):
     """[G_pos(p) + G_neg(max_j n_j)]_+."""
 
     positive_coefficients: Sequence[float]
     negative_coefficients: Sequence[float]
 
     checks: ClassVar = {"positive_coefficients": check_coefficients, "negative_coefficients": check_coefficients}
-    aggregation = HardestNegative()
 
     def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         g_pos = polynomial(self.positive_coefficients, positive)
         g_neg = polynomial(self.negative_coefficients, hardest)
         return (g_pos + g_neg).relu()
 
-    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(self, positive: Tensor, hardest: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         """G_pos'(p) and G_neg'(n) where the hinge is above 0."""
-        counts = self.anchor_loss(positive, hardest).sign()
+        counts = loss.sign()
         return (
             counts * polynomial(derivative(self.positive_coefficients), positive),
             counts * polynomial(derivative(self.negative_coefficients), hardest),

@@ -7,10 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients, check_margin
-from crossmodal_losses.engine.aggregation import HardestNegative
-from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
+from crossmodal_losses.losses.hardest import HardestObjective
 from crossmodal_losses.losses.triplet_weighted import (
     NEGATIVE_COEFFICIENTS,
     POSITIVE_COEFFICIENTS,
@@ -23,7 +22,7 @@ PERFECT = 1 - 1e-5
 
 
 @dataclass(frozen=True)
-class TripletWeightedMinedObjective(Objective):
+class TripletWeightedMinedObjective(HardestObjective):
     """[G_pos(p)]_+ + [G_neg(n)]_+, n = max_j n_j, of the anchors with n + m > p and p < 1 - 1e-5."""
 
     margin: float
@@ -35,7 +34,6 @@ class TripletWeightedMinedObjective(Objective):
         "positive_coefficients": check_coefficients,
         "negative_coefficients": check_coefficients,
     }
-    aggregation = HardestNegative()
 
     def _counts(self, positive: Tensor, hardest: Tensor) -> Tensor:
         return (hardest + self.margin > positive) & (positive < PERFECT)
@@ -45,12 +43,12 @@ class TripletWeightedMinedObjective(Objective):
         g_neg = polynomial(self.negative_coefficients, hardest)
         return (g_pos.relu() + g_neg.relu()) * self._counts(positive, hardest)
 
-    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(self, positive: Tensor, hardest: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         """G_pos'(p) and G_neg'(n) where their hinges are above 0, of the anchors that count."""
-        counts = self._counts(positive, hardest)
+        counts = loss.sign()  # 0 also where both hinges are
 
         def hinged(coefficients: Sequence[float], s: Tensor) -> Tensor:
-            above = polynomial(coefficients, s).relu_().sign_()
+            above = polynomial(coefficients, s) > 0
             return counts * above * polynomial(derivative(coefficients), s)
 
         return hinged(self.positive_coefficients, positive), hinged(self.negative_coefficients, hardest)

@@ -34,7 +34,7 @@ class SoftMarginObjective(Objective):
     def anchor_loss(self, positive: Tensor, hardest: Tensor) -> Tensor:
         return (self.sharpness * (hardest - positive)).exp().log1p() + sum(self.constants)
 
-    def derivatives(self, positive: Tensor, hardest: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(self, positive: Tensor, hardest: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         slope = self.sharpness * (self.sharpness * (hardest - positive)).sigmoid()
         return -slope, slope
 

@@ -1,0 +1,94 @@
+"""Both directions of a loss from the whole of S, in the fewest operators.
+
+They are what the time of a small batch goes into: at the batch sizes of the paper an operator costs more than its work.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossmodal_losses.engine.operands import LONGEST, SHORTEST
+
+Saved = tuple[Tensor, ...]
+
+
+class SquareBatch(NamedTuple):
+    """Pairs, and their lengths."""
+
+    x: Tensor  # [B, D]
+    y: Tensor
+    norms: Tensor  # [2, B]
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> "SquareBatch | None":
+        """None where lengths may over- or underflow, or are not numbers."""
+        norms = torch.stack((torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)))
+        shortest, longest = norms.aminmax()
+        if not (float(shortest) > SHORTEST and float(longest) < LONGEST):
+            return None
+        return cls(x, y, norms)
+
+    def divide_by_norms(self, values: Tensor) -> Tensor:
+        """Divide ``[B, B]`` by the lengths of rows and columns, in place."""
+        norm_x, norm_y = self.norms.unbind()
+        return values.div_(norm_x.unsqueeze(1)).div_(norm_y)
+
+    @property
+    def S(self) -> Tensor:
+        """All similarities."""
+        return self.divide_by_norms(torch.mm(self.x, self.y.T))
+
+    def gradients(self, grad_S: Tensor, needs_grad: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        r"""dL/dx, dL/dy, and the gradient of a factor 1 of S, where needed, given dL/dS, which is overwritten.
+
+        .. math:: dL/dx = g - (g \cdot x) x / |x|^2, \qquad \sum_{ij} s_{ij} dL/ds_{ij} = \sum_i g_i \cdot x_i
+        """
+        x, y, norms = self
+        needs_x, needs_y, needs_scale = needs_grad
+        grad_products = self.divide_by_norms(grad_S)
+        # Without a gradient of its own, that of the other stands in its place.
+        grad_x = torch.mm(grad_products, y) if needs_x or not needs_y else None
+        grad_y = torch.mm(grad_products.T, x) if needs_y else None
+        dots = [(grad * rows).sum(1) for grad, rows in ((grad_x, x), (grad_y, y)) if grad is not None]
+        dot = torch.stack(dots if len(dots) == 2 else 2 * dots)
+        grad_scale = dot[0].sum() if needs_scale else None
+        of_x, of_y = dot.div_(norms).div_(norms).unsqueeze(2).unbind()
+        if grad_x is not None:
+            grad_x.addcmul_(x, of_x, value=-1)
+        if grad_y is not None:
+            grad_y.addcmul_(y, of_y, value=-1)
+        return grad_x if needs_x else None, grad_y, grad_scale
+
+
+class Square(ABC):
+    """The losses of all anchors of both directions, given S, and dL/dS. Directions are rows of S, and its columns."""
+
+    largest: ClassVar[float] = math.inf  # B, up to which this is faster than the form for every batch
+
+    @abstractmethod
+    def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
+        """The losses of the anchors, ``[2, B]``, and what the derivative needs.
+
+        ``same``, bool ``[B, B]``, says which pairs have one id; None: only those on the diagonal. An anchor without a
+        negative costs exactly 0. S may be overwritten.
+        """
+
+    @abstractmethod
+    def grad_S(self, saved: Saved, upstream: Tensor, divisor: float) -> Tensor:
+        """dL/dS, where the gradient of the losses of all anchors, of either direction, is upstream / divisor.
+
+        Upstream is ``[]`` or ``[B]``.
+        """
+
+    def grad_parameter(self, grad_scale: Tensor) -> Tensor:
+        """The gradient of the aggregation's parameter, given that of a factor 1 of S, sum_ij s_ij dL/ds_ij."""
+        raise NotImplementedError
+
+
+def exclude(S: Tensor, same: Tensor | None, value: float) -> Tensor:
+    """Put a value in the place of pairs that are no negatives."""
+    return S.fill_diagonal_(value) if same is None else S.masked_fill_(same, value)
