@@ -1,6 +1,7 @@
 """The form for small batches: as few operators as were counted, and the values and gradients of the reference."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,19 +73,20 @@ def test_the_number_of_operators_of_a_learned_temperature() -> None:
     assert operators(NTXent(learn_temperature=True)).total() <= MOST["nt_xent"] + MORE
 
 
-@given(data=st.data(), name=st.sampled_from(IN_SQUARE), seed=st.integers(0, 2**31), reduction=reductions)
-def test_equals_the_reference(data: st.DataObject, name: str, seed: int, reduction: Any) -> None:
+@pytest.mark.parametrize("name", IN_SQUARE)
+@given(data=st.data(), seed=st.integers(0, 2**31), reduction=reductions)
+def test_equals_the_reference(name: str, data: st.DataObject, seed: int, reduction: Any) -> None:
     """With ties, duplicates, B = 1, ids; also the gradient of a learned temperature."""
     B = data.draw(st.integers(1, 9))
     exact = data.draw(st.booleans())
     x, y = exact_pair(seed, B) if exact else normal_pair(seed, B, 5)
     x, y = (rows.detach().clone() for rows in (x, y))
     for rows in (x, y):
-        rows[rows.abs().sum(1) == 0] = 1.0  # a row of zeros takes the form for every batch
+        # A row of zeros takes the form for every batch; one of length 2 keeps similarities exact.
+        rows[rows.abs().sum(1) == 0] = torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64)
         rows.requires_grad_()
     settings = data.draw(settings_of(name))
-    weight = data.draw(st.sampled_from([1.0, 0.5]))
-    settings |= {"direction_weights": (weight, weight), "reduction": reduction}
+    settings["reduction"] = reduction
     if "temperature" in settings and 0.01 < settings["temperature"] < 1 and data.draw(st.booleans()):
         settings["learn_temperature"] = True
     loss = LOSSES[name](**settings).double()
@@ -104,6 +106,18 @@ def test_a_second_backward_pass_finds_the_same(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(value, leaves), strict=True))
     value = loss(x, y.detach())
     assert torch.equal(torch.autograd.grad(value, x)[0], first[0])
+
+
+def test_a_hinge_at_0_has_no_gradient() -> None:
+    """All similarities are 0.5, and so are the zeros of one of the polynomials."""
+    x, y = torch.eye(4)[:2].requires_grad_(), torch.ones(2, 4)
+    at_0, above = (-0.5, 1.0), (0.5, 1.0)
+    for of_positive, of_negative in ((at_0, above), (above, at_0)):
+        settings: dict[str, Any] = {"positive_coefficients": of_positive, "negative_coefficients": of_negative}
+        loss = LOSSES["triplet_weighted_mined"](margin=1.0, **settings)
+        found, expected = (torch.autograd.grad(call(x, y), x)[0] for call in (loss, partial(dense, loss)))
+        assert float(expected.abs().max()) > 0.1
+        torch.testing.assert_close(found, expected)
 
 
 def test_each_gradient_alone() -> None:
