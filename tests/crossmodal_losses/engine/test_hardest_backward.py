@@ -35,3 +35,12 @@ def test_of_equal_hardest_negatives_the_lowest_index_takes_the_gradient(name: st
         gx, gy = torch.autograd.grad(anchors[0], (x, y))
         assert gx.abs().sum(1).nonzero().flatten().tolist() == [0, 1]
         assert gy.abs().sum(1).nonzero().flatten().tolist() == [0, 1]
+
+
+@each_selecting_loss
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 2.0)])
+def test_one_direction_alone(name: str, weights: tuple[float, float]) -> None:
+    x, y = normal_pair(1, 70, 5)  # beyond the form for small batches
+    for tile_size in (30, None):
+        loss = LOSSES[name](direction_weights=weights, tile_size=tile_size)
+        assert_same_loss(loss(x, y), dense(loss, x, y), (x, y), {}, {})
