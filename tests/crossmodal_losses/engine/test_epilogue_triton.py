@@ -1,12 +1,5 @@
-"""The fused kernels do what plain torch does: on the device if there is one, else as triton interprets them.
+"""The fused kernels do what plain torch does: on the device if there is one, else as triton interprets them."""
 
-Without a device the kernels are also compiled, for one that is not there.
-"""
-
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,10 +20,7 @@ from crossmodal_losses.engine.problem import Problem as TiledProblem
 
 pytest.importorskip("triton")
 
-import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -327,52 +317,3 @@ def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(value, dense, rtol=RTOL, atol=ATOL)
         for gradient, expected in zip(gradients(value, inputs), gradients(dense, inputs), strict=True):
             assert_close_in_scale(gradient, expected, rtol=1e-4, atol=5 * ATOL)
-
-
-WITHOUT_IDS = {"ids_x": None, "ids_y": None}
-NUMBERS = (*epilogue_triton.NOT_SPECIALISED, "columns")
-
-
-def variants() -> Iterator[tuple[Any, dict[str, Any], dict[str, str]]]:
-    """Every kernel as it is launched: its constants, and its arguments that are no numbers and no float32 tensors."""
-    states, grad = epilogue_triton._states, epilogue_triton._grad
-    for kind in ("hardest", "hinges", "exponentials", "logarithm"):
-        yield states, {"KIND": kind, "EXCLUDE": "ids"}, {}
-        yield states, {"KIND": kind, "EXCLUDE": "diagonal", **WITHOUT_IDS, "of_columns": None}, {}
-    for kind in ("hinges", "exponentials", "logarithm"):
-        of = {"KIND": kind, "grad_parameters": None, "ROWS": True}
-        yield grad, {**of, "EXCLUDE": "ids", "COLUMNS": True}, {"grad_products": "*bf16"}
-        yield grad, {**of, "EXCLUDE": "nothing", **WITHOUT_IDS, "COLUMNS": False}, {"grad_products": "*bf16"}
-    both = {"EXCLUDE": "diagonal", **WITHOUT_IDS, "ROWS": True, "COLUMNS": True}
-    yield grad, {"KIND": "logarithm", **both}, {}
-    # An argument of 1 is a constant, too.
-    yield states, {"KIND": "hardest", "EXCLUDE": "nothing", **WITHOUT_IDS, "of_rows": None, "columns": 1}, {}
-    yield grad, {"KIND": "hinges", "grad_parameters": None, "columns": 1, **both}, {}
-
-
-def compile_all() -> None:
-    blocks = {"BLOCK_ROWS": epilogue_triton.BLOCK_ROWS, "BLOCK_COLUMNS": epilogue_triton.BLOCK_COLUMNS}
-    for kernel, constants, others in variants():
-        constants = {**constants, **blocks}
-        types = (
-            dict.fromkeys(kernel.arg_names, "*fp32")
-            | dict.fromkeys((name for name in NUMBERS if name in kernel.arg_names), "i32")
-            | others
-        )
-        types |= dict.fromkeys(constants, "constexpr")
-        source = ASTSource(fn=kernel, signature=types, constexprs=constants)
-        device = GPUTarget("cuda", 90, 32)
-        ptx = triton.compile(source, target=device, options={"num_warps": epilogue_triton.WARPS}).asm["ptx"]
-        assert ("cvt.rn.bf16" in ptx) == ("grad_products" in others)
-        assert "atom." not in ptx
-
-
-def test_compiles_for_a_device(tmp_path: Any) -> None:
-    """A separate process compiles: the interpreter leaves triton changed."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    subprocess.run([sys.executable, __file__], env=environment, check=True, timeout=300)
-
-
-if __name__ == "__main__":
-    compile_all()

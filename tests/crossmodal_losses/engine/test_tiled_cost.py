@@ -1,21 +1,16 @@
-"""The costs of a loss: products, memory, waiting for the device."""
+"""The costs of a loss: products, and memory."""
 
 from typing import Any
 
 import pytest
 import torch
 from comparisons import Largest, dense, each_loss, each_reduction, gradients, normal_batch, normal_pair, of_batch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossmodal_losses import LOSSES
-from crossmodal_losses.checks import REDUCTIONS, Batch
-from crossmodal_losses.engine import dispatch, tiles
-from crossmodal_losses.engine.communication import SingleProcess
+from crossmodal_losses.checks import Batch
+from crossmodal_losses.engine import dispatch
 from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
-from crossmodal_losses.engine.objective import Total
-from crossmodal_losses.engine.operands import measure_norms
-from crossmodal_losses.engine.problem import Problem
 
 
 @each_loss
@@ -125,28 +120,6 @@ def test_tiles_without_a_violation_are_skipped() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(loss(x, y), (x, y)), torch.autograd.grad(dense(loss, x, y), (x, y)), rtol=1e-9, atol=1e-12
     )
-
-
-@each_loss
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_nothing_waits_for_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensors that pretend to be on one and hold no values, whatever asks for a value fails."""
-    monkeypatch.setattr(tiles, "HAS_TRITON", False)  # kernels need values
-    with FakeTensorMode():
-        x, y = (torch.empty(50, 8, device="cuda", dtype=dtype) for _ in range(2))
-        with pytest.raises(DataDependentOutputException):
-            float(x.sum())
-        objective, needs_grad = LOSSES[name]().objective, (True, True, True, True, False)
-        for ids in (None, torch.empty(50, device="cuda", dtype=torch.int64)):
-            for reduction in REDUCTIONS:
-                batch = Batch(x, y, x[:20], y[:30], ids, None if ids is None else ids[:20])
-                problem = Problem(measure_norms(batch, 16), objective, Total(reduction), 16, SingleProcess())
-                loss, saved, _ = tiles.forward(problem, needs_grad)
-                *found, of_parameter = tiles.backward(saved, torch.empty_like(loss), needs_grad)
-                assert of_parameter is None
-                for gradient in found:
-                    assert gradient is not None
-                    assert (gradient.device.type, gradient.dtype) == ("cuda", dtype)
 
 
 @each_loss

@@ -1,0 +1,187 @@
+"""What the losses ask of a CUDA device, on machines without one: launches are counted, kernels compiled as launched."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comparisons import each_loss
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from crossmodal_losses import LOSSES, NTXent, PairLoss, TripletMax, TripletSum
+from crossmodal_losses.checks import REDUCTIONS
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+from fake_cuda import Compiled, Launch, Launches, Pointer, compile_launches, counted, run_backward
+
+# All of S, and 2 x 2 tiles. The length of a row is a multiple of 16 in two of them, and is none in the other two.
+D, DENSE, TILED, TILE = 1024, 32, 4096 + 999, 4096
+
+CAPABILITIES = 80, 90, 100
+
+MAKE: dict[str, Callable[..., PairLoss]] = {
+    **LOSSES,
+    "nt_xent, learned": lambda **settings: NTXent(learn_temperature=True, **settings),
+}
+
+# The launches of forward and backward: operators that are no views and allocate nothing, and Triton kernels. Lower them
+# with each improvement. Without and with ids: dense in float32, in bfloat16; in tiles in float32, in bfloat16.
+LAUNCHES = {
+    "triplet_sum": ((121, 128), (129, 136), (169, 183), (175, 189)),
+    "triplet_max": ((113, 122), (121, 130), (292, 308), (308, 324)),
+    "triplet_weighted": ((138, 147), (146, 155), (317, 333), (333, 349)),
+    "triplet_weighted_mined": ((151, 160), (159, 168), (330, 346), (346, 362)),
+    "nt_xent": ((110, 117), (118, 125), (189, 203), (195, 209)),
+    "sup_con": ((110, 152), (118, 160), (189, 395), (195, 405)),
+    "sigmoid": ((103, 112), (111, 120), (185, 209), (195, 219)),
+    "nt_xent, learned": ((135, 142), (143, 150), (205, 219), (211, 225)),
+}
+
+
+def launched(
+    make: Callable[..., PairLoss], B: int, dtype: torch.dtype, ids: bool, *negatives: int, **settings: Any
+) -> Launches:
+    """What forward and backward launch, for B pairs and for candidates without a partner, of x and of y."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            x, y, *others = (torch.empty(n, D, dtype=dtype, requires_grad=True) for n in (B, B, *negatives))
+            all_ids: list[Tensor] = [torch.empty(n, dtype=torch.int64) for n in (B, *negatives)]
+            loss = make(**settings)
+        names = "negatives_x", "negatives_y", "negative_ids_x", "negative_ids_y"
+        of_pairs, *of_others = all_ids if ids else [None] * (1 + len(negatives))
+        further = {name: value for name, value in zip(names, [*others, *of_others], strict=False) if value is not None}
+        inputs = [x, y, *others, *loss.parameters()]
+        with counted() as launches:
+            gradients = run_backward(loss(x, y, of_pairs, **further))
+    of_inputs = [(value.shape, value.dtype) for value in inputs]
+    assert sorted(map(str, of_inputs)) == sorted(str((grad.shape, grad.dtype)) for grad in gradients)
+    assert all(grad.is_cuda for grad in gradients)
+    return launches
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_number_of_launches(name: str) -> None:
+    found = tuple(
+        tuple(launched(MAKE[name], B, dtype, ids, tile_size=TILE).total for ids in (False, True))
+        for B in (DENSE, TILED)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert found == LAUNCHES[name]
+
+
+@each_loss
+@pytest.mark.parametrize("dtype, ids", [(torch.float16, True), (torch.float64, False)])
+def test_nothing_waits(name: str, dtype: torch.dtype, ids: bool) -> None:
+    """With candidates without a partner, for every reduction, and in float64, which has no kernels."""
+    for reduction, tile_size in (("mean", 64), *((reduction, 32) for reduction in REDUCTIONS)):
+        launches = launched(LOSSES[name], 50, dtype, ids, 20, 30, reduction=reduction, tile_size=tile_size)
+        assert launches.operators
+        assert dtype != torch.float64 or not launches.kernels
+
+
+def _index_on_the_host(x: Tensor) -> Tensor:
+    return x[torch.arange(2)]
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: float(x.sum()),
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: x + torch.tensor(0.5),
+        lambda x: torch.tensor(0.5, device="cuda"),
+        _index_on_the_host,
+    ],
+)
+def test_waits_and_copies_are_refused(wait: Callable[[Tensor], Any]) -> None:
+    refused = AssertionError, DataDependentOutputException, DynamicOutputShapeException
+    with FakeTensorMode():
+        x = torch.empty(3, 4, device="cuda")
+        with counted() as launches, pytest.raises(refused):
+            wait(x)
+        with counted() as launches:
+            x.mul_(2).view(4, 3).sum().add_(torch.empty_like(x).max())
+    assert launches.operators == {"mul_": 1, "sum": 1, "max": 1, "add_": 1}
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def add_atomically(values, total) -> None:  # type: ignore[no-untyped-def]
+    tl.atomic_add(total, tl.load(values + tl.program_id(0)))
+
+
+def test_launches_are_recorded_or_refused() -> None:
+    with FakeTensorMode(), counted() as launches:
+        x = torch.empty(4, 4, device="cuda")
+        with torch.cuda.device_of(x):
+            add_atomically[2, 65535](x.view(-1)[5:], x[0], num_warps=1)
+            for grid, value in (((0,), x), ((1, 65536), x), ((1,), x.T)):
+                with pytest.raises(AssertionError):
+                    add_atomically[grid](value, x)
+        with pytest.raises(AssertionError, match="expected a launch on the device of its tensors"):
+            add_atomically[1,](x, x)
+    arguments = ("values", Pointer(torch.float32, 4)), ("total", Pointer(torch.float32, 0)), ("num_warps", 1)
+    assert launches.kernels == [Launch(__name__, "add_atomically", arguments)]
+    assert launches.total == 1
+
+
+FUSED = TripletMax, TripletSum, NTXent, MAKE["nt_xent, learned"]
+
+# 16 entries a thread, and how many of its loads take four of them at once; how many blocks there is room for on a
+# multiprocessor, which has 65,536 registers. Where the length of a row is no multiple of 16, both are bad.
+LOADS_OF_16_BYTES = {"whole": 4, "odd": 0}
+BLOCKS = {"whole": 3, "odd": 1}
+
+
+def blocks(kernel: Compiled) -> int:
+    """How many blocks a multiprocessor has registers for, which a thread takes in eights."""
+    return int(65536 // (-(-kernel.registers // 8) * 8 * 32 * kernel.launch.numbers["num_warps"]))
+
+
+def test_kernels_as_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that load most for three generations of devices; some that load less for one."""
+    launches: list[Launch] = []
+    less: list[Launch] = []
+    for make, weights in zip(FUSED, [(1, 0), (0, 1)] * 2, strict=True):
+        launches += launched(make, TILED, torch.bfloat16, True, tile_size=TILE).kernels
+        others = launched(make, TILE + 1, torch.float32, False, tile_size=TILE, direction_weights=weights)
+        less += [launch for launch in others.kernels if launch.numbers["EXCLUDE"] == "diagonal"]
+    spilling = replace(launches[-1], arguments=(*launches[-1].arguments, ("maxnreg", 32)))
+    pointer = Pointer(torch.float32, 0)
+    atomic = Launch(__name__, "add_atomically", (("values", pointer), ("total", pointer)))
+    # A separate process compiles: the interpreter, which other tests use, leaves triton changed.
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        work = (launches, CAPABILITIES), (less, CAPABILITIES[1:2]), ([spilling, atomic], CAPABILITIES[1:2])
+        of_most, of_less, (of_spilling, of_atomic) = process.map(
+            compile_launches, *zip(*work, strict=True), timeout=300
+        )
+    assert of_spilling.spills > 0
+    assert of_atomic.atomics == 1
+    fewest = {"whole": 64, "odd": 64}
+    for kernel in (*of_most, *of_less):
+        assert kernel.spills == kernel.atomics == 0, kernel
+        columns, gradients = kernel.launch.numbers["columns"], dict(kernel.launch.arguments).get("grad_products")
+        assert kernel.rounds_to_bfloat16 == (gradients is not None and gradients.dtype == torch.bfloat16), kernel
+        if columns > 1:
+            length = "odd" if columns % 16 else "whole"
+            assert kernel.loads_of_16_bytes == LOADS_OF_16_BYTES[length], kernel
+            fewest[length] = min(fewest[length], blocks(kernel))
+    assert fewest == BLOCKS
+    assert len(of_most) == 3 * 2 * 7  # states of four kinds, and gradients of three, for either length
+    assert len(of_less) == 2 * 7
