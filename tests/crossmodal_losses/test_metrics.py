@@ -231,9 +231,13 @@ def test_results_are_frozen_and_compared_by_their_numbers() -> None:
     metrics = retrieval_metrics(x, y)
     with pytest.raises(dataclasses.FrozenInstanceError):
         metrics.x_to_y.mean_rank = 0.0  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        metrics.x_to_y = metrics.y_to_x  # type: ignore[misc]
     assert metrics == retrieval_metrics(x, y)
     assert metrics != retrieval_metrics(x, y.flip(0))
     assert "mean_rank=" in repr(metrics)
+    assert "ranks=" not in repr(metrics)  # thousands of numbers
+    assert list(metrics.x_to_y.recall) == list(metrics.y_to_x.map) == [1, 5, 10]
 
 
 @pytest.mark.parametrize("captions", [1, 5])

@@ -59,6 +59,14 @@ class Frozen:
 
 
 @dataclasses.dataclass
+class Recorded:
+    """Not a tokenizer's, whose field of this name is left out of micro-batches."""
+
+    tokens: Tensor
+    _encodings: str
+
+
+@dataclasses.dataclass
 class Slotted:
     __slots__ = ("mask", "tokens")
     tokens: Tensor
@@ -93,6 +101,7 @@ class Settings(UserDict[str, Any]):
         (lambda t: (None, {"a": [t, t]}), lambda i: i[1]["a"][0] + 0 * i[1]["a"][1]),
         (lambda t: Pair(t, t[:, :1]), lambda i: i.first + 0 * i.second),
         (lambda t: Frozen(t, "audio"), lambda i: i.tokens * (i.kind == "audio") * (i.length == 3)),
+        (lambda t: Recorded(t, "kept"), lambda i: i.tokens * (i._encodings == "kept")),
         (lambda t: Slotted(t, {"mask": t > 9}), lambda i: i.tokens + i.mask["mask"]),
     ],
     ids=lambda value: "",
