@@ -90,6 +90,22 @@ def test_autocast_changes_nothing(name: str, dtype: torch.dtype, autocast: torch
     torch.testing.assert_close((value, *gradients), (expected, *expected_gradients), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations
+@pytest.mark.parametrize("side", [0, 1])
+def test_autocast_changes_no_gradient_of_a_compiled_similarity(side: int) -> None:
+    """Where one side needs a gradient, and the other is a queue or a frozen encoder's."""
+    held = [rows.requires_grad_(k == side) for k, rows in enumerate(pairs(1, 12, 8))]
+
+    def energy(x: Tensor, y: Tensor) -> Tensor:
+        return cosine_similarity(x, y).square().sum()
+
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = torch.compile(energy, fullgraph=True, backend="aot_eager")(*held)
+    (found,), (expected,) = (torch.autograd.grad(v, held[side]) for v in (value, energy(*held)))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @each_loss
 def test_mixed_dtypes_take_the_wider_one(name: str) -> None:
     x, y = pairs(0, 9, 8)
