@@ -15,7 +15,7 @@ from crossmodal_losses.engine.aggregation import Aggregation, State, Tile
 from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.compat import can_look, is_batched, is_transformed, without_autocast
 from crossmodal_losses.engine.objective import Anchors, Directions, Objective, Total, have_negatives, stacked
-from crossmodal_losses.engine.operands import COUNT_OF_TENSORS, Operand, Operands, accumulate, measure_norms
+from crossmodal_losses.engine.operands import COUNT_OF_TENSORS, Operand, Operands, accumulate, measure_norms, multiply
 from crossmodal_losses.engine.problem import Problem
 from crossmodal_losses.engine.reference import reference_loss_of_batch
 from crossmodal_losses.engine.square import Square, SquareBatch
@@ -115,7 +115,8 @@ class _Dense(torch.autograd.Function):
             tiles: list[Tile] = []
             states: list[State | None] = [None] * len(directions.weights)
             for _, row, _, column, of_region in directions.regions(operands):
-                S = torch.mm(row.dimensions(), column.dimensions().T)
+                S = row.inv_norm.new_empty(row.rows.shape[0], column.rows.shape[0])
+                multiply(row.block(row.whole), column.block(column.whole).T, out=S)
                 S.mul_(row.inv_norm[:, None]).mul_(column.inv_norm)
                 if not tiles:
                     positive = S.diagonal().clone()
