@@ -49,8 +49,11 @@ def test_scaling_an_embedding_changes_nothing(
     row = data.draw(st.integers(0, len(x) - 1))
     scaled = x.clone()
     scaled[row] *= scale
-    loss = LOSSES[name]()
-    assert torch.equal(loss(scaled, y), loss(x, y))  # a power of two: exactly
+    loss, in_tiles = LOSSES[name](), LOSSES[name](tile_size=1)
+    # To rounding: batches of extreme lengths take another form.
+    torch.testing.assert_close(loss(scaled, y), loss(x, y), rtol=1e-12, atol=1e-12)
+    if len(x) > 1:
+        assert torch.equal(in_tiles(scaled, y), in_tiles(x, y))  # a power of two: exactly
 
 
 @given(data=st.data(), name=losses.filter(lambda name: name != "sup_con"))  # to which they are positives
