@@ -83,7 +83,9 @@ def test_what_is_kept_for_the_backward_pass_is_autograds(name: str) -> None:
         value.backward()
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
             value.backward()
-    assert 50 * 50 in packed
+    assert 50 * 4 in packed
+    # All of S, but where an index of each anchor is enough.
+    assert (50 * 50 in packed) == (not LOSSES[name]().objective.aggregation.selects)
 
 
 # Under torch.compile.

@@ -47,6 +47,18 @@ def test_one_line_takes_the_scale_of_a_model() -> None:
     torch.testing.assert_close(one, torch.nn.functional.cross_entropy(logits, labels))
 
 
+def test_a_parameter_of_the_caller() -> None:
+    x, y = normal_pair(1, 6, 4)
+    parameter = torch.nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+    alike = parameter.detach().clone().requires_grad_()
+    found, expected = (NTXent()(x, y, temperature=t) for t in (parameter, alike))
+    torch.testing.assert_close(found, expected)
+    for of_parameter, of_tensor in zip(
+        torch.autograd.grad(found, (x, parameter)), torch.autograd.grad(expected, (x, alike)), strict=True
+    ):
+        torch.testing.assert_close(of_parameter, of_tensor)
+
+
 def test_only_settings_that_a_call_may_have() -> None:
     x, y = normal_pair(0, 3, 4)
     with pytest.raises(TypeError, match="expected settings of a call of TripletMax: none; got temperature"):
