@@ -29,7 +29,7 @@ MOST = {
     "sup_con": 42,
     "triplet_max": 42,
     "triplet_sum": 44,
-    "sigmoid": 46,
+    "sigmoid": 47,
     "triplet_weighted": 60,
     "triplet_weighted_mined": 66,
 }
