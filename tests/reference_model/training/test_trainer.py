@@ -208,7 +208,8 @@ def test_two_processes_give_the_numbers_of_one(loss: str, config: Config, tmp_pa
         assert together["val"] == alone["val"]
     assert (two["test"], two["best_epoch"]) == (one["test"], one["best_epoch"])
     first, second = (load_file(tmp_path / run / "best.safetensors") for run in ("one", "two"))
-    torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-4)
+    # Where a gradient is nearly 0, Adam makes of its rounding a part of a step, which is as long as the learning rate.
+    torch.testing.assert_close(second, first, rtol=1e-3, atol=0.5 * config.learning_rate)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
