@@ -106,6 +106,17 @@ def test_autocast_changes_no_gradient_of_a_compiled_similarity(side: int) -> Non
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_autocast_changes_no_gradient_of_what_is_compiled(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same without the compiler, of the program that it is given."""
+    held = [rows.requires_grad_(k == side) for k, rows in enumerate(pairs(1, 12, 8))]
+    (expected,) = torch.autograd.grad(cosine_similarity(*held).square().sum(), held[side])
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(cosine_similarity(*held).square().sum(), held[side])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @each_loss
 def test_mixed_dtypes_take_the_wider_one(name: str) -> None:
     x, y = pairs(0, 9, 8)
