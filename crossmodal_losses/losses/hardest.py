@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.engine.aggregation import EXCLUDED, HardestNegative, along
+from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.square import Saved, Square, exclude
 
@@ -27,7 +28,7 @@ class HardestObjective(Objective):
 class SquareOfHardest(Square):
     """Each direction adds one entry a row, or one a column, to a matrix of zeros."""
 
-    largest = 63  # beyond, gathering rows is faster than multiplying by a matrix with a few entries in each row
+    largest = FEWEST_TO_GATHER - 1
 
     def __init__(self, objective: HardestObjective) -> None:
         self.objective = objective

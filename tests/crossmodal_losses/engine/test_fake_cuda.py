@@ -139,7 +139,7 @@ def test_launches_are_recorded_or_refused() -> None:
     assert launches.total == 1
 
 
-FUSED = TripletMax, TripletSum, NTXent, MAKE["nt_xent, learned"]
+FUSED: tuple[Callable[..., PairLoss], ...] = TripletMax, TripletSum, NTXent, MAKE["nt_xent, learned"]
 
 # 16 entries a thread, and how many of its loads take four of them at once; how many blocks there is room for on a
 # multiprocessor, which has 65,536 registers. Where the length of a row is no multiple of 16, both are bad.
