@@ -1,6 +1,6 @@
 """Both directions of a loss from the whole of S, in the fewest operators.
 
-They are what the time of a small batch goes into: at the batch sizes of the paper an operator costs more than its work.
+At the batch sizes of the paper, calling an operator takes longer than what it computes.
 """
 
 import math
@@ -43,14 +43,17 @@ class SquareBatch(NamedTuple):
         return self.divide_by_norms(torch.mm(self.x, self.y.T))
 
     def gradients(self, grad_S: Tensor, needs_grad: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        r"""dL/dx, dL/dy, and the gradient of a factor 1 of S, where needed, given dL/dS, which is overwritten.
+        r"""dL/dx, dL/dy and dL(c S)/dc at c = 1, where needed, given dL/dS, which is overwritten.
 
-        .. math:: dL/dx = g - (g \cdot x) x / |x|^2, \qquad \sum_{ij} s_{ij} dL/ds_{ij} = \sum_i g_i \cdot x_i
+        With g the gradient of x as if its length were fixed,
+
+        .. math:: dL/dx = g - (g \cdot x) x / |x|^2, \qquad dL(cS)/dc = \sum_{ij} s_{ij} dL/ds_{ij} = \sum_i g_i x_i
         """
         x, y, norms = self
         needs_x, needs_y, needs_scale = needs_grad
         grad_products = self.divide_by_norms(grad_S)
-        # Without a gradient of its own, that of the other stands in its place.
+        # If the parameter alone needs a gradient, that of x is computed for it. Where there is one gradient, its row of
+        # products fills both rows, and the other is not used.
         grad_x = torch.mm(grad_products, y) if needs_x or not needs_y else None
         grad_y = torch.mm(grad_products.T, x) if needs_y else None
         dots = [(grad * rows).sum(1) for grad, rows in ((grad_x, x), (grad_y, y)) if grad is not None]
@@ -85,7 +88,7 @@ class Square(ABC):
         """
 
     def grad_parameter(self, grad_scale: Tensor) -> Tensor:
-        """The gradient of the aggregation's parameter, given that of a factor 1 of S, sum_ij s_ij dL/ds_ij."""
+        """The gradient of the aggregation's parameter, given dL(c S)/dc at c = 1."""
         raise NotImplementedError
 
 
