@@ -30,12 +30,14 @@ def dense_loss(batch: Batch, objective: Objective, total: Total) -> Tensor:
     """Compute the loss of a batch, keeping all of S for the backward pass."""
     square = _square(batch, objective, total)
     if square is not None:
-        with without_autocast(batch.x.device):
-            pairs = SquareBatch.of(batch.x.detach(), batch.y.detach())
-            if pairs is not None:
-                parameter = objective.aggregation.parameter
-                problem = square, pairs, batch.ids, objective, total
-                return _Square.apply(batch.x, batch.y, parameter, problem)  # type: ignore[no-any-return, no-untyped-call]
+        if torch.is_autocast_enabled("cpu"):
+            with without_autocast(batch.x.device):
+                return dense_loss(batch, objective, total)
+        pairs = SquareBatch.of(batch.x.detach(), batch.y.detach())
+        if pairs is not None:
+            parameter = objective.aggregation.parameter
+            problem = square, pairs, batch.ids, objective, total
+            return _Square.apply(batch.x, batch.y, parameter, problem)  # type: ignore[no-any-return, no-untyped-call]
     return _Dense.apply(*batch.embeddings, objective.aggregation.parameter, batch.all_ids, objective, total)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -63,8 +65,10 @@ class _Square(torch.autograd.Function):
     ) -> Tensor:
         square, pairs, ids, objective, total = problem
         same = None if ids is None else torch.eq(ids.unsqueeze(1), ids)
-        losses, saved = square.losses(pairs.S, same)
-        ctx.save_for_backward(x, y, pairs.norms, parameter, ids, *saved)
+        S = pairs.S
+        kept = S.clone() if pairs.keeps_similarities else None
+        losses, saved = square.losses(S, same)
+        ctx.save_for_backward(x, y, pairs.norms, kept, parameter, ids, *saved)
         ctx.square, ctx.objective, ctx.total = square, objective, total
         loss = losses.sum(0) if total.reduction == "none" else losses.sum()
         divisor = total.divisor(x.shape[0])
@@ -72,17 +76,20 @@ class _Square(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, norms, parameter, ids, *saved = ctx.saved_tensors
-        needs_x, needs_y, needs_parameter, *_ = ctx.needs_input_grad
+        x, y, norms, S, parameter, ids, *saved = ctx.saved_tensors
+        if torch.is_autocast_enabled("cpu"):
+            with without_autocast(x.device):
+                return _Square.backward(ctx, upstream)
+        needs_x, needs_y, needs_parameter, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or is_batched(upstream) or is_transformed(upstream):
             needs_grad = needs_x, needs_y, False, False, needs_parameter
             batch = Batch(x, y, ids=ids)
             found = _differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needs_grad)
             return found[0], found[1], found[4], None
-        with without_autocast(x.device):
-            grad_S = ctx.square.grad_S(saved, upstream, ctx.total.divisor(x.shape[0]))
-            grad_x, grad_y, grad_scale = SquareBatch(x, y, norms).gradients(grad_S, ctx.needs_input_grad[:3])
-            of_parameter = None if grad_scale is None else ctx.square.grad_parameter(grad_scale)
+        grad_S = ctx.square.grad_S(saved, upstream, ctx.total.divisor(x.shape[0]))
+        needed = needs_x, needs_y, needs_parameter
+        grad_x, grad_y, grad_scale = SquareBatch(x, y, norms).gradients(grad_S, S, needed)
+        of_parameter = None if grad_scale is None else ctx.square.grad_parameter(grad_scale)
         return grad_x, grad_y, of_parameter, None
 
 

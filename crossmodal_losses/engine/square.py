@@ -42,21 +42,33 @@ class SquareBatch(NamedTuple):
         """All similarities."""
         return self.divide_by_norms(torch.mm(self.x, self.y.T))
 
-    def gradients(self, grad_S: Tensor, needs_grad: Sequence[bool]) -> tuple[Tensor | None, ...]:
-        r"""dL/dx, dL/dy and dL(c S)/dc at c = 1, where needed, given dL/dS, which is overwritten.
+    @property
+    def keeps_similarities(self) -> bool:
+        """Whether the backward pass takes S, because it has no more entries than x or y."""
+        return self.x.shape[0] <= self.x.shape[1]
+
+    def gradients(
+        self, grad_S: Tensor, S: Tensor | None, needs_grad: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        r"""dL/dx, dL/dy and dL(c S)/dc at c = 1, where needed, given dL/dS, which is overwritten; and S, if it is kept.
 
         With g the gradient of x as if its length were fixed,
 
-        .. math:: dL/dx = g - (g \cdot x) x / |x|^2, \qquad dL(cS)/dc = \sum_{ij} s_{ij} dL/ds_{ij} = \sum_i g_i x_i
+        .. math:: dL/dx_i = g_i - (g_i \cdot x_i) x_i / |x_i|^2, \quad g_i \cdot x_i = \sum_j s_{ij} dL/ds_{ij}, \quad
+            dL(cS)/dc = \sum_{ij} s_{ij} dL/ds_{ij}
         """
         x, y, norms = self
         needs_x, needs_y, needs_scale = needs_grad
+        if S is not None:
+            products = torch.mul(S, grad_S)
+            dots = [products.sum(1), products.sum(0)]
         grad_products = self.divide_by_norms(grad_S)
-        # If the parameter alone needs a gradient, that of x is computed for it. Where there is one gradient, its row of
-        # products fills both rows, and the other is not used.
-        grad_x = torch.mm(grad_products, y) if needs_x or not needs_y else None
+        # If the parameter alone needs a gradient, that of x is computed for its dot products, unless S is kept.
+        grad_x = torch.mm(grad_products, y) if needs_x or (S is None and not needs_y) else None
         grad_y = torch.mm(grad_products.T, x) if needs_y else None
-        dots = [(grad * rows).sum(1) for grad, rows in ((grad_x, x), (grad_y, y)) if grad is not None]
+        if S is None:
+            dots = [(grad * rows).sum(1) for grad, rows in ((grad_x, x), (grad_y, y)) if grad is not None]
+        # Where there is one gradient, its row of products fills both rows, and the other is not used.
         dot = torch.stack(dots if len(dots) == 2 else 2 * dots)
         grad_scale = dot[0].sum() if needs_scale else None
         of_x, of_y = dot.div_(norms).div_(norms).unsqueeze(2).unbind()

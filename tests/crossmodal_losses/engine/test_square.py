@@ -108,6 +108,20 @@ def test_a_second_backward_pass_finds_the_same(name: str) -> None:
     assert torch.equal(torch.autograd.grad(value, x)[0], first[0])
 
 
+@pytest.mark.parametrize(("D", "kept"), [(22, 1), (23, 2)])
+def test_similarities_are_kept_where_they_are_fewer_than_entries_of_x(D: int, kept: int) -> None:
+    """Beside them, the exponentials."""
+    sizes: list[int] = []
+
+    def count(value: Tensor) -> Tensor:
+        sizes.append(value.numel())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        NTXent()(*normal_pair(0, 23, D))
+    assert sizes.count(23 * 23) - (2 if D == 23 else 0) == kept
+
+
 def test_a_hinge_at_0_has_no_gradient() -> None:
     """All similarities are 0.5, and so are the zeros of one of the polynomials."""
     x, y = torch.eye(4)[:2].requires_grad_(), torch.ones(2, 4)
@@ -120,8 +134,9 @@ def test_a_hinge_at_0_has_no_gradient() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_each_gradient_alone() -> None:
-    x, y = normal_pair(7, 23, 6)
+@pytest.mark.parametrize("D", [6, 23])  # S is kept where B <= D
+def test_each_gradient_alone(D: int) -> None:
+    x, y = normal_pair(7, 23, D)
     loss = NTXent(learn_temperature=True).double()
     leaves = (x, y, *loss.parameters())
     together = torch.autograd.grad(loss(x, y), leaves)
