@@ -6,19 +6,21 @@
 PYTHON ?= python3
 ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crossmodal-losses
 
-requirements = sed -n '/^install_requires/,/^\[tool/p' setup.cfg
-hash = $(shell ($(PYTHON) --version; $(requirements); cat $(1)) | sha256sum | cut -c1-12)
-REFERENCE := $(ENVIRONMENTS)/reference-$(call hash,constraints.txt)
-NEWEST := $(ENVIRONMENTS)/newest-torch-$(call hash,constraints-newest-torch.txt)
+# Of each environment: the versions, and what of requirements/ is in it.
+reference = constraints.txt $(addprefix requirements/,reference.txt test.txt check.txt examples.txt bench.txt mutants.txt)
+newest = constraints-newest-torch.txt requirements/test.txt
+hash = $(shell ($(PYTHON) --version; cat $(1)) | sha256sum | cut -c1-12)
+REFERENCE := $(ENVIRONMENTS)/reference-$(call hash,$(reference))
+NEWEST := $(ENVIRONMENTS)/newest-torch-$(call hash,$(newest))
 
 in_reference = $(REFERENCE)/bin/python -m
 in_newest = $(NEWEST)/bin/python -m
 pytest = pytest -q -n auto --maxprocesses 4
 
-# Install the requirements of the package without the package, which is always run from the checkout.
+# The package itself is not installed: it is always run from the checkout.
 install = $(PYTHON) -m venv $(@D) \
-	&& $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(1) '.[$(2)]' \
-	&& $(@D)/bin/python -m pip uninstall --quiet --yes crossmodal-losses \
+	&& $(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(filter constraints%,$(1)) $(addprefix -r ,$(filter requirements/%,$(1))) \
 	&& touch $@
 
 .PHONY: help demo example readme programs test format types lint bench mutants clean
@@ -36,13 +38,11 @@ help:
 
 $(REFERENCE)/complete:
 	@echo "Making the reference environment in $(@D): a few minutes, once"
-	@$(call install,constraints.txt,reference$(comma)test$(comma)bench$(comma)mutants)
+	@$(call install,$(reference))
 
 $(NEWEST)/complete:
 	@echo "Making an environment with the newest torch in $(@D): a few minutes, once"
-	@$(call install,constraints-newest-torch.txt,test)
-
-comma := ,
+	@$(call install,$(newest))
 
 demo: $(REFERENCE)/complete
 	$(in_reference) reference_model synthesize --out demo/data
@@ -89,9 +89,11 @@ format: $(REFERENCE)/complete
 types: $(REFERENCE)/complete
 	$(in_reference) mypy
 
+# stubtest compares the type hints with what is there when the package is imported.
 lint: types
 	$(in_reference) ruff format --check
 	$(in_reference) ruff check
+	PYTHONPATH=. $(in_reference) mypy.stubtest --mypy-config-file setup.cfg --allowlist tests/stubtest.txt crossmodal_losses
 
 bench: $(REFERENCE)/complete $(NEWEST)/complete
 	$(in_reference) benchmarks

@@ -15,7 +15,7 @@ from crossmodal_losses.losses.triplet_weighted_mined import TripletWeightedMined
 from crossmodal_losses.metrics import DirectionMetrics, RetrievalMetrics, retrieval_metrics
 from crossmodal_losses.similarity import cosine_similarity
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LOSSES",

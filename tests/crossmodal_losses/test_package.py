@@ -1,11 +1,7 @@
-"""The package as its users see it: imports, public names, modules in a model, the wheel."""
+"""The package as its users see it: imports, public names, modules in a model."""
 
-import re
-import shutil
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -67,38 +63,3 @@ def test_a_module_moves_with_its_model(name: str) -> None:
     value = model["loss"](x, x.flip(0))
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.bfloat16, 0.1)):
         torch.testing.assert_close(model.to(dtype)["loss"](x, x.flip(0)).float(), value, rtol=tolerance, atol=1e-5)
-
-
-def test_the_wheel_holds_the_package_alone_and_runs_beside_torch(tmp_path: Path) -> None:
-    """It is built from a copy of the checkout and installed into an empty folder; README's first example runs there."""
-    root = Path(__file__).parents[2]
-    source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
-    without = shutil.ignore_patterns(".git", "build", "*.egg-info", "demo", "__pycache__", ".*_cache", ".hypothesis")
-    shutil.copytree(root, source, ignore=without)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, source], check=True)
-    (wheel,) = wheels.iterdir()
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"crossmodal_losses"}
-    ours = {str(p.relative_to(root)) for p in (root / "crossmodal_losses").rglob("*") if p.suffix in (".py", ".typed")}
-    assert {name for name in names if ".dist-info" not in name} == ours
-    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
-    required = [line for line in re.findall("^Requires-Dist: (.*)$", metadata, re.MULTILINE) if "extra ==" not in line]
-    assert required == ["torch>=2.4"]
-    assert set(re.findall("^Provides-Extra: (.*)$", metadata, re.MULTILINE)) == {
-        "reference",
-        "test",
-        "bench",
-        "mutants",
-    }
-
-    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
-    example = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert example is not None
-    program = (
-        f"import sys; sys.path[:0] = [{str(site)!r}]\n{example[1]}\nimport crossmodal_losses as c; print(c.__file__)"
-    )
-    command = [sys.executable, "-I", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "Diagnosis(positive=tensor(" in done.stdout
-    assert str(site) in done.stdout
