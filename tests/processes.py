@@ -6,7 +6,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,10 @@ def _report(folder: Path, rank: int, text: str) -> None:
     (folder / f"{rank}.part").replace(folder / f"{rank}.report")
 
 
-def _start(count: int, folder: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> list[SpawnProcess]:
-    context = get_context("spawn")
+def _start(count: int, folder: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> list[ForkServerProcess]:
+    # Forked from a process that has imported torch and the tests, and has done nothing else.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
     ranks = [
         context.Process(target=_rank, args=(rank, count, Path(folder), work, arguments), daemon=True)
         for rank in range(count)
@@ -55,7 +57,7 @@ def _start(count: int, folder: str, work: Callable[..., None], arguments: tuple[
     return ranks
 
 
-def _end(ranks: list[SpawnProcess], patience: float) -> list[int | None]:
+def _end(ranks: list[ForkServerProcess], patience: float) -> list[int | None]:
     """Wait for the ranks to end, stop those that do not, and return the exit codes."""
     for rank in ranks:
         rank.join(patience)

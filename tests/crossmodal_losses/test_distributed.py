@@ -129,7 +129,7 @@ def every_loss() -> None:
         assert_equals_one_process(wrapper, name, settings, batch, [sizes, uneven(M, draw), uneven(N, draw)])
 
 
-@pytest.mark.parametrize("W", [1, 2, 3, 4])
+@pytest.mark.parametrize("W", [1, 2, 3])
 def test_every_loss_equals_that_of_one_process(W: int) -> None:
     run(W, every_loss)
 
@@ -229,7 +229,7 @@ def with_ddp() -> None:
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return self.loss(*self.encoders(a, b))  # type: ignore[no-any-return]
 
-    for wrapper, inside, compiled in product(WRAPPERS, (True, False), (False, True)):
+    for wrapper, (inside, compiled) in product(WRAPPERS, ((True, False), (False, False), (True, True))):
         loss = wrapper(new_loss(LEARNED, tile_size=3))
         model = WithLoss(loss) if inside else Encoders()
         ddp = DistributedDataParallel(model)
@@ -317,7 +317,7 @@ def refusals() -> None:
 
 @pytest.mark.parametrize(
     ("W", "work"),
-    [(2, awkward_inputs), (2, temperature_of_the_caller), (2, with_ddp), (3, with_ddp), (3, subgroups), (2, refusals)],
+    [(2, awkward_inputs), (2, temperature_of_the_caller), (3, with_ddp), (3, subgroups), (2, refusals)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_on_ranks(W: int, work: Callable[[], None]) -> None:
@@ -326,7 +326,7 @@ def test_on_ranks(W: int, work: Callable[[], None]) -> None:
 
 def costs() -> None:
     W = dist.get_world_size()
-    B, D, t = 12 * W, 101, 6  # 12 D is more than what the ranks say of their arguments, in bytes
+    B, D, t = 12 * W, 101, 12  # 12 D is more than what the ranks say of their arguments, in bytes
     own = part([12] * W)
     x, _ = (e.detach() for e in normal_pair(4, B, D))
     y = -x  # every hinge is above 0
@@ -339,15 +339,16 @@ def costs() -> None:
                 value.backward()
         return float(flops.get_total_flops()), sent
 
-    for wrapper, name, backward in product(WRAPPERS, LOSSES, (False, True)):
+    for name, backward in product(LOSSES, (False, True)):
         loss = LOSSES[name](tile_size=t)
         whole, _ = cost(loss, slice(0, B), backward)
-        share, sent = cost(wrapper(loss), own, backward)
         assert whole > 0
-        assert share == whole / W, (wrapper, name)
-        blocks, others = sent.bytes / (8 * B * D), sent.other_bytes / (8 * B)
-        assert (W - 1) / W <= blocks <= (2 if backward else 1), (wrapper, name, blocks)
-        assert others <= 20, (wrapper, name, others)
+        for wrapper in WRAPPERS:
+            share, sent = cost(wrapper(loss), own, backward)
+            assert share == whole / W, (wrapper, name)
+            blocks, others = sent.bytes / (8 * B * D), sent.other_bytes / (8 * B)
+            assert (W - 1) / W <= blocks <= (2 if backward else 1), (wrapper, name, blocks)
+            assert others <= 20, (wrapper, name, others)
 
     for wrapper in WRAPPERS:
         sent_by = {}
@@ -373,7 +374,7 @@ def test_the_work_is_divided_and_embeddings_are_sent_twice(W: int) -> None:
 def memory_of_a_rank() -> None:
     """No tensor is larger than the columns and their candidates without a partner: all of them, or one rank's."""
     W = dist.get_world_size()
-    rows, D = 20, 150
+    rows, D = 12, 150
     x, y = (e.detach() for e in normal_pair(4, rows * W, D))
     own = part([rows] * W)
     for wrapper, name in product(WRAPPERS, LOSSES):

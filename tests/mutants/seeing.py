@@ -19,7 +19,7 @@ ON_RANKS = tuple(
     for name in (
         "test_on_ranks[2-refusals]", "test_on_ranks[2-awkward_inputs]", "test_on_ranks[3-subgroups]",
         "test_every_loss_equals_that_of_one_process[2]", "test_the_memory_of_the_ring_does_not_grow_with_the_ranks[2]",
-        "test_the_work_is_divided_and_embeddings_are_sent_twice[2]", "test_on_ranks[2-with_ddp]",
+        "test_the_work_is_divided_and_embeddings_are_sent_twice[2]", "test_on_ranks[3-with_ddp]",
         "test_every_loss_equals_that_of_one_process[3]",
     )
 )  # fmt: skip
