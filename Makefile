@@ -7,7 +7,7 @@ PYTHON ?= python3
 ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crossmodal-losses
 
 # Of each environment: the versions, and what of requirements/ is in it.
-reference = constraints.txt $(addprefix requirements/,reference.txt test.txt check.txt examples.txt bench.txt mutants.txt)
+reference = constraints.txt $(addprefix requirements/,reference.txt test.txt check.txt examples.txt bench.txt mutants.txt docs.txt)
 newest = constraints-newest-torch.txt requirements/test.txt
 hash = $(shell ($(PYTHON) --version; cat $(1)) | sha256sum | cut -c1-12)
 REFERENCE := $(ENVIRONMENTS)/reference-$(call hash,$(reference))
@@ -23,13 +23,14 @@ install = $(PYTHON) -m venv $(@D) \
 		-c $(filter constraints%,$(1)) $(addprefix -r ,$(filter requirements/%,$(1))) \
 	&& touch $@
 
-.PHONY: help demo example readme programs test format types lint bench mutants clean
+.PHONY: help demo example readme docs programs test format types lint bench mutants clean
 
 help:
 	@echo "make demo     the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
 	@echo "make example  both tables of the paper with three seeds on a synthetic corpus, and the report: an hour"
 	@echo "make test     every test, and those of crossmodal_losses on the newest torch as well"
 	@echo "make lint     check format, rules and types"
+	@echo "make docs     the documentation site in build/docs; its links are checked, and its examples run"
 	@echo "make format   format the code, and fix what the linter can"
 	@echo "make bench    the losses beside public implementations, their memory, their matrix products: half an hour"
 	@echo "make mutants  test the tests: change the package in 300 ways, and see whether one fails each time: an hour"
@@ -63,7 +64,13 @@ example: $(REFERENCE)/complete
 readme: demo
 	$(in_reference) benchmarks.readme demo
 
-# Programs for the tests of the report that pip does not install: a browser, and LaTeX. Without them these are skipped.
+# Every warning is an error: a link that leads nowhere, a name that is not documented, an example with another result.
+sphinx = $(in_reference) sphinx -q -W -n --keep-going -d build/doctrees
+docs: $(REFERENCE)/complete
+	$(sphinx) -b html docs build/docs
+	$(sphinx) -b doctest docs build/doctest
+
+# Programs for the tests of the report and of the site that pip does not install: a browser, and LaTeX. Without them these are skipped.
 packages = chromium texlive-latex-base texlive-latex-recommended
 programs:
 	@{ command -v chromium && command -v pdflatex; } >/dev/null || { echo "Installing $(packages)"; \

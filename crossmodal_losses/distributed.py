@@ -222,7 +222,7 @@ class DistributedLoss(nn.Module):
 class GatheredLoss(DistributedLoss):
     """A loss over all processes, in which each process gathers the y of all: O(B D) memory.
 
-    See :class:`DistributedLoss`.
+    See :class:`~crossmodal_losses.distributed.DistributedLoss`.
 
     >>> from crossmodal_losses import TripletMax
     >>> GatheredLoss(TripletMax())(torch.eye(3), torch.eye(3))  # one process
@@ -235,7 +235,8 @@ class GatheredLoss(DistributedLoss):
 class RingLoss(DistributedLoss):
     """A loss over all processes, in which blocks of y travel around a ring: O(rows D) memory.
 
-    A process computes with one block while it receives the next. See :class:`DistributedLoss`.
+    A process computes with one block while it receives the next. See
+    :class:`~crossmodal_losses.distributed.DistributedLoss`.
 
     >>> from crossmodal_losses import NTXent
     >>> RingLoss(NTXent(temperature=1.0))(torch.eye(2), torch.eye(2))  # one process

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-CODE = ("crossmodal_losses", "reference_model", "benchmarks")
+CODE = ("crossmodal_losses", "reference_model", "benchmarks", "docs")
 LONGEST = {ast.ClassDef: 200, ast.FunctionDef: 60, ast.AsyncFunctionDef: 60}
 LONGEST_FILE, REASON = 350, "# Long because "
 # Modules of more lines than this have a test file, except these.
@@ -37,6 +37,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "reference_model.training.curves": "the curves are drawn and tested with what is monitored, in test_monitor.py",
     "reference_model.search.model_card": "the card of a saved model is tested with it, in test_retriever.py",
     "reference_model.reproduction.cost": "the runs of a grid are planned with their cost, in test_grid.py",
+    "docs.conf": "the site is built with these settings in test_site.py",
     "reference_model.reproduction.table_formats": "the numbers and their formats are tested in test_tables.py",
 }
 

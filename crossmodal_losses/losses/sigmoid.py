@@ -172,7 +172,7 @@ class Sigmoid(LossWithTemperature):
     Candidates without a partner are negatives like all others. Term i of ``reduction="none"`` has those of x_i and y_i.
 
     Args:
-        temperature, learn_temperature: as in :class:`LossWithTemperature`.
+        temperature, learn_temperature: as in :class:`~crossmodal_losses.losses.temperature.LossWithTemperature`.
         bias: between -1e6 and 1e6; where a learned one starts.
         learn_bias: the bias is a parameter, ``learned_bias``. **Give loss.parameters() to the optimiser**, and leave it
             out of weight decay.

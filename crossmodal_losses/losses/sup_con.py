@@ -165,7 +165,7 @@ class SupCon(LossWithTemperature):
 
     Extra candidates with the anchor's id are positives, too.
 
-    Settings are those of :class:`LossWithTemperature`.
+    Settings are those of :class:`~crossmodal_losses.losses.temperature.LossWithTemperature`.
 
     >>> SupCon(temperature=1.0)(torch.eye(2), torch.eye(2))
     tensor(0.6265)

@@ -25,7 +25,7 @@ class LossWithTemperature(PairLoss):
             -log(temperature); towards the ends p moves it less and less. **Give loss.parameters() to the optimiser**,
             which knows nothing of them otherwise, and the temperature stays where it is. Leave p out of weight decay,
             which would draw the temperature to 0.1.
-        direction_weights, reduction, tile_size: those of every :class:`PairLoss`.
+        direction_weights, reduction, tile_size: those of every :class:`~crossmodal_losses.PairLoss`.
 
     A model that has a scale of its own, such as that of CLIP, passes the temperature at the call, and it receives its
     gradient: ``loss(x, y, temperature=(-model.logit_scale).exp())``.
@@ -67,7 +67,7 @@ class LossWithTemperature(PairLoss):
 
     @property
     def temperature(self) -> float | Tensor:
-        """The temperature in use; a differentiable tensor if it is learned: 0.01 ^ sigmoid(parameter)."""
+        """The temperature in use; if it is learned, 0.01 ^ sigmoid(parameter), a differentiable tensor."""
         if not self.learn_temperature:
             return self.initial_temperature
         exponent = at_least_float32(self.exponent_logit.reshape(())).sigmoid()

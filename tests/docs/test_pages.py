@@ -1,0 +1,57 @@
+"""What is put into the pages when the site is built."""
+
+import re
+
+from crossmodal_losses import LOSSES, __all__
+from docs.pages import DOCS, ELSEWHERE, FILL, MARKER, ROOT, SECTIONS, moved, products, table
+
+
+def test_links_of_a_page_that_is_kept_elsewhere() -> None:
+    text = (
+        "[a](results) ![b](results/losses.png) [c](../README.md) [d](README.md#time) [e](http://x) [f](#g) [h](gpu.py)"
+    )
+    expected = (
+        "a ![b](../benchmarks/results/losses.png) [c](index.md) [d](performance.md#time) [e](http://x) [f](#g) "
+        "[h](../benchmarks/gpu.py)"
+    )
+    assert moved(text, ROOT / "benchmarks") == expected
+    assert moved("[x]: README.md\n[y]: config.py", ROOT / "reference_model") == (
+        "[x]: reproduction.md\n[y]: ../reference_model/config.py"
+    )
+
+
+def test_products() -> None:
+    assert {name: products(LOSSES[name](tile_size=64), 256) for name in LOSSES} == {
+        "triplet_sum": 3, "triplet_max": 1, "triplet_weighted": 1, "triplet_weighted_mined": 1, "nt_xent": 4,
+        "sup_con": 4, "sigmoid": 3,
+    }  # fmt: skip
+    assert products(LOSSES["nt_xent"](tile_size=64), 256, backward=False) == 1
+
+
+def test_a_table() -> None:
+    assert table([("a", "b"), ("1|2", "3")]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |\n"
+
+
+def test_every_marker_has_a_place() -> None:
+    """Each loss has its page with all of its parts, each page that is kept elsewhere is shown."""
+    found = {}
+    for path in DOCS.rglob("*.md"):
+        found[str(path.relative_to(DOCS).with_suffix(""))] = set(MARKER.findall(path.read_text(encoding="utf-8")))
+    for loss in LOSSES:
+        assert found[f"losses/{loss}"] >= {("picture", loss), ("cost", loss)}
+    for page, file in ELSEWHERE.items():
+        assert found[page] == {("page", file)}
+    comments = [re.findall(r"<!-- (\w[\w ]*): ", path.read_text(encoding="utf-8")) for path in DOCS.rglob("*.md")]
+    assert {kind for of_page in comments for kind in of_page} == FILL.keys()
+    assert all((ROOT / file).is_file() for file in (*ELSEWHERE.values(), *SECTIONS))
+
+
+def test_the_api_is_whole() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert [name for name in __all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_the_start_page_needs_torch_alone() -> None:
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    imported = re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)
+    assert set(imported) == {"torch", "crossmodal_losses"}
