@@ -10,9 +10,9 @@ settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile(
     "ci", max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
-# second: a second run of the same tests, on another torch, with a quarter of the examples.
+# second: a second run of the same tests, on another torch, with a tenth of the examples.
 settings.register_profile(
-    "second", max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    "second", max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # mutants: for make mutants, hundreds of runs; the failing example need not be simple.
