@@ -3,6 +3,8 @@
 import re
 
 from crossmodal_losses import LOSSES, __all__
+from crossmodal_losses.engine import dispatch
+from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
 from docs.pages import DOCS, ELSEWHERE, FILL, MARKER, ROOT, SECTIONS, moved, products, table
 
 
@@ -26,6 +28,27 @@ def test_products() -> None:
         "sup_con": 4, "sigmoid": 3,
     }  # fmt: skip
     assert products(LOSSES["nt_xent"](tile_size=64), 256, backward=False) == 1
+
+
+def test_figures_of_the_pages() -> None:
+    """What pages say of limits and versions is what the code and the metadata have."""
+    readme, large, stable = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "docs/guides/any_batch_size.md", "docs/stability.md")
+    )
+    assert f"1 product of B x B x D from B = {FEWEST_TO_GATHER} on | 3 products" in readme
+    assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER) == 1
+    assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER - 1) == 3
+    dense = f"Up to B = {dispatch.LARGEST_DENSE_OF_TWO_PASSES} for NT-Xent and supervised contrastive, and up to "
+    tiles = " and ".join(
+        f"{t} x {t}{on}" for t, on in zip(dispatch.TILE.values(), (" entries on a CPU,", ""), strict=True)
+    )
+    for figure in (f"{dense}{dispatch.LARGEST_DENSE} for", tiles):
+        assert figure in " ".join(large.split())
+    needed = re.findall(
+        r'requires-python = ">=(.*)"|"torch>=(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    )
+    assert f"Python {needed[0][0]} and newer, torch {needed[1][1]} and newer." in stable
 
 
 def test_a_table() -> None:
