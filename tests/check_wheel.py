@@ -1,18 +1,19 @@
-"""Install a wheel beside the torch of given environments, and compute every loss there.
+"""Install a wheel beside the torch of given environments, compute every loss there, and do what the start page says.
 
 ``python tests/check_wheel.py dist/*.whl /path/to/python ...``: nothing in the environments changes.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+# Everything else comes from the environment, which need have nothing but torch.
+WITH_WHEEL = "import sys\nsys.path.insert(0, sys.argv[1])\n"
 PROGRAM = """
 import platform
-import sys
 
-sys.path.insert(0, sys.argv[1])
 import torch
 
 import crossmodal_losses
@@ -44,12 +45,22 @@ print(f"torch {torch.__version__}, Python {platform.python_version()}: {len(LOSS
 """
 
 
+def start_page() -> list[str]:
+    """Return the programs of the start page: the first lines, and a whole training, which ends with an assertion."""
+    text = (Path(__file__).parents[1] / "docs" / "index.md").read_text(encoding="utf-8")
+    first, training = re.findall(r"```\{testcode\}\n(.*?)```", text, re.DOTALL)
+    assert "assert metrics" in training
+    return [first, training]
+
+
 def check(wheel: Path, python: str) -> str:
     """Return the versions of an environment in which the wheel's losses are right; raise if they are not."""
     with tempfile.TemporaryDirectory() as site:
         pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", site, str(wheel)], check=True)
-        command = [python, "-I", "-c", PROGRAM, site]
+        for program in start_page():
+            subprocess.run([python, "-I", "-c", WITH_WHEEL + program, site], cwd=site, check=True, capture_output=True)
+        command = [python, "-I", "-c", WITH_WHEEL + PROGRAM, site]
         return subprocess.run(command, cwd=site, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
