@@ -69,6 +69,7 @@ sphinx = $(in_reference) sphinx -q -W -n --keep-going -d build/doctrees
 docs: $(REFERENCE)/complete
 	$(sphinx) -b html docs build/docs
 	$(sphinx) -b doctest docs build/doctest
+	@echo "The site is in build/docs: open build/docs/index.html, or, for its search, python3 -m http.server -d build/docs"
 
 # Programs for the tests of the report and of the site that pip does not install: a browser, and LaTeX. Without them these are skipped.
 packages = chromium texlive-latex-base texlive-latex-recommended

@@ -77,7 +77,7 @@ def picture(loss: str) -> str:
     right = LEFT + SIDE + BETWEEN
     legend = f'<tspan fill="{RAISED}">■</tspan> raised <tspan fill="{LOWERED}">■</tspan> lowered · no gradient'
     parts = [
-        *_frame(LEFT, "S", "the darker, the more similar"),
+        *_frame(LEFT, "S", "the stronger, the more similar"),
         *_cells(LEFT, shown, shown),
         *_frame(right, "what a step does to S", legend),
         *_cells(right, grad, 0.15 + 0.85 * grad.abs() / grad.abs().max()),
