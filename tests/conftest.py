@@ -27,6 +27,3 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests run in parallel processes; several threads in each would only wait for each other.
 torch.set_num_threads(1)
-
-# Scripts: examples/test_examples.py starts them, nothing imports them.
-collect_ignore_glob = ["examples/pairs.py", "examples/plain_torch.py", "examples/with_*.py"]

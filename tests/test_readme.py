@@ -10,7 +10,13 @@ from benchmarks.readme import BLOCK, KEPT, PAGES, ROOT, filled, overview
 from benchmarks.results import RESULTS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OTHER_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "reference_model/PAPER.md")
+OTHER_PAGES = (
+    "examples/README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "reference_model/PAPER.md",
+)
 LINKED = (*PAGES, *(ROOT / name for name in OTHER_PAGES))
 
 
@@ -83,4 +89,4 @@ def test_every_package_is_in_the_map() -> None:
         for top in ("crossmodal_losses", "reference_model", "benchmarks", "docs")
         for path in (ROOT / top).rglob("__init__.py")
     }
-    assert named == packages | {"tests"}
+    assert named == packages | {"examples", "tests"}
