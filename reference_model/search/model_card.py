@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from reference_model.config import Config
 from reference_model.evaluation.metrics import DIRECTIONS
 from reference_model.runtime.markdown import escape
@@ -25,13 +27,7 @@ def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: in
     dataset = escape(config.dataset)
     settings = "\n".join(f"| {name} | {escape(value)} |" for name, value in _settings(config).items())
     return f"""---
-library_name: crossmodal_losses
-pipeline_tag: feature-extraction
-tags:
-- audio
-- audio-text-retrieval
-- cross-modal-retrieval
-- metric-learning
+{_front_matter(config, metrics)}
 ---
 
 # {config.loss} on {dataset}: sounds and their descriptions in one space
@@ -76,6 +72,34 @@ medicine or evidence.
 * Under which conditions it may be passed on depends on the weights it started from and on the clips it was trained \
 on; see their licences.
 """
+
+
+def _front_matter(config: Config, metrics: dict[str, Any] | None) -> str:
+    """Return what Hugging Face indexes, as YAML: the licence, tags, and the recalls on the test set."""
+    results = [
+        EvalResult(
+            task_type="audio-text-retrieval",
+            dataset_type=config.dataset,
+            dataset_name=config.dataset,
+            dataset_split="test",
+            metric_type=f"recall_at_{k}",
+            metric_name=f"{direction.replace('_', ' ').capitalize()} R@{k}, %",
+            metric_value=round(metrics["test"][direction][f"R@{k}"], 2),
+        )
+        for direction in DIRECTIONS
+        for k in (1, 5, 10)
+        if metrics is not None
+    ]
+    data = ModelCardData(
+        license="other",  # it depends on weights and clips; the card says so
+        license_name="see-limits",
+        library_name="crossmodal_losses",
+        pipeline_tag="feature-extraction",
+        tags=["audio", "audio-text-retrieval", "cross-modal-retrieval", "metric-learning"],
+        model_name=f"{config.loss} on {config.dataset}",
+        eval_results=results or None,
+    )
+    return str(data.to_yaml()).strip()
 
 
 def _metrics(metrics: dict[str, Any] | None) -> str:

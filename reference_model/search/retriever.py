@@ -22,6 +22,7 @@ from reference_model.models.features import cache_key, checksum
 from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIGHTS, TEXT_ENCODER, stored_metrics
 from reference_model.runtime.files import atomic_folder, require_file, write_json, write_text
 from reference_model.runtime.tensors import save_tensors
+from reference_model.search.hub import OnHub, local_folder
 from reference_model.search.index import (
     Index,
     ItemEmbeddings,
@@ -35,9 +36,10 @@ from reference_model.search.index import (
 from reference_model.search.model_card import model_card
 
 README = "README.md"
+Device = str | torch.device | None
 
 
-class Retriever:
+class Retriever(OnHub):
     """A trained model that embeds clips and captions and searches among them.
 
     ::
@@ -62,7 +64,7 @@ class Retriever:
         config: Config,
         *,
         metrics: dict[str, Any] | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
         self.tokenizer, self.config = tokenizer, config
         self._metrics: dict[str, Any] | Path | None = metrics  # or the folder that has them
@@ -79,13 +81,13 @@ class Retriever:
         self._encoder = BatchEncoder(self.model, self.device, self._autocast, config.workers)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device | None = None) -> "Retriever":
-        """Load a folder that :meth:`save_pretrained` wrote, or the folder of a run; nothing else is read.
+    def from_pretrained(cls, folder: str | Path, *, download: bool = False, device: Device = None) -> "Retriever":
+        """Load a folder of :meth:`save_pretrained` or of a run, or a model of the hub: see :func:`local_folder`.
 
         Raises:
             InputError: the folder is neither, or this machine has no such device.
         """
-        config = _read_config(folder := Path(folder))
+        config = _read_config(folder := local_folder(folder, download=download))
         retriever = cls(*saved_model(config, folder), config, device=device)
         retriever._metrics = folder if (folder / METRICS).exists() else None
         return retriever

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import ModelCard
 from runs import CommandLine
 from safetensors.torch import load_file
 
@@ -303,8 +304,14 @@ def test_the_model_card(trained: Path, config: Config) -> None:
         for value in (False, True)
     )
     front, rest = card.removeprefix("---\n").split("---\n", 1)
-    assert "library_name: crossmodal_losses\npipeline_tag: feature-extraction\ntags:\n- audio\n" in front
-    assert "license" not in front
+    data: Any = ModelCard(card).data
+    assert data.to_yaml().strip() == front.strip()
+    assert (data.license, data.library_name) == ("other", "crossmodal_losses")
+    assert [(found.metric_name, found.metric_value) for found in data.eval_results][:2] == [
+        ("Text to audio R@1, %", 22.26),
+        ("Text to audio R@5, %", 80),
+    ]
+    assert len(data.eval_results) == 6
     assert rest.startswith("\n# nt_xent on Synthetic")
     for words in ("1.6 million parameters", "as 256 numbers", "knows no sound of the world", "https://arxiv.org/abs/2203",
                   "from_pretrained", "| batch_size | 16 |", "| frozen_mode | eval |", "padded to 0.5 s", "## Limits",
