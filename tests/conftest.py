@@ -27,3 +27,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests run in parallel processes; several threads in each would only wait for each other.
 torch.set_num_threads(1)
+
+# A script, which imports the frameworks of the examples.
+collect_ignore = ["fork_examples.py"]

