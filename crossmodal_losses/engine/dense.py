@@ -84,7 +84,7 @@ class _Square(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(upstream) or is_transformed(upstream):
             needs_grad = needs_x, needs_y, False, False, needs_parameter
             batch = Batch(x, y, ids=ids)
-            found = _differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needs_grad)
+            found = differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needs_grad)
             return found[0], found[1], found[4], None
         grad_S = ctx.square.grad_S(saved, upstream, ctx.total.divisor(x.shape[0]))
         needed = needs_x, needs_y, needs_parameter
@@ -157,7 +157,7 @@ class _Dense(torch.autograd.Function):
             ids = [None if part is None else part.ids for part in operands.parts[1:]]
             batch = Batch(*operands.rows, *ids)
             needed = ctx.needs_input_grad[:5]
-            found = _differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needed)
+            found = differentiable_gradients(batch, parameter, ctx.objective, ctx.total, upstream, needed)
             return *found, None, None, None
         kept, (positive, aggregate, has_negative, *parts) = rest[:count_kept], rest[count_kept:]
         anchors = Anchors(ctx.directions, positive, tuple(parts), aggregate, has_negative)
@@ -221,7 +221,7 @@ def _gradients(
     return gradients
 
 
-def _differentiable_gradients(
+def differentiable_gradients(
     batch: Batch,
     parameter: Tensor | None,
     objective: Objective,
@@ -229,7 +229,7 @@ def _differentiable_gradients(
     upstream: Tensor,
     needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients through the reference loss: to be differentiated in turn, or many of them at once."""
+    """Compute the gradients through the reference loss: to be differentiated in turn, or many of them at once."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: the graph around this function covers how x and y were made, perhaps one from the other.

@@ -9,6 +9,7 @@ from crossmodal_losses.engine.compat import is_transformed
 from crossmodal_losses.engine.dense import dense_loss
 from crossmodal_losses.engine.objective import Objective, Total
 from crossmodal_losses.engine.reference import reference_loss_of_batch
+from crossmodal_losses.engine.small_batch import has_small_form, small_batch_loss
 from crossmodal_losses.engine.tiled import tiled_loss
 
 # Measured (benchmarks/tile_size.py): the side of a tile from which products run at full speed, and the largest batch
@@ -46,4 +47,6 @@ def pair_loss(batch: Batch, objective: Objective, total: Total, tile_size: int |
     # Where torch transforms the program it gets the reference, which can be transformed in any way.
     if torch.compiler.is_compiling() or is_transformed(*batch.embeddings, aggregation.parameter):
         return reference_loss_of_batch(batch, objective, total)
+    if tile_size is None and has_small_form(batch, objective, aggregation.parameter):
+        return small_batch_loss(batch, objective, aggregation.parameter, total)
     return dense_loss(batch, objective, total)

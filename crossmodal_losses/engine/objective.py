@@ -17,6 +17,24 @@ from crossmodal_losses.engine.operands import Operand, Operands
 from crossmodal_losses.engine.square import Square
 
 
+class Formula(NamedTuple):
+    r"""The loss of an anchor as the kernels of small batches on CUDA know it: a name, and at most 8 numbers.
+
+    ==================  ===============================================================================================
+    hinges              sum_j [m + n_j - p]_+: m
+    polynomials         [A(p) + B(max_j n_j)]_+, A(s) = a_0 + a_1 s + a_2 s^2: a_0, a_1, a_2, b_0, b_1, b_2
+    mined polynomials   [A(p)]_+ + [B(n)]_+ if n = max_j n_j > p - m and p < q, else 0: the same six, m, q
+    softmax             log(1 + sum_j exp((n_j - p) / t)): t, or 0 where the aggregation's parameter is t
+    warm softmax        the same from t = 0.025 up
+    softmax of several  that over all other pairs, less the mean of (s - p) / t over the pairs of the anchor's id: t
+    pairs               sum_j log(1 + exp(n_j / t + b)) + log(1 + exp(-p / t - b)), of the rows alone: t, b
+    ==================  ===============================================================================================
+    """
+
+    name: str
+    numbers: tuple[float, ...]
+
+
 class Objective(ABC):
     """The loss of one anchor in one direction. A subclass is a frozen dataclass of the settings.
 
@@ -61,6 +79,11 @@ class Objective(ABC):
     @property
     def square(self) -> Square | None:
         """A form in few operators for small batches of pairs, if there is one."""
+        return None
+
+    @property
+    def formula(self) -> Formula | None:
+        """The form of small batches on CUDA, if their kernels know it."""
         return None
 
     def without_ids(self) -> "Objective":

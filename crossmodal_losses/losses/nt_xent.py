@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from crossmodal_losses.checks import Reduction, check_temperature
 from crossmodal_losses.engine.aggregation import COLDEST_WITHOUT_MAXIMUM, LogSumExp, along
 from crossmodal_losses.engine.compat import can_look
-from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.engine.square import Saved, Square, exclude
 from crossmodal_losses.losses.temperature import LossWithTemperature
@@ -44,6 +44,12 @@ class NTXentObjective(Objective):
                 return None
             t = float(t.detach())
         return SquareOfExponentials(t) if t >= COLDEST_WITHOUT_MAXIMUM else None
+
+    @property
+    def formula(self) -> Formula:
+        if isinstance(self.temperature, Tensor):
+            return Formula("softmax", (0.0,))
+        return Formula("warm softmax" if self.aggregation.is_warm else "softmax", (self.temperature,))
 
 
 class SquareOfExponentials(Square):

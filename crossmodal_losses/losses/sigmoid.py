@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_bias, check_temperature
 from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, Tile, along
-from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.temperature import LossWithTemperature
 from crossmodal_losses.similarity import at_least_float32
@@ -116,6 +116,11 @@ class SigmoidObjective(Objective):
     def derivatives(self, positive: Tensor, aggregate: Tensor, loss: Tensor) -> tuple[None, Tensor]:
         """0 in p beyond the aggregate, 1 in the aggregate."""
         return None, torch.ones_like(aggregate)
+
+    @property
+    def formula(self) -> Formula:
+        t, b = self.temperature, self.bias
+        return Formula("pairs", (0.0, 0.0) if isinstance(t, Tensor) or isinstance(b, Tensor) else (t, b))
 
     def numbers(self) -> list[float]:
         """Only -2, if one of the two is a tensor: then both are in the parameter. An empty list does not compile."""

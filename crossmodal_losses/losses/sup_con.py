@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_temperature
 from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, Tile, along, log_sum_exp
-from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.nt_xent import NTXentObjective
 from crossmodal_losses.losses.temperature import LossWithTemperature
@@ -110,6 +110,11 @@ class SupConObjective(Objective):
     def derivatives(self, positive: Tensor, aggregate: Tensor, loss: Tensor) -> tuple[None, Tensor]:
         """0 in p beyond the aggregate, 1 in the aggregate."""
         return None, torch.ones_like(aggregate)
+
+    @property
+    def formula(self) -> Formula:
+        t = self.temperature
+        return Formula("softmax of several", (0.0 if isinstance(t, Tensor) else t,))
 
     def without_ids(self) -> NTXentObjective:
         """With one positive an anchor it is NT-Xent."""

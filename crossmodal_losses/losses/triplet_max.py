@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
+from crossmodal_losses.engine.objective import Formula
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.hardest import HardestObjective
@@ -27,6 +28,11 @@ class TripletMaxObjective(HardestObjective):
         """-1 and 1 where the hinge is above 0."""
         violating = loss.sign()
         return -violating, violating
+
+    @property
+    def formula(self) -> Formula:
+        """-p and m + n, as polynomials."""
+        return Formula("polynomials", (0.0, -1.0, 0.0, self.margin, 1.0, 0.0))
 
 
 def triplet_max(

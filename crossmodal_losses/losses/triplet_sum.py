@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_margin
 from crossmodal_losses.engine.aggregation import EXCLUDED, HingeSum, along
-from crossmodal_losses.engine.objective import Objective
+from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.engine.square import Saved, Square, exclude
 from crossmodal_losses.losses.base import PairLoss
@@ -37,6 +37,10 @@ class TripletSumObjective(Objective):
     @property
     def square(self) -> Square:
         return SquareOfHinges(self.margin)
+
+    @property
+    def formula(self) -> Formula:
+        return Formula("hinges", (self.margin,))
 
 
 class SquareOfHinges(Square):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients
+from crossmodal_losses.engine.objective import Formula
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.hardest import HardestObjective
@@ -33,6 +34,13 @@ def derivative(coefficients: Sequence[float]) -> list[float]:
     return [power * coefficient for power, coefficient in enumerate(coefficients)][1:] or [0.0]
 
 
+def of_degree_2(*polynomials: Sequence[float]) -> tuple[float, ...] | None:
+    """Three coefficients for each polynomial; None if one is of a higher degree."""
+    if any(len(coefficients) > 3 for coefficients in polynomials):
+        return None
+    return tuple(number for coefficients in polynomials for number in (*coefficients, 0.0, 0.0)[:3])
+
+
 @dataclass(frozen=True)
 class TripletWeightedObjective(HardestObjective):
     """[G_pos(p) + G_neg(max_j n_j)]_+."""
@@ -54,6 +62,11 @@ class TripletWeightedObjective(HardestObjective):
             counts * polynomial(derivative(self.positive_coefficients), positive),
             counts * polynomial(derivative(self.negative_coefficients), hardest),
         )
+
+    @property
+    def formula(self) -> Formula | None:
+        numbers = of_degree_2(self.positive_coefficients, self.negative_coefficients)
+        return None if numbers is None else Formula("polynomials", numbers)
 
 
 def triplet_weighted(

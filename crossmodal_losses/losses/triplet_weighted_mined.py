@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from crossmodal_losses.checks import Reduction, check_coefficients, check_margin
+from crossmodal_losses.engine.objective import Formula
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.base import PairLoss
 from crossmodal_losses.losses.hardest import HardestObjective
@@ -14,6 +15,7 @@ from crossmodal_losses.losses.triplet_weighted import (
     NEGATIVE_COEFFICIENTS,
     POSITIVE_COEFFICIENTS,
     derivative,
+    of_degree_2,
     polynomial,
 )
 
@@ -52,6 +54,11 @@ class TripletWeightedMinedObjective(HardestObjective):
             return counts * above * polynomial(derivative(coefficients), s)
 
         return hinged(self.positive_coefficients, positive), hinged(self.negative_coefficients, hardest)
+
+    @property
+    def formula(self) -> Formula | None:
+        numbers = of_degree_2(self.positive_coefficients, self.negative_coefficients)
+        return None if numbers is None else Formula("mined polynomials", (*numbers, self.margin, PERFECT))
 
 
 def triplet_weighted_mined(
