@@ -27,6 +27,8 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "crossmodal_losses.losses.hardest": "the three losses of the hardest negative use all of it, in test_equations.py",
     "crossmodal_losses": "what the package exports is tested in test_package.py",
     "crossmodal_losses.engine.dispatch": "every loss asks it, at all sizes, in test_tiles.py and test_tiled_cost.py",
+    "crossmodal_losses.engine.formulas_triton": "they are tested with what calls them, in test_small_batch.py",
+    "crossmodal_losses.engine.small_batch_triton": "they are tested with what launches them, in test_small_batch.py",
     "crossmodal_losses.engine.reference": "it is compared with the loops in losses/test_equations.py",
     "crossmodal_losses.engine.problem": "the losses on several processes use all of it, in test_distributed.py",
     "crossmodal_losses.engine.epilogue": "the plain epilogue is part of every loss in tiles, tested in test_tiles.py",

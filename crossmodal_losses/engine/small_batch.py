@@ -1,7 +1,7 @@
 """A loss of a small batch on CUDA in six launches: two matrix products, and the kernels of small_batch_triton.py.
 
-    scale_rows, product, pair_losses            forward; with the weights of the pairs, dL/dp_ij, if one number is made
-    (pair_losses), product of a batch, finish   backward; where each anchor has its own upstream, its weights come here
+scale_rows, product, pair_losses            forward; with the weights of the pairs, dL/dp_ij, if one number is made
+(pair_losses), product of a batch, finish   backward; where each anchor has its own upstream, its weights come here
 """
 
 from importlib.util import find_spec
@@ -64,19 +64,16 @@ class _SmallBatch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        parameter: Tensor | None,
-        ids: Tensor | None,
-        objective: Objective,
-        total: Total,
+        ctx: Any, x: Tensor, y: Tensor, parameter: Tensor | None, ids: Tensor | None, objective: Objective, total: Total
     ) -> Tensor:
         from crossmodal_losses.engine.small_batch_triton import scale_rows
 
         ctx.objective, ctx.total = objective, total
         B, D = x.shape
-        scaled, (inv_norm, powers) = x.new_empty(2, B, D, dtype=torch.float32), x.new_empty(2, 2, B, dtype=torch.float32)
+        scaled, (inv_norm, powers) = (
+            x.new_empty(2, B, D, dtype=torch.float32),
+            x.new_empty(2, 2, B, dtype=torch.float32),
+        )
         side = _block(B, 16, LARGEST)
         products = x.new_empty(side, side, dtype=torch.float32)
         with torch.cuda.device_of(x), without_autocast(x.device):  # triton goes by the current device

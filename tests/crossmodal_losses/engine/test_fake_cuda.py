@@ -1,5 +1,6 @@
 """What the losses ask of a CUDA device, on machines without one: launches are counted, kernels compiled as launched."""
 
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -75,6 +76,22 @@ def test_number_of_launches(name: str) -> None:
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert found == LAUNCHES[name]
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_number_of_launches_of_a_small_batch(name: str) -> None:
+    """Beside them there is the upstream gradient of 1, and what makes a temperature from what is learned, and back."""
+    learning = 6 if "learned" in name else 0
+    for B, dtype, ids in ((1, torch.float32, False), (32, torch.float16, True), (128, torch.bfloat16, False)):
+        launches = launched(MAKE[name], B, dtype, ids)
+        kernels = [launch.kernel for launch in launches.kernels]
+        assert kernels == ["scale_rows", "pair_losses", "finish"]
+        assert launches.operators["mm"] == launches.operators["bmm"] == launches.operators["ones_like"] == 1
+        assert launches.total == 1 + 5 + bool(learning) + learning
+        if not learning:
+            assert launched(MAKE[name], B, dtype, ids, reduction="none").total == 1 + 6
+    assert launched(MAKE[name], 129, dtype, ids).total > 50
+    assert launched(MAKE[name], 128, dtype, ids, tile_size=128).total > 50
 
 
 @each_loss
@@ -185,3 +202,20 @@ def test_kernels_as_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert fewest == BLOCKS
     assert len(of_most) == 3 * 2 * 7  # states of four kinds, and gradients of three, for either length
     assert len(of_less) == 2 * 7
+
+
+def test_kernels_of_a_small_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formula that needs most registers for all generations of devices, three others for one each."""
+    others = "nt_xent, learned", "sigmoid", "triplet_weighted_mined"
+    work = {
+        capability: [launch for name in names for launch in launched(MAKE[name], 128, torch.bfloat16, True).kernels]
+        for capability, names in zip(CAPABILITIES, (("sup_con", name) for name in others), strict=True)
+    }
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        found = process.map(compile_launches, work.values(), [[capability] for capability in work], timeout=300)
+        compiled = [kernel for kernels in found for kernel in kernels]
+    assert all(kernel.spills == kernel.atomics == 0 for kernel in compiled), compiled
+    kernels = Counter(kernel.launch.kernel for kernel in compiled)
+    assert kernels == {"scale_rows": 3, "finish": 3, "pair_losses": 6}
