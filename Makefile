@@ -4,6 +4,7 @@
 # them, and a change of the constraints makes a new one. "make clean" removes all of them.
 
 PYTHON ?= python3
+GPU_PYTHON ?= $(PYTHON)
 ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crossmodal-losses
 
 # Of each environment: the versions, and what of requirements/ is in it.
@@ -23,7 +24,7 @@ install = $(PYTHON) -m venv $(@D) \
 		-c $(filter constraints%,$(1)) $(addprefix -r ,$(filter requirements/%,$(1))) \
 	&& touch $@
 
-.PHONY: help demo example readme docs programs test format types lint bench mutants clean
+.PHONY: help demo example readme docs programs test format types lint bench gpu mutants clean
 
 help:
 	@echo "make demo     the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
@@ -34,6 +35,7 @@ help:
 	@echo "make format   format the code, and fix what the linter can"
 	@echo "make bench    the losses beside public implementations, their memory, their matrix products: half an hour"
 	@echo "make mutants  test the tests: change the package in 300 ways, and see whether one fails each time: an hour"
+	@echo "make gpu      the losses on a GPU, right and fast? torch and triton alone, in GPU_PYTHON: half an hour at most"
 	@echo "make readme   the demo, and its table and picture put into README.md"
 	@echo "make clean    remove the environments in $(ENVIRONMENTS)"
 
@@ -108,6 +110,11 @@ bench: $(REFERENCE)/complete $(NEWEST)/complete
 	$(in_newest) pip install --quiet --disable-pip-version-check click tqdm
 	$(in_newest) benchmarks.losses --loss nt_xent --no-compile --suffix newest-torch -b 128 -b 1024 -b 4096 \
 		--only linear_cross_entropy --only "linear_cross_entropy, one chunk" --only "linear_cross_entropy, chunks"
+
+# Three commands, each of which may take ten minutes. All of them run, and all of them must pass.
+gpu:
+	@failed=0; for part in values behaviour speed; do \
+		$(GPU_PYTHON) -m benchmarks.gpu --part $$part || failed=1; done; exit $$failed
 
 mutants: $(REFERENCE)/complete
 	PYTHONPATH=tests $(in_reference) mutants

@@ -29,7 +29,7 @@ SUITE: list[tuple[click.Command, str]] = [
 def main(quick: bool) -> None:
     """Measure everything and write benchmarks/results; half an hour on two cores.
 
-    What only a GPU can answer: python -m benchmarks.gpu. Each module has options of its own: python -m
+    What only a GPU can answer: make gpu. Each module has options of its own: python -m
     benchmarks.losses --help, and likewise roofline, tile_size, memory, negatives, ranks, training.reading,
     training.frozen_runs and training.fine_tuning.
     """

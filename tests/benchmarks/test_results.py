@@ -2,20 +2,19 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu, losses, options
+from benchmarks import losses, options
 from benchmarks.__main__ import SUITE
 from benchmarks.batch import Conditions
 from benchmarks.losses import summary
 from benchmarks.measure import Timing, deviation
 from benchmarks.results import describe_environment, panels_of, write_plot, write_table
-from crossmodal_losses import LOSSES, NTXent
+from crossmodal_losses import LOSSES
 
 RECORDS = [
     {"loss": "nt_xent", "implementation": name, "B": B, "D": 8, **Timing(ms, ms, 2 * ms).columns()}
@@ -100,34 +99,7 @@ def test_a_commands_conditions_come_from_its_options() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "command", [*(command for command, _ in SUITE), gpu.main], ids=lambda command: command.callback.__module__
-)
+@pytest.mark.parametrize("command", [command for command, _ in SUITE], ids=lambda command: command.callback.__module__)
 def test_every_option_has_help(command: click.Command) -> None:
     assert command.help
     assert all(getattr(option, "help", None) for option in command.params)
-
-
-def test_the_gpu_benchmark_fails_where_a_loss_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    conditions = Conditions(tuple(LOSSES), 16, torch.bfloat16)
-    gpu.check(conditions, 64, 16)
-
-    class Wrong(NTXent):
-        def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return 1.1 * super().forward(*args, **kwargs)
-
-    monkeypatch.setitem(LOSSES, "nt_xent", Wrong)
-    with pytest.raises(
-        click.ClickException, match=r"expected nt_xent at B = 64, tile size None, within 0.05 of float64, got"
-    ):
-        gpu.check(conditions, 64, 16)
-
-
-@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part != "million"])
-def test_the_parts_of_the_gpu_benchmark_are_calls_of_other_benchmarks(part: str) -> None:
-    for divisor, factor in ((1, 1), (64, 64)):
-        command, arguments = gpu.parts_of(divisor)[part]
-        values = command.make_context(part, [*arguments, "--suffix", "gpu"]).params
-        assert values["suffix"] == "-gpu"
-        sizes = values.get("batch_sizes", [values.get("batch_size")])
-        assert max(sizes) * factor in (65536, 262144)
