@@ -35,6 +35,7 @@ ELSEWHERE = {
     "reproduction": "reference_model/README.md",
     "changelog": "CHANGELOG.md",
     "contributing": "CONTRIBUTING.md",
+    "examples": "examples/README.md",
     **{
         f"results/{name}": f"benchmarks/results/{name}.md"
         for name in ("losses", "losses-newest-torch", "tile_size", "ranks")
