@@ -1,6 +1,7 @@
 """The work on a tile of S between the matrix products, in plain torch, on every device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,12 +41,26 @@ class Place(NamedTuple):
         )
 
 
+def tile_memory(memory: Tensor, shape: Sequence[int], alignment: int) -> tuple[Tensor, Tensor]:
+    """Memory for a tile, the given one if it is large enough, and the tile in it.
+
+    It is covered by whole blocks of alignment x alignment, and so is every row by itself.
+    """
+    rows, columns = (-(-count // alignment) * alignment for count in shape)
+    if len(memory) < rows * columns:
+        memory = memory.new_empty(rows * columns)
+    tile = memory[: rows * columns].view(rows, columns)
+    return memory, tile if (rows, columns) == tuple(shape) else tile[: shape[0], : shape[1]]
+
+
 class Epilogue(ABC):
     """States and gradients of a tile, given the inner products of its rows and columns.
 
     Positives, ``[B]``, are those of all pairs; dtype is that of the operands of the matrix products, in which the
     gradient of a tile is returned.
     """
+
+    alignment = 1  # of the memory that a tile needs
 
     def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
         self.aggregation, self.directions, self.positive, self.dtype = aggregation, directions, positive, dtype
@@ -55,8 +70,17 @@ class Epilogue(ABC):
         self.products, self.place = products, place
 
     @abstractmethod
-    def states(self) -> list[State]:
-        """Compute the states of the tile's anchors, in each of its directions."""
+    def add_states(self) -> None:
+        """Compute the states of the tile's anchors, in each of its directions, and merge them with those before."""
+
+    @abstractmethod
+    def state_of(self, direction: int) -> State | None:
+        """The merged state of all anchors of a direction that have met a tile, in order; None if none has."""
+
+    def one_pass(self, factors: Tensor) -> Tensor:
+        """:meth:`add_states` and :meth:`grad_products`, where the gradient does not depend on the state."""
+        self.add_states()
+        return self.grad_products((), factors)
 
     @abstractmethod
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
@@ -79,6 +103,10 @@ class Plain(Epilogue):
 
     _memory: Tensor | None = None
 
+    def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(aggregation, directions, positive, dtype)
+        self._states: tuple[dict[int, State], dict[int, State]] = {}, {}  # of both directions, by their first anchor
+
     def take(self, products: Tensor, place: Place) -> None:
         super().take(products, place)
         if self._memory is None or self._memory.shape[1] < products.numel():
@@ -98,14 +126,20 @@ class Plain(Epilogue):
         assert of_columns is not None
         values.mul_(along(of_rows, 1)).mul_(of_columns)
 
-    def states(self) -> list[State]:
+    def add_states(self) -> None:
         place = self.place
-        return [
-            self.aggregation.tile_state(
-                self.tile, 1 - k, place.first_candidate(k), self.positive[place.anchors(k)], self.scratch
-            )
-            for k in place.directions
-        ]
+        for k in place.directions:
+            anchors, states = place.anchors(k), self._states[k]
+            first, of_anchors = place.first_candidate(k), self.positive[anchors]
+            state = self.aggregation.tile_state(self.tile, 1 - k, first, of_anchors, self.scratch)
+            before = states.get(anchors.start)
+            states[anchors.start] = state if before is None else self.aggregation.merge(before, state)
+
+    def state_of(self, direction: int) -> State | None:
+        states = self._states[direction]
+        if not states:
+            return None
+        return tuple(torch.cat(parts) for parts in zip(*(states[start] for start in sorted(states)), strict=True))
 
     def grad_products(self, state: State, factors: Tensor) -> Tensor:
         place, grad = self.place, self.grad

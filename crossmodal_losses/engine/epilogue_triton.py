@@ -1,6 +1,6 @@
-"""The epilogue on CUDA: a Triton kernel for the states of a tile, and one for its gradient. Each reads the tile once.
+"""Triton kernels of the epilogue on CUDA, two for a tile: one reads it, the other merges what the first found.
 
-A program takes a block of the tile. Of the inner products p there it makes
+A program of the first takes a block of the tile. Of the inner products p there it makes
 
     s_ij = p_ij / (|x_i| |y_j|), EXCLUDED where j is no negative of i or lies beyond the edge of the tile,
 
@@ -11,131 +11,117 @@ and aggregates s along its rows (over j), along its columns (over i), or both:
     exponentials   sum_j exp(s_ij / t)
     logarithm      log sum_j exp(s_ij / t), shifted by the largest exponent of the block
 
-Every program writes its results to separate places, and torch combines the blocks in a fixed order: no two programs
-add to the same number, so that a result is the same every time.
+or writes the gradients of p, or does both where one pass finds them. It computes exp(s / t) as 2^(s log2(e) / t), and
+multiplies by log2(e) / t once for a row, in 1 / |x_i|.
 
-Only this module imports triton, and the engine imports it only for tensors on CUDA.
+Every program writes its results to separate places, and the second kernel combines the blocks, and what is known from
+other tiles, in a fixed order: no two programs add to the same number, so that a result is the same every time.
+
+A tile lies in memory that whole blocks cover: its loads need no mask, so that they take 16 bytes each.
+
+epilogue_fused.py launches them.
 """
 # Kernels are written in triton's own language, which has no types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, HardestNegative, HingeSum, LogSumExp, State
-from crossmodal_losses.engine.epilogue import Epilogue
-from crossmodal_losses.engine.objective import Directions
+from crossmodal_losses.engine.aggregation import EXCLUDED
 
-# A block: 16 entries a thread, which its registers hold.
-BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 64, 64, 8
-
-# Whether these are multiples of 16 makes no faster kernel, only more of them to compile. It does for the length of a
-# row, ``columns``, of which four entries are loaded at once.
-NOT_SPECIALISED = ("rows", "of_row", "of_column", "anchor_row", "anchor_column", "state_row", "state_column")
+# Whether these are multiples of 16 makes no faster kernel, only more of them to compile. It does for ``stride``, which
+# always is one.
+NOT_SPECIALISED = ("rows", "of_row", "of_column", "anchor_row", "anchor_column", "state_row", "state_column", "columns")
 
 _EXCLUDED = tl.constexpr(EXCLUDED)
 _LOWEST = tl.constexpr(-3e38)
-
-
-def supports(dtype: torch.dtype, aggregation: Aggregation) -> bool:
-    """Return whether there are kernels for an aggregation over tiles of inner products of that dtype."""
-    return dtype == torch.float32 and type(aggregation) in (HardestNegative, HingeSum, LogSumExp)
-
-
-def _kind(aggregation: Aggregation) -> tuple[str, float | Tensor]:
-    """The name of an aggregation in the list above, and its setting: m or t."""
-    if isinstance(aggregation, HingeSum):
-        return "hinges", aggregation.margin
-    if isinstance(aggregation, LogSumExp):
-        return "exponentials" if aggregation.is_warm else "logarithm", aggregation.temperature
-    return "hardest", 0.0
-
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_NO_INDEX = tl.constexpr(2**31 - 1)
+_MERGED = tl.constexpr(32)  # so many blocks at a time
 
 # Below, an anchor's candidates lie along AXIS 1 of the block if it is a row, and along AXIS 0 if it is a column, as in
-# aggregation.py. The grid has the axes of the block.
+# aggregation.py. The grid of the first kernel has the axes of the block.
 
 
 @triton.jit
-def _places(AXIS: tl.constexpr, LENGTH: tl.constexpr):
-    """Rows or columns of this program's block in the tile; in 64 bits: a tile may have more than 2^31 entries."""
-    return tl.program_id(AXIS).to(tl.int64) * LENGTH + tl.arange(0, LENGTH)
-
-
-@triton.jit
-def _block(
-    products, inv_norm_x, inv_norm_y, ids_x, ids_y, of_row, of_column, rows, columns, i, j, EXCLUDE: tl.constexpr
+def _exclude(
+    s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE: tl.constexpr
 ):
-    """Compute s of rows i and columns j of the tile; load inverse norms."""
-    inv_norm_i = tl.load(inv_norm_x + of_row + i, mask=i < rows, other=0.0)
-    inv_norm_j = tl.load(inv_norm_y + of_column + j, mask=j < columns, other=0.0)
-    inside = (i < rows)[:, None] & (j < columns)[None, :]
-    p = tl.load(products + i[:, None] * columns + j[None, :], mask=inside, other=0.0)
-    s = p * inv_norm_i[:, None] * inv_norm_j[None, :]
-    negative = inside
-    if EXCLUDE == "diagonal":
-        negative = inside & (i[:, None] != j[None, :])
+    """Put excluded in the place of pairs that are no negatives; blocks inside of the tile compare only their ids."""
     if EXCLUDE == "ids":
         id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0.0)
         id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0.0)
-        negative = inside & (id_i[:, None] != id_j[None, :])
-    return tl.where(negative, s, _EXCLUDED), inv_norm_i, inv_norm_j
-
-
-@triton.jit
-def _prepare(s, setting, KIND: tl.constexpr):
-    """Aggregation.prepare."""
-    if KIND == "logarithm" or KIND == "exponentials":
-        s = s / setting
-    if KIND == "exponentials":
-        s = tl.exp(s)
+        s = tl.where(id_i[:, None] != id_j[None, :], s, excluded)
+    row, column = tl.program_id(0) * s.shape[0], tl.program_id(1) * s.shape[1]
+    if EXCLUDE == "diagonal":
+        ahead = (anchor_row + row) - (anchor_column + column)
+        if (ahead < s.shape[1]) & (-ahead < s.shape[0]):
+            s = tl.where((anchor_row + i)[:, None] != (anchor_column + j)[None, :], s, excluded)
+    if (row + s.shape[0] > rows) | (column + s.shape[1] > columns):
+        s = tl.where((i < rows)[:, None] & (j < columns)[None, :], s, excluded)
     return s
 
 
 @triton.jit
 def _hinges(s, positive, margin, AXIS: tl.constexpr):
-    hinges = s + tl.expand_dims(margin - positive, AXIS)
-    return tl.where(hinges <= 0, 0.0, hinges)  # a NaN stays one
+    shifted = s + tl.expand_dims(margin - positive, AXIS)
+    return tl.maximum(shifted, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _store(values, part, partials, anchor, anchors, AXIS: tl.constexpr):
-    """Store in ``partials[part, place of the block along AXIS, anchor]``."""
+def _store(values, part, partials, anchor, AXIS: tl.constexpr, LENGTH: tl.constexpr):
+    """Store in ``partials[part, place of the block along AXIS, anchor]``, where whole blocks of anchors have room."""
     place = (part * tl.num_programs(AXIS) + tl.program_id(AXIS)).to(tl.int64)
-    tl.store(partials + place * anchors + anchor, values, mask=anchor < anchors)
+    tl.store(partials + place * (tl.num_programs(1 - AXIS) * LENGTH) + anchor, values)
 
 
 @triton.jit
 def _store_states(
-    prepared, positive, setting, partials, anchor, anchors, candidates, AXIS: tl.constexpr, KIND: tl.constexpr
+    s, positive, setting, partials, anchor, candidate, candidates, AXIS: tl.constexpr, KIND: tl.constexpr
 ):
     """Aggregation.tile_state, over the candidates in the block."""
+    LENGTH: tl.constexpr = s.shape[1 - AXIS]
     if KIND == "hardest":
-        hardest, index = tl.max(prepared, AXIS, return_indices=True, return_indices_tie_break_left=True)
-        index += tl.program_id(AXIS) * prepared.shape[AXIS]
-        # Beside a NaN the maximum may be one beyond the edge. A float holds every index of a tile that fits in memory.
-        index = tl.minimum(index, candidates - 1).to(tl.float32)
-        _store(hardest, 0, partials, anchor, anchors, AXIS)
-        _store(index, 1, partials, anchor, anchors, AXIS)
+        hardest = tl.max(s, AXIS)
+        attains = s == tl.expand_dims(hardest, AXIS)
+        index = tl.min(tl.where(attains, tl.expand_dims(candidate, 1 - AXIS), _NO_INDEX), AXIS)
+        index = tl.minimum(index, candidates - 1)  # nothing equals a NaN
+        _store(hardest, 0, partials, anchor, AXIS, LENGTH)
+        _store(index.to(tl.float32, bitcast=True), 1, partials, anchor, AXIS, LENGTH)
     elif KIND == "hinges":
-        hinges = _hinges(prepared, positive, setting, AXIS)
-        _store(tl.sum(hinges, AXIS), 0, partials, anchor, anchors, AXIS)
-        _store(tl.sum((hinges > 0).to(tl.float32), AXIS), 1, partials, anchor, anchors, AXIS)
+        hinges = _hinges(s, positive, setting, AXIS)
+        _store(tl.sum(hinges, AXIS), 0, partials, anchor, AXIS, LENGTH)
+        _store(tl.sum((hinges > 0).to(tl.float32), AXIS), 1, partials, anchor, AXIS, LENGTH)
     elif KIND == "exponentials":
-        _store(tl.sum(prepared, AXIS), 0, partials, anchor, anchors, AXIS)
+        _store(tl.sum(s, AXIS), 0, partials, anchor, AXIS, LENGTH)
     else:
         # All pairs of a block may be excluded: -inf if the temperature is tiny, and -inf minus -inf would be NaN.
-        largest = tl.maximum(tl.max(prepared, AXIS), _LOWEST)
-        total = tl.sum(tl.exp(prepared - tl.expand_dims(largest, AXIS)), AXIS)
-        _store(tl.log(total) + largest, 0, partials, anchor, anchors, AXIS)
+        largest = tl.maximum(tl.max(s, AXIS), _LOWEST)
+        total = tl.sum(tl.exp2(s - tl.expand_dims(largest, AXIS)), AXIS)
+        _store(tl.log2(total) + largest, 0, partials, anchor, AXIS, LENGTH)
 
 
+@triton.jit
+def _grad_along(s, positive, setting, state, factors, at, index, count, AXIS: tl.constexpr, KIND: tl.constexpr):
+    """Aggregation.grad_tile, of the anchors whose state begins at ``at``."""
+    inside = index < count
+    factor = tl.expand_dims(tl.load(factors + at + index, mask=inside, other=0.0), AXIS)
+    if KIND == "hinges":
+        grad = tl.where(_hinges(s, positive, setting, AXIS) > 0, factor, 0.0)
+    elif KIND == "exponentials":
+        grad = s * factor
+    else:
+        logarithm = tl.load(state + at + index, mask=inside, other=0.0) * _LOG2_E
+        grad = tl.exp2(s - tl.expand_dims(logarithm, AXIS)) * factor
+    return grad
+
+
+# Long because every argument of a kernel stands in a line of its own.
 @triton.jit(do_not_specialize=NOT_SPECIALISED)
-def _states(
+def tile(
     products,
+    stride,
     inv_norm_x,
     inv_norm_y,
     ids_x,
@@ -150,56 +136,6 @@ def _states(
     columns,
     of_rows,
     of_columns,
-    KIND: tl.constexpr,
-    EXCLUDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-):
-    i, j = _places(0, BLOCK_ROWS), _places(1, BLOCK_COLUMNS)
-    s, _, _ = _block(products, inv_norm_x, inv_norm_y, ids_x, ids_y, of_row, of_column, rows, columns, i, j, EXCLUDE)
-    setting = tl.load(settings)
-    prepared = _prepare(s, setting, KIND)
-    if of_rows is not None:
-        positive_i = tl.load(positive + anchor_row + i, mask=i < rows, other=0.0)
-        _store_states(prepared, positive_i, setting, of_rows, i, rows, columns, 1, KIND)
-    if of_columns is not None:  # pragma: no branch - the interpreter hides the end of a kernel
-        positive_j = tl.load(positive + anchor_column + j, mask=j < columns, other=0.0)
-        _store_states(prepared, positive_j, setting, of_columns, j, columns, rows, 0, KIND)
-
-
-@triton.jit
-def _grad_along(
-    prepared, positive, setting, state, factors, anchor, at, index, count, AXIS: tl.constexpr, KIND: tl.constexpr
-):
-    """Aggregation.grad_tile, of the anchors ``anchor + index`` of the batch, whose state begins at ``at``."""
-    inside = index < count
-    factor = tl.expand_dims(tl.load(factors + at + index, mask=inside, other=0.0), AXIS)
-    if KIND == "hinges":
-        positive = tl.load(positive + anchor + index, mask=inside, other=0.0)
-        grad = tl.where(_hinges(prepared, positive, setting, AXIS) > 0, factor, 0.0)
-    elif KIND == "exponentials":
-        grad = prepared * factor
-    else:
-        logarithm = tl.load(state + at + index, mask=inside, other=0.0)
-        grad = tl.exp(prepared - tl.expand_dims(logarithm, AXIS)) * factor
-    return grad
-
-
-@triton.jit(do_not_specialize=NOT_SPECIALISED)
-def _grad(
-    products,
-    inv_norm_x,
-    inv_norm_y,
-    ids_x,
-    ids_y,
-    positive,
-    settings,
-    of_row,
-    of_column,
-    anchor_row,
-    anchor_column,
-    rows,
-    columns,
     state,
     factors,
     state_row,
@@ -213,90 +149,120 @@ def _grad(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    i, j = _places(0, BLOCK_ROWS), _places(1, BLOCK_COLUMNS)
-    s, inv_norm_i, inv_norm_j = _block(
-        products, inv_norm_x, inv_norm_y, ids_x, ids_y, of_row, of_column, rows, columns, i, j, EXCLUDE
-    )
+    """Write the states of the blocks of a tile, where of_rows and of_columns are given, and the tile's gradient."""
+    i = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    j = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     setting = tl.load(settings)
-    prepared = _prepare(s, setting, KIND)
-    grad = tl.zeros_like(s)
-    if ROWS:
-        grad += _grad_along(prepared, positive, setting, state, factors, anchor_row, state_row, i, rows, 1, KIND)
-    if COLUMNS:
-        grad += _grad_along(
-            prepared, positive, setting, state, factors, anchor_column, state_column, j, columns, 0, KIND
-        )
-    if grad_parameters is not None:
-        place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(grad_parameters + place, -tl.sum(prepared * grad))
-    grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]
-    inside = (i < rows)[:, None] & (j < columns)[None, :]
-    tl.store(grad_products + i[:, None] * columns + j[None, :], grad.to(grad_products.dtype.element_ty), mask=inside)
-
-
-def _combine(partials: Tensor, kind: str, start: int) -> State:
-    """Combine the states of a tile's blocks, ``[parts, blocks, anchors]``; its first candidate has index start."""
-    if kind == "hardest":
-        hardest, block = partials[0].max(0)  # the first of equal ones
-        return hardest, partials[1].gather(0, block.unsqueeze(0)).squeeze(0).long() + start
-    if kind == "logarithm":
-        return (partials[0].logsumexp(0),)
-    return partials.sum(1).unbind()
-
-
-class Fused(Epilogue):
-    """Fused kernels, for what :func:`supports`; leave the contiguous tile as it is, and need one for its gradient."""
-
-    def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(aggregation, directions, positive, dtype)
-        self.kind, setting = _kind(aggregation)
-        # On the device, whether a number or a tensor: then nothing has to wait for its value.
-        self.setting = (
-            setting.detach().to(positive) if isinstance(setting, Tensor) else positive.new_full((), float(setting))
-        )
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        rows, columns = self.products.shape
-        return triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS)
-
-    def _launch(self, kernel: Any, *others: Tensor | int | None, **constants: Any) -> None:
-        row, I, column, J, _, diagonal = self.place  # noqa: E741
-        with_ids = row.ids is not None and column.ids is not None
-        exclude = "ids" if with_ids else "diagonal" if diagonal else "nothing"
-        ids = (row.ids, column.ids) if with_ids else (None, None)
-        tensors = self.products, row.inv_norm, column.inv_norm, *ids, self.positive, self.setting
-        numbers = row.local(I).start, column.local(J).start, I.start, J.start, *self.products.shape
-        blocks = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "num_warps": WARPS}
-        with torch.cuda.device_of(self.products):  # triton goes by the current device
-            kernel[self._grid](*tensors, *numbers, *others, KIND=self.kind, EXCLUDE=exclude, **constants, **blocks)
-
-    def states(self) -> list[State]:
-        parts = 2 if self.kind in ("hardest", "hinges") else 1
-        (row_blocks, column_blocks), (rows, columns) = self._grid, self.products.shape
-        shapes = (parts, column_blocks, rows), (parts, row_blocks, columns)
-        directions = self.place.directions
-        partials = {k: self.products.new_empty(shapes[k]) for k in directions}
-        self._launch(_states, partials.get(0), partials.get(1))
-        return [_combine(partials[k], self.kind, self.place.first_candidate(k)) for k in directions]
-
-    def grad_products(self, state: State, factors: Tensor) -> Tensor:
-        if self.aggregation.selects:
-            raise NotImplementedError("expected a fold of many pairs: one that selects a pair has no tile of weights")
-        factors, directions, slots = factors.contiguous(), self.place.directions, self.directions.slots
-        grad_products = torch.empty_like(self.products, dtype=self.dtype)
-        grad_parameters = None if self.aggregation.parameter is None else self.products.new_empty(self._grid)
-        # Without a running maximum the gradient does not depend on the state.
-        logarithm = state[0].contiguous() if self.kind == "logarithm" else factors
-        at = [slots.get(k, 0) * factors.shape[1] + self.place.anchors(k).start for k in (0, 1)]
-        used = {"ROWS": 0 in directions, "COLUMNS": 1 in directions}
-        self._launch(_grad, logarithm, factors, *at, grad_products, grad_parameters, **used)
+    inv_norm_i = tl.load(inv_norm_x + of_row + i, mask=i < rows, other=0.0)
+    inv_norm_j = tl.load(inv_norm_y + of_column + j, mask=j < columns, other=0.0)
+    at = i.to(tl.int64)[:, None] * stride + j[None, :]  # a tile may have more than 2^31 entries
+    p = tl.load(products + at)
+    if KIND == "exponentials" or KIND == "logarithm":
+        scale = _LOG2_E / setting
+        s, excluded = p * (inv_norm_i * scale)[:, None] * inv_norm_j[None, :], _EXCLUDED * scale
+    else:
+        s, excluded = p * inv_norm_i[:, None] * inv_norm_j[None, :], _EXCLUDED
+    s = _exclude(s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE)
+    if KIND == "exponentials":
+        s = tl.exp2(s)
+    positive_i, positive_j = inv_norm_i, inv_norm_j
+    if KIND == "hinges":
+        if ROWS:
+            positive_i = tl.load(positive + anchor_row + i, mask=i < rows, other=0.0)
+        if COLUMNS:
+            positive_j = tl.load(positive + anchor_column + j, mask=j < columns, other=0.0)
+    if of_rows is not None:
+        _store_states(s, positive_i, setting, of_rows, i, j, columns, 1, KIND)
+    if of_columns is not None:
+        _store_states(s, positive_j, setting, of_columns, j, i, rows, 0, KIND)
+    if grad_products is not None:
+        grad = tl.zeros_like(s)
+        if ROWS:
+            grad += _grad_along(s, positive_i, setting, state, factors, state_row, i, rows, 1, KIND)
+        if COLUMNS:
+            grad += _grad_along(s, positive_j, setting, state, factors, state_column, j, columns, 0, KIND)
         if grad_parameters is not None:
-            self._grad_parameter = grad_parameters.sum()
-        return grad_products
+            place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+            tl.store(grad_parameters + place, -tl.sum(s * grad) * _LN_2)
+        grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]
+        tl.store(grad_products + at, grad.to(grad_products.dtype.element_ty))
 
-    def any_gradient(self) -> bool:
-        return True
 
-    def grad_parameter(self) -> Tensor:
-        return self._grad_parameter
+@triton.jit
+def _merge_along(
+    partials, blocks, values, others, at, anchors, first, stride, LENGTH: tl.constexpr, KIND: tl.constexpr
+):
+    """Merge the states of blocks of a tile into those of its anchors, which begin at ``at``; in order of the blocks."""
+    anchor = tl.program_id(0) * LENGTH + tl.arange(0, LENGTH)
+    known = anchor < anchors
+    to = at + anchor
+    value = tl.load(values + to, mask=known, other=0.0)
+    block = tl.arange(0, _MERGED)
+    other_part = blocks.to(tl.int64) * stride
+    if KIND == "hardest":
+        index = tl.load(others + to, mask=known, other=0)
+    if KIND == "hinges":
+        count = tl.load(others + to, mask=known, other=0.0)
+    if KIND == "logarithm":
+        largest = tl.maximum(value, _LOWEST)
+        total = tl.exp2(value - largest)
+    start = blocks * 0
+    while start < blocks:
+        source = partials + (start + block).to(tl.int64)[:, None] * stride + anchor[None, :]
+        there = (start + block < blocks)[:, None]
+        if KIND == "hardest":
+            found = tl.load(source, mask=there, other=-float("inf"))
+            place = tl.load(source + other_part, mask=there, other=0.0).to(tl.int32, bitcast=True)
+            hardest = tl.max(found, 0)
+            lowest = tl.min(tl.where(found == hardest[None, :], place, _NO_INDEX), 0).to(tl.int64) + first
+            harder = (hardest > value) | ((hardest == value) & (lowest < index))
+            value, index = tl.where(harder, hardest, value), tl.where(harder, lowest, index)
+        elif KIND == "logarithm":
+            found = tl.load(source, mask=there, other=-float("inf"))
+            before, largest = largest, tl.maximum(largest, tl.max(found, 0))
+            total = total * tl.exp2(before - largest) + tl.sum(tl.exp2(found - largest[None, :]), 0)
+        else:
+            value += tl.sum(tl.load(source, mask=there, other=0.0), 0)
+            if KIND == "hinges":
+                count += tl.sum(tl.load(source + other_part, mask=there, other=0.0), 0)
+        start += _MERGED
+    if KIND == "logarithm":
+        value = tl.log2(total) + largest
+    tl.store(values + to, value, mask=known)
+    if KIND == "hardest":
+        tl.store(others + to, index, mask=known)
+    if KIND == "hinges":
+        tl.store(others + to, count, mask=known)
+
+
+@triton.jit(do_not_specialize=("B", "anchor_row", "anchor_column", "rows", "columns", "row_blocks", "column_blocks"))
+def merge(
+    of_rows,
+    of_columns,
+    values,
+    others,
+    B,
+    anchor_row,
+    anchor_column,
+    rows,
+    columns,
+    row_blocks,
+    column_blocks,
+    KIND: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Merge the states of the blocks of a tile into values and others, ``[2, B]``, in place.
+
+    Axis 0 of the grid: blocks of anchors; axis 1: rows, columns.
+    """
+    block = tl.program_id(0)
+    if tl.program_id(1) == 0:
+        if of_rows is not None and block < row_blocks:
+            size = row_blocks * BLOCK_ROWS
+            _merge_along(
+                of_rows, column_blocks, values, others, anchor_row, rows, anchor_column, size, BLOCK_ROWS, KIND
+            )
+    elif of_columns is not None and block < column_blocks:
+        size, at = column_blocks * BLOCK_COLUMNS, B + anchor_column
+        _merge_along(of_columns, row_blocks, values, others, at, columns, anchor_row, size, BLOCK_COLUMNS, KIND)

@@ -24,7 +24,7 @@ from torch import Tensor
 from crossmodal_losses.engine.aggregation import State, Tile, along
 from crossmodal_losses.engine.communication import ColumnPass, Columns
 from crossmodal_losses.engine.compat import without_autocast
-from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain
+from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain, tile_memory
 from crossmodal_losses.engine.hardest_backward import add_hardest, hardest_gradients
 from crossmodal_losses.engine.objective import Anchors, Directions, grad_of_positives, stacked
 from crossmodal_losses.engine.operands import Operand, Operands, accumulate, blocks, multiply
@@ -124,7 +124,7 @@ def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
     """Choose the fused kernels where there are any, on CUDA, and plain torch everywhere else."""
     aggregation, dtype = problem.objective.aggregation, problem.operands.dtype
     if positive.is_cuda and HAS_TRITON:
-        from crossmodal_losses.engine.epilogue_triton import Fused, supports
+        from crossmodal_losses.engine.epilogue_fused import Fused, supports
 
         if supports(positive.dtype, aggregation):
             return Fused(aggregation, problem.directions, positive, dtype)
@@ -144,10 +144,8 @@ def tiles(problem: Problem, epilogue: Epilogue, columns: Iterable[Columns]) -> I
         for index, x, directions in problem.directions.rows_beside(part, operands):
             for I in blocks(x.whole, step):  # noqa: E741
                 for J in blocks(block, step):
-                    height, width = I.stop - I.start, J.stop - J.start
-                    if len(memory) < height * width:
-                        memory = memory.new_empty(height * width)
-                    products = memory[: height * width].view(height, width)
+                    shape = I.stop - I.start, J.stop - J.start
+                    memory, products = tile_memory(memory, shape, epilogue.alignment)
                     multiply(x.block(I), y.block(J).T, out=products)
                     diagonal = index == 0 and part == 0 and I == J
                     epilogue.take(products, Place(x, I, y, J, directions, diagonal))
@@ -168,10 +166,12 @@ class GradientSums:
         }
         self.of_parameter = factors.new_zeros(()) if needs_grad[4] else None
 
-    def add(self, epilogue: Epilogue, state: State, index: int, grad_y: Tensor | None) -> None:
-        """Add one tile's contribution."""
+    def add(self, epilogue: Epilogue, state: State | None, index: int, grad_y: Tensor | None) -> None:
+        """Add one tile's contribution; without a state, in one pass."""
         row, I, column, J, *_ = epilogue.place  # noqa: E741
-        grad_products = epilogue.grad_products(state, self.factors)
+        grad_products = (
+            epilogue.one_pass(self.factors) if state is None else epilogue.grad_products(state, self.factors)
+        )
         if self.of_parameter is not None:
             self.of_parameter = self.of_parameter + epilogue.grad_parameter()
         # A trained model has few violations: most products are saved.
@@ -215,27 +215,21 @@ def statistics(problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums:
     With sums, the gradients are summed in the same pass.
     """
     aggregation, communicator, directions = problem.objective.aggregation, problem.communicator, problem.directions
-    states: tuple[dict[int, State], dict[int, State]] = {}, {}  # of both directions, by their first anchor
     for tile in tiles(problem, epilogue, communicator.columns(one_pass)):
-        for k, state in zip(epilogue.place.directions, epilogue.states(), strict=True):
-            start, of_direction = epilogue.place.anchors(k).start, states[k]
-            of_direction[start] = aggregation.merge(of_direction[start], state) if start in of_direction else state
-        if sums is not None:
-            sums.add(epilogue, (), *tile)
+        if sums is None:
+            epilogue.add_states()
+        else:
+            sums.add(epilogue, None, *tile)
     slots: list[State | None] = [None] * len(directions.weights)
     for k in directions.used:
         if k == 1 and directions.of_pairs == (0,) and problem.operands.negatives_x is None:
             continue  # these columns are the anchors of nothing
-        of_local = _in_order(states[k]) if states[k] else _state_of_nothing(problem, epilogue)
+        of_local = epilogue.state_of(k) or _state_of_nothing(problem, epilogue)
         if k == 1:
             of_local = communicator.reduce_scatter(of_local, aggregation.merge)
         before = slots[directions.slots[k]]
         slots[directions.slots[k]] = of_local if before is None else aggregation.merge(before, of_local)
     return stacked(slots)
-
-
-def _in_order(states: dict[int, State]) -> State:
-    return tuple(torch.cat(parts) for parts in zip(*(states[start] for start in sorted(states)), strict=True))
 
 
 def _state_of_nothing(problem: Problem, epilogue: Epilogue) -> State:
