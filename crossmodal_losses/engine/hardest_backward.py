@@ -4,6 +4,7 @@ O(B D), in a fixed order of summation on every device.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,19 +14,54 @@ from crossmodal_losses.engine.communication import Columns
 from crossmodal_losses.engine.objective import Directions
 from crossmodal_losses.engine.operands import Operand, Operands, blocks
 
-# Where rows have to be scaled or widened, so many entries at a time, but at least so many columns.
-ENTRIES, NARROWEST = 1 << 20, 32
+# Where rows have to be scaled or widened, so many entries at a time, but at least so many columns: on a CPU they stay
+# in its cache; on CUDA, where every launch costs, they take 256 MiB in float32.
+ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
+NARROWEST = 32
+
+# On CUDA one thread adds up all rows of a sum. If a model collapses all anchors may have one hardest negative: then
+# sums are split into pieces of at most so many rows.
+LONGEST_SUM = {"cuda": 128}
+
+
+def _entries(device: torch.device) -> int:
+    return ENTRIES.get(device.type, ENTRIES["cpu"])
 
 
 def _widths(operand: Operand) -> list[slice]:
     """Dimensions of the embeddings to work on at a time."""
     count, D = operand.rows.shape
-    return blocks(slice(0, D), D if operand.scale is None else max(NARROWEST, ENTRIES // count))
+    at_once = operand.scale is None and operand.rows.device.type not in LONGEST_SUM
+    return blocks(slice(0, D), D if at_once else max(NARROWEST, _entries(operand.rows.device) // max(1, count)))
 
 
-def _sum_rows(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor) -> Tensor:
-    """Weighted sums of rows, ``index[starts[k]:starts[k + 1]]`` in the k-th."""
-    return embedding_bag(index, rows, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
+class _Sums(NamedTuple):
+    """Weighted sums of rows: those of ``index[starts[k]:starts[k + 1]]``."""
+
+    index: Tensor
+    weight: Tensor
+    starts: Tensor
+    pieces: Tensor | None = None  # the k-th of the sums asked for has the pieces[k]-th to the pieces[k + 1]-th of these
+
+    @classmethod
+    def of(cls, index: Tensor, weight: Tensor, starts: Tensor) -> "_Sums":
+        """The sums, in pieces where they must not be long."""
+        longest, count, device = LONGEST_SUM.get(index.device.type), len(index), index.device
+        if longest is None:
+            return cls(index, weight, starts)
+        bounds = torch.cat([starts, torch.arange(longest, max(longest, count), longest, device=device)]).sort().values
+        pieces = torch.searchsorted(bounds, starts)
+        pieces[-1:].fill_(len(bounds) - 1)
+        return cls(index, weight, bounds, pieces)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The sums of some rows."""
+        weights = {"per_sample_weights": self.weight}
+        sums = embedding_bag(self.index, rows, self.starts, mode="sum", include_last_offset=True, **weights)
+        if self.pieces is None:
+            return sums
+        every = torch.arange(len(sums), device=sums.device)
+        return embedding_bag(every, sums, self.pieces, mode="sum", include_last_offset=True)
 
 
 def hardest_gradients(
@@ -49,14 +85,14 @@ def hardest_gradients(
     for k, (operand, other) in enumerate(((operands.x, operands.y), (operands.y, operands.x))):
         if not needs_grad[k]:
             continue
-        widths = _widths(other)
+        widths, sums = _widths(other), _Sums.of(other_index[k], weight[k], starts[k])
         if len(widths) == 1:
-            grad = _sum_rows(other.dimensions(), other_index[k], weight[k], starts[k])
+            grad = sums.of_rows(other.dimensions())
         else:
             grad = weight.new_empty(B, D)
             for width in widths:
-                grad[:, width] = _sum_rows(other.dimensions(width), other_index[k], weight[k], starts[k])
-        for block in blocks(slice(0, B), max(1, ENTRIES // D)):
+                grad[:, width] = sums.of_rows(other.dimensions(width))
+        for block in blocks(slice(0, B), max(1, _entries(grad.device) // D)):
             operand.normalisation_backward(grad, block)
         gradients[k] = grad.to(operand.rows.dtype)
     return gradients[0], gradients[1]
@@ -109,5 +145,6 @@ def _add_rows(grad: Tensor | None, other: Operand, to: Tensor, other_index: Tens
         return
     to, order = to.sort(stable=True)
     starts = torch.searchsorted(to, torch.arange(len(grad) + 1, device=to.device))
+    sums = _Sums.of(other_index[order], weight[order], starts)
     for width in _widths(other):
-        grad[:, width] += _sum_rows(other.dimensions(width), other_index[order], weight[order], starts)
+        grad[:, width] += sums.of_rows(other.dimensions(width))

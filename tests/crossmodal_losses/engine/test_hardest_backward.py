@@ -1,8 +1,12 @@
 """Gradients of the hardest negatives: ties, repeated partners, blocks of dimensions."""
 
+from typing import Any
+
 import pytest
 import torch
-from comparisons import assert_same_loss, dense, normal_pair
+from comparisons import assert_same_loss, dense, dense_of_batch, leaves_of, normal_batch, normal_pair, of_batch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from crossmodal_losses import LOSSES
 from crossmodal_losses.engine import hardest_backward
@@ -15,10 +19,35 @@ each_selecting_loss = pytest.mark.parametrize("name", SELECTING)
 @pytest.mark.parametrize("scale", [1.0, 2.0**60])
 def test_scaled_rows_come_in_blocks_of_dimensions(name: str, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several anchors have the same hardest negative."""
-    monkeypatch.setattr(hardest_backward, "ENTRIES", 100)
+    monkeypatch.setitem(hardest_backward.ENTRIES, "cpu", 100)
     x, y = normal_pair(0, 9, 70)
     loss = LOSSES[name](tile_size=4)
     assert_same_loss(loss(scale * x, y), dense(loss, x, y), (x, y), {}, {})
+
+
+@each_selecting_loss
+@pytest.mark.parametrize("M", [0, 3])
+def test_long_sums_come_in_pieces(name: str, M: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device where one thread adds up a sum. The hardest negative of all x is y[7]."""
+    monkeypatch.setitem(hardest_backward.LONGEST_SUM, "cpu", 4)
+    longest = 0
+
+    def recorded(index: Tensor, rows: Tensor, starts: Tensor, **settings: Any) -> Tensor:
+        nonlocal longest
+        longest = max(longest, int(starts.diff().max()))
+        assert starts[0] == 0
+        assert starts[-1] == len(index)
+        return embedding_bag(index, rows, starts, **settings)
+
+    monkeypatch.setattr(hardest_backward, "embedding_bag", recorded)
+    batch = normal_batch(2, 16, 0, M, 3, torch.float32)
+    x, y = 0.01 * batch.x.detach() + torch.tensor([1.0, 0, 0]), batch.y.detach()
+    y[7] = torch.tensor([1.0, 0, 0])
+    batch = batch._replace(x=x.requires_grad_(), y=y.requires_grad_())
+    loss = LOSSES[name](tile_size=7)
+    value, inputs = of_batch(loss, batch), leaves_of(batch)
+    assert_same_loss(value, dense_of_batch(loss, batch), inputs, {}, {})
+    assert 4 <= longest <= 8  # 16 anchors and more, in 4 pieces and more, which are added in turn
 
 
 @each_selecting_loss
