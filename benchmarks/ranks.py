@@ -32,7 +32,7 @@ from benchmarks.processes import join_group, launch
 from benchmarks.results import Panels, Record, panels_of, write_plot, write_table
 from benchmarks.traffic import Traffic
 from crossmodal_losses import LOSSES, GatheredLoss, RingLoss
-from crossmodal_losses.engine.dispatch import largest_tile
+from crossmodal_losses.engine.dispatch import tile_of
 
 # Largest allowed distance of value and gradients from those of one process, relative to their norm.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -278,7 +278,7 @@ def main(
     conditions = dataclasses.replace(conditions, device=device)
     if OPEN_CLIP in missing(conditions.losses):
         click.echo(f"not installed here, hence left out: {OPEN_CLIP}")
-    t = tile_size or largest_tile(torch.device(device))
+    t = tile_size or tile_of(None, torch.device(device))[0]
     records = measure(conditions, processes, batch_size, rows, tile_size=t, timeout=timeout)
     about = (
         "forward and backward, of the rank where a figure is largest; FLOPs / one process: beside ours alone, 1 / W at "

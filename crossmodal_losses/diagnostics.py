@@ -9,7 +9,7 @@ from torch import Tensor
 from crossmodal_losses.checks import check_batch, check_margin
 from crossmodal_losses.engine.aggregation import along
 from crossmodal_losses.engine.compat import without_autocast
-from crossmodal_losses.engine.dispatch import largest_tile
+from crossmodal_losses.engine.dispatch import tile_of
 from crossmodal_losses.engine.operands import Operand, Operands, blocks, measure_norms, multiply
 
 # A batch has collapsed if its similarities range over no more than this. Similarities of unrelated embeddings in 1024
@@ -142,7 +142,7 @@ def diagnose(
     """
     margin = check_margin("margin", margin)
     batch = check_batch(x, y, ids, negatives_x, negatives_y, negative_ids_x, negative_ids_y)
-    step = largest_tile(batch.x.device)
+    step = tile_of(None, batch.x.device)[0]
     with without_autocast(batch.x.device):
         return _diagnosis(measure_norms(batch, step), margin, step)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crossmodal_losses.checks import Batch, check_batch
 from crossmodal_losses.engine.communication import NEGATIVES_X, NEGATIVES_Y, AllGather, GroupCommunicator, Ring
 from crossmodal_losses.engine.compat import not_compiled
-from crossmodal_losses.engine.dispatch import largest_tile
+from crossmodal_losses.engine.dispatch import tile_of
 from crossmodal_losses.engine.objective import Objective
 from crossmodal_losses.engine.operands import Operands, Statistics, measure_norms
 from crossmodal_losses.engine.problem import Problem
@@ -177,7 +177,8 @@ class DistributedLoss(nn.Module):
         else:
             if batch.ids is None:
                 objective = objective.without_ids()
-            operands = measure_norms(batch, self.loss.tile_size or largest_tile(batch.x.device))
+            tile_size = tile_of(self.loss.tile_size, batch.x.device)
+            operands = measure_norms(batch, tile_size[0])
             said |= self._facts(batch, objective)
             said["its scales"] = operands.statistics[0].scale is not None
         everyone = _agreed(group, said)
@@ -187,7 +188,6 @@ class DistributedLoss(nn.Module):
         sizes = [[other["its sizes"][k] for other in everyone] for k in range(3)]
         communicator = self.communicator(group, sizes)
         operands = _completed(operands, communicator, everyone)
-        tile_size = self.loss.tile_size or largest_tile(batch.x.device)
         return loss_of_problem(Problem(operands, objective, self.loss.total, tile_size, communicator))
 
     def _facts(self, batch: Batch, objective: Objective) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class _Dense(torch.autograd.Function):
         anchors = Anchors(ctx.directions, positive, tuple(parts), aggregate, has_negative)
         needs_grad = ctx.needs_input_grad[:5]
         if not kept:
-            problem = Problem(operands, ctx.objective, ctx.total, operands.pairs, SingleProcess())
+            problem = Problem(operands, ctx.objective, ctx.total, (operands.pairs,) * 2, SingleProcess())
             found = backward(Saved(problem, positive, has_negative, anchors.state, None), upstream, needs_grad)
             return *found, None, None, None
         tiles = [Tile(kept[k], kept[k + 1], diagonal=k == 0) for k in range(0, count_kept, 2)]

@@ -12,9 +12,12 @@ from crossmodal_losses.engine.reference import reference_loss_of_batch
 from crossmodal_losses.engine.small_batch import has_small_form, small_batch_loss
 from crossmodal_losses.engine.tiled import tiled_loss
 
-# Measured (benchmarks/tile_size.py): the side of a tile from which products run at full speed, and the largest batch
-# for which keeping all of S beats tiles: where an aggregation needs two passes, it saves one product of four.
-TILE = {"cpu": 1024, "cuda": 4096}
+# Rows and columns of a tile. Measured on a CPU (benchmarks/tile_size.py): the side of a tile from which products run at
+# full speed. On CUDA a tile costs its launches too: it is as wide as 256 MiB in float32 allow.
+TILE = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
+
+# Measured on a CPU: the largest batch for which keeping all of S beats tiles: where an aggregation needs two passes, it
+# saves one product of four.
 LARGEST_DENSE, LARGEST_DENSE_OF_TWO_PASSES = 1024, 4096
 
 
@@ -23,9 +26,9 @@ def largest_dense(aggregation: Aggregation) -> int:
     return LARGEST_DENSE if aggregation.selects or aggregation.one_pass else LARGEST_DENSE_OF_TWO_PASSES
 
 
-def largest_tile(device: torch.device) -> int:
-    """The t that ``tile_size=None`` stands for where S is not kept."""
-    return TILE.get(device.type, TILE["cpu"])
+def tile_of(tile_size: int | None, device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a tile: t x t, or where tile_size is None the largest tile of the device."""
+    return TILE.get(device.type, TILE["cpu"]) if tile_size is None else (tile_size, tile_size)
 
 
 def _is_small(batch: Batch, aggregation: Aggregation, tile_size: int | None) -> bool:
@@ -43,7 +46,7 @@ def pair_loss(batch: Batch, objective: Objective, total: Total, tile_size: int |
         objective = objective.without_ids()
     aggregation = objective.aggregation
     if not _is_small(batch, aggregation, tile_size):
-        return tiled_loss(batch, objective, total, tile_size or largest_tile(batch.x.device))
+        return tiled_loss(batch, objective, total, tile_of(tile_size, batch.x.device))
     # Where torch transforms the program it gets the reference, which can be transformed in any way.
     if torch.compiler.is_compiling() or is_transformed(*batch.embeddings, aggregation.parameter):
         return reference_loss_of_batch(batch, objective, total)

@@ -21,7 +21,8 @@ class Place(NamedTuple):
     column: Operand
     J: slice
     directions: tuple[int, ...]
-    diagonal: bool  # whether the positives are on its diagonal; elsewhere there are none
+    # Whether positives are in it, those of equal numbers: on its diagonal, unless the epilogue takes wide tiles.
+    diagonal: bool
 
     def anchors(self, direction: int) -> slice:
         """The numbers of the anchors."""
@@ -61,6 +62,7 @@ class Epilogue(ABC):
     """
 
     alignment = 1  # of the memory that a tile needs
+    wide = False  # whether a tile may have more columns than rows of S, and positives beside its diagonal
 
     def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
         self.aggregation, self.directions, self.positive, self.dtype = aggregation, directions, positive, dtype

@@ -43,6 +43,7 @@ class Fused(Epilogue):
     """Fused kernels, for what :func:`supports`; gradients in float32 take the place of the inner products."""
 
     alignment = 64  # of which the sides of a block are divisors
+    wide = True
 
     def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
         super().__init__(aggregation, directions, positive, dtype)

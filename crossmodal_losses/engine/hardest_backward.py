@@ -36,9 +36,9 @@ def _widths(operand: Operand) -> list[slice]:
 
 
 class _Sums(NamedTuple):
-    """Weighted sums of rows: those of ``index[starts[k]:starts[k + 1]]``."""
+    """Weighted sums of rows: those of ``gathered[starts[k]:starts[k + 1]]``."""
 
-    index: Tensor
+    gathered: Tensor
     weight: Tensor
     starts: Tensor
     pieces: Tensor | None = None  # the k-th of the sums asked for has the pieces[k]-th to the pieces[k + 1]-th of these
@@ -56,8 +56,9 @@ class _Sums(NamedTuple):
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """The sums of some rows."""
-        weights = {"per_sample_weights": self.weight}
-        sums = embedding_bag(self.index, rows, self.starts, mode="sum", include_last_offset=True, **weights)
+        sums = embedding_bag(
+            self.gathered, rows, self.starts, mode="sum", per_sample_weights=self.weight, include_last_offset=True
+        )
         if self.pieces is None:
             return sums
         every = torch.arange(len(sums), device=sums.device)

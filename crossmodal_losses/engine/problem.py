@@ -20,7 +20,7 @@ class Problem(NamedTuple):
     operands: Operands
     objective: Objective
     total: Total
-    tile_size: int  # t, how many rows and columns of S are computed at a time
+    tile_size: tuple[int, int]  # how many rows and columns of S are computed at a time
     communicator: Communicator
 
     @property
@@ -42,7 +42,7 @@ def local_positives(problem: Problem) -> Tensor:
     """Similarities of the local positives, ``[rows]``."""
     x, y = problem.operands.x, problem.operands.y
     dots = [
-        (x.block(block).to(x.inv_norm.dtype) * y.block(block)).sum(1) for block in blocks(x.whole, problem.tile_size)
+        (x.block(block).to(x.inv_norm.dtype) * y.block(block)).sum(1) for block in blocks(x.whole, problem.tile_size[0])
     ]
     return torch.cat(dots).mul_(x.inv_norm).mul_(y.inv_norm)
 

@@ -34,11 +34,11 @@ def refuse_transformations(*tensors: Tensor | None) -> None:
         raise ValueError(TRANSFORMED)
 
 
-def tiled_loss(batch: Batch, objective: Objective, total: Total, tile_size: int) -> Tensor:
-    """Compute the loss of a batch from tiles of at most tile_size rows and columns of S."""
+def tiled_loss(batch: Batch, objective: Objective, total: Total, tile_size: tuple[int, int]) -> Tensor:
+    """Compute the loss of a batch from tiles of at most tile_size rows and columns of S, two numbers."""
     parameter = objective.aggregation.parameter
     if torch.compiler.is_compiling():
-        settings = objective.name(), objective.numbers(), total.reduction, list(total.weights), tile_size
+        settings = objective.name(), objective.numbers(), total.reduction, list(total.weights), list(tile_size)
         needs_grad = [
             torch.is_grad_enabled() and value is not None and value.requires_grad
             for value in (*batch.embeddings, parameter)
@@ -46,7 +46,7 @@ def tiled_loss(batch: Batch, objective: Objective, total: Total, tile_size: int)
         loss: Tensor = torch.ops.crossmodal_losses.tiled(*batch, parameter, *settings, needs_grad)[0]
         return loss
     refuse_transformations(*batch.embeddings, parameter)
-    return loss_of_problem(Problem(measure_norms(batch, tile_size), objective, total, tile_size, SingleProcess()))
+    return loss_of_problem(Problem(measure_norms(batch, tile_size[0]), objective, total, tile_size, SingleProcess()))
 
 
 def loss_of_problem(problem: Problem) -> Tensor:
@@ -108,7 +108,7 @@ _BATCH = (
     "Tensor x, Tensor y, Tensor? negatives_x, Tensor? negatives_y, "
     "Tensor? ids, Tensor? negative_ids_x, Tensor? negative_ids_y, Tensor? parameter"
 )
-_SETTINGS = "str objective, float[] numbers, str reduction, float[] weights, int tile_size, bool[] needs_grad"
+_SETTINGS = "str objective, float[] numbers, str reduction, float[] weights, int[] tile_size, bool[] needs_grad"
 COUNT_OF_INPUTS = 8
 
 
@@ -116,7 +116,8 @@ class _Described:
     """What the arguments of an operator describe."""
 
     def __init__(self, arguments: Sequence[Any]) -> None:
-        *batch, self.parameter, name, numbers, reduction, (of_x, of_y), self.tile_size, self.needs_grad = arguments
+        *batch, self.parameter, name, numbers, reduction, (of_x, of_y), tile_size, self.needs_grad = arguments
+        self.tile_size: tuple[int, int] = tuple(tile_size)
         self.batch = Batch(*batch)
         self.objective = Objective.registry[name].from_numbers(numbers, self.parameter)
         self.total = Total(reduction, (of_x, of_y))
@@ -124,7 +125,7 @@ class _Described:
         self.inputs = *self.batch.embeddings, self.parameter
 
     def problem(self) -> Problem:
-        operands = measure_norms(self.batch, self.tile_size)
+        operands = measure_norms(self.batch, self.tile_size[0])
         return Problem(operands, self.objective, self.total, self.tile_size, SingleProcess())
 
 

@@ -8,7 +8,8 @@ says what is done with a tile. In units of one B x B x D product, forward and ba
 * 4 otherwise: statistics first, then every tile again, for its gradient.
 
 Memory beyond inputs and gradients is O(t^2 + t D + B): three tiles of t x t, O(B) statistics, and a few blocks of
-t x D. For half precision the gradients are summed in float32, B x D each.
+t x D. Fused kernels take two tiles, by default of 4,096 rows and up to 16,384 columns. For half precision the gradients
+are summed in float32, B x D each.
 
 Of equal hardest negatives the lowest index takes the gradient, whatever the tiles. Equal are similarities whose
 products the platform rounds equally: those of small whole numbers always, those of equal rows not everywhere.
@@ -134,20 +135,23 @@ def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
 def tiles(problem: Problem, epilogue: Epilogue, columns: Iterable[Columns]) -> Iterator[tuple[int, Tensor | None]]:
     """Compute every tile of the local rows, the lowest columns of a block first, and give it to the epilogue.
 
+    The columns stay while the rows change: where rows have to be scaled, those of the columns are scaled once.
+
     All tiles lie in the same memory. Yields the index of the rows' operand, and where gradients of the columns are
     summed.
     """
-    operands, step = problem.operands, problem.tile_size
+    operands, (height, width) = problem.operands, problem.tile_size
+    width = width if epilogue.wide else height
     memory = operands.x.inv_norm.new_empty(0)
     for part, block, rows_of_y, grad_y in columns:
         y = operands.columns(part, block, rows_of_y)
         for index, x, directions in problem.directions.rows_beside(part, operands):
-            for I in blocks(x.whole, step):  # noqa: E741
-                for J in blocks(block, step):
+            for J in blocks(block, width):
+                for I in blocks(x.whole, height):  # noqa: E741
                     shape = I.stop - I.start, J.stop - J.start
                     memory, products = tile_memory(memory, shape, epilogue.alignment)
                     multiply(x.block(I), y.block(J).T, out=products)
-                    diagonal = index == 0 and part == 0 and I == J
+                    diagonal = index == 0 and part == 0 and I.start < J.stop and J.start < I.stop
                     epilogue.take(products, Place(x, I, y, J, directions, diagonal))
                     yield index, grad_y
 
@@ -185,7 +189,7 @@ class GradientSums:
     def finish(self, one_pass: ColumnPass, local_positive: Tensor, grad_positive: Tensor) -> Gradients:
         """Add the positives and undo the normalisation, after the last tile; in the dtype of the computation."""
         x, y, *_ = self.problem.operands.parts
-        step, communicator = self.problem.tile_size, self.problem.communicator
+        step, communicator = self.problem.tile_size[0], self.problem.communicator
         grad_y, grad_negatives_y = (*one_pass.grads, None)[:2]
         gradients = [self.of_rows.get(0), grad_y, self.of_rows.get(2), grad_negatives_y]
         grad_products = grad_positive * x.inv_norm * y.inv_norm

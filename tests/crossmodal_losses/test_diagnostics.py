@@ -27,7 +27,7 @@ def in_tiles_of(t: int | None, *args: Any, **kwargs: Any) -> Diagnosis:
     """Diagnose in tiles of t x t; None: in those of the package."""
     with pytest.MonkeyPatch.context() as patch:
         if t is not None:
-            patch.setitem(TILE, "cpu", t)
+            patch.setitem(TILE, "cpu", (t, t))
         return diagnose(*args, **kwargs)
 
 

@@ -25,7 +25,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from crossmodal_losses.engine import epilogue_fused, epilogue_triton
+from crossmodal_losses.engine import dispatch, epilogue_fused, epilogue_triton
 from crossmodal_losses.engine.epilogue_fused import Fused, supports
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -363,7 +363,7 @@ ENGINE: dict[str, PairLoss] = {
 @with_and_without_ids
 @pytest.mark.parametrize("name", ENGINE)
 def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole engine, over tiles of several blocks, is the loss of all similarities."""
+    """The whole engine, over wide tiles of several blocks, is the loss of all similarities."""
 
     def fused(problem: TiledProblem, positive: Tensor) -> Fused:
         return Fused(problem.objective.aggregation, problem.directions, positive, problem.operands.dtype)
@@ -373,6 +373,7 @@ def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tiles, "epilogue_for", fused)
     loss = ENGINE[name].to(DEVICE)
     monkeypatch.setattr(loss, "tile_size", 48)
+    monkeypatch.setattr(dispatch, "tile_of", lambda *_: (20, 48))
     for M, N, weights in ((0, 0, (1.0, 1.0)), (0, 30, (1.0, 1.0)), (50, 20, (0.5, 2.0)), (10, 60, (1.0, 0.0))):
         batch = normal_batch(1, 70, M, N, 6, torch.float32, with_ids=with_ids)
         batch = Batch(*(None if v is None else v.detach().to(DEVICE).requires_grad_(v.requires_grad) for v in batch))  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatc
         accumulate(S, x, x.T)
         assert asked == [torch.float32]
         positive = torch.empty(8, device="cuda")
-        problem = Problem(operands, TripletMax().objective, Total(), 4, SingleProcess())
+        problem = Problem(operands, TripletMax().objective, Total(), (4, 4), SingleProcess())
         epilogue = tiles.epilogue_for(problem, positive)
         assert type(epilogue).__name__ == "Fused"
         in_double = tiles.epilogue_for(problem, positive.double())

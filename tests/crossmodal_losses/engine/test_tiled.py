@@ -112,7 +112,7 @@ def test_compiles_without_graph_breaks(name: str, reduction: Any) -> None:
 @each_loss
 def test_the_compiler_sees_a_correct_operator(name: str) -> None:
     objective, ids = LOSSES[name]().objective, torch.arange(9) // 2
-    settings = objective.name(), objective.numbers(), "mean", [1.0, 1.0], 4
+    settings = objective.name(), objective.numbers(), "mean", [1.0, 1.0], [4, 4]
     pairs, wide = normal_batch(16, 9, 0, 0, 4)[:2], normal_batch(16, 9, 5, 3, 4)[:4]
     for batch in (Batch(*pairs), Batch(*pairs, ids=ids), Batch(*wide, ids, negative_ids_x=ids[:5])):
         arguments = (*batch, None, *settings, [value is not None for value in (*batch.embeddings, None)])

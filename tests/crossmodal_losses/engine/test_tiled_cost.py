@@ -129,7 +129,7 @@ def test_without_a_tile_size_small_batches_are_dense_and_large_ones_tiled(
     """All of S up to a batch size, tiles from the next one on; the same gradients on both sides."""
     monkeypatch.setattr(dispatch, "LARGEST_DENSE", 20)
     monkeypatch.setattr(dispatch, "LARGEST_DENSE_OF_TWO_PASSES", 20)
-    monkeypatch.setattr(dispatch, "TILE", {"cpu": 8})
+    monkeypatch.setattr(dispatch, "TILE", {"cpu": (8, 8)})
     for B in (20, 21):
         x, y = normal_pair(13, B, 5)
         loss = LOSSES[name]()
@@ -142,5 +142,6 @@ def test_without_a_tile_size_small_batches_are_dense_and_large_ones_tiled(
 def test_limits_depend_on_the_aggregation_and_the_device() -> None:
     one_pass, two_passes = (LOSSES[name]().objective.aggregation for name in ("triplet_sum", "nt_xent"))
     assert dispatch.largest_dense(one_pass) < dispatch.largest_dense(two_passes)
-    assert dispatch.largest_tile(torch.device("cpu")) < dispatch.largest_tile(torch.device("cuda"))
-    assert dispatch.largest_tile(torch.device("mps")) == dispatch.largest_tile(torch.device("cpu"))
+    assert dispatch.tile_of(None, torch.device("cpu")) < dispatch.tile_of(None, torch.device("cuda"))
+    assert dispatch.tile_of(None, torch.device("mps")) == dispatch.tile_of(None, torch.device("cpu"))
+    assert dispatch.tile_of(7, torch.device("cuda")) == (7, 7)
