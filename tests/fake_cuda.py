@@ -64,6 +64,7 @@ class Launches:
 
     operators: Counter[str] = field(default_factory=Counter)
     kernels: list[Launch] = field(default_factory=list)
+    products: set[torch.dtype] = field(default_factory=set)  # the dtypes of what was multiplied
 
     @property
     def total(self) -> int:
@@ -84,6 +85,8 @@ class _Counting(TorchDispatchMode):
         if not devices <= {"cuda"}:
             raise AssertionError(f"expected tensors on cuda alone, got {func} of tensors on {sorted(devices)}")
         name = func.overloadpacket.__name__
+        if name in ("mm", "addmm"):
+            self.launches.products |= {value.dtype for value in args[-3:][-2:] if isinstance(value, Tensor)}
         if not func.is_view and name not in ALLOCATIONS and func.namespace != "prim":
             self.launches.operators[name] += 1
         return out

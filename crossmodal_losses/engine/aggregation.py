@@ -81,6 +81,10 @@ class Aggregation(ABC):
         """Per-anchor factors for the gradient of a tile, ``[k, B]``. For one_pass the state is not read."""
         return grad_aggregate
 
+    def largest_gradient(self, state: State, factors: Tensor) -> Tensor:
+        """Upper bounds of abs(dL/ds_ij) over the candidates of every anchor, ``[k, B]``."""
+        return factors.abs()
+
     @abstractmethod
     def grad_tile(
         self, tile: Tile, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor
@@ -234,6 +238,10 @@ class LogSumExp(Aggregation):
         if self.is_warm:  # the sum is 0 where there is no negative, and so is the gradient
             factors.div_(state[0].clamp(min=torch.finfo(factors.dtype).tiny))
         return factors
+
+    def largest_gradient(self, state: State, factors: Tensor) -> Tensor:
+        """No exp(s / t) is larger than the sum of all."""
+        return (factors * state[0] if self.is_warm else factors).abs()
 
     def grad_tile(
         self, tile: Tile, dim: int, start: int, state: State, positive: Tensor, factors: Tensor, out: Tensor

@@ -15,6 +15,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 
+from crossmodal_losses.similarity import HALF
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The base class of torch's batch and instance normalisation layers; private, in torch 2.4 to 2.15.
@@ -53,10 +55,13 @@ def can_look(values: Tensor) -> bool:
 
 
 def multiplies_into_float32(rows: Sequence[Tensor | None]) -> bool:
-    """Return whether bfloat16 rows can be multiplied as they are, into float32: on CUDA, from torch 2.8 on."""
-    return all(part is None or (part.is_cuda and part.dtype == torch.bfloat16) for part in rows) and (
-        "dtype_out" in torch.ops.aten.addmm.overloads()
-    )
+    """Return whether rows in half precision can be multiplied as they are, into float32.
+
+    On CUDA, from torch 2.8 on, if they have one dtype.
+    """
+    kinds = {(part.device.type, part.dtype) for part in rows if part is not None}
+    possible = kinds in ({("cuda", dtype)} for dtype in HALF)
+    return possible and "dtype_out" in torch.ops.aten.addmm.overloads()
 
 
 def not_compiled(function: Function) -> Function:

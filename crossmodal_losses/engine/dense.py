@@ -25,6 +25,10 @@ from crossmodal_losses.similarity import HALF
 # From here on, gathering rows is faster than multiplying by a matrix with a few entries in each row.
 FEWEST_TO_GATHER = 64
 
+# Up to here gradients of rows in half precision come from products in float32; beyond, as in tiles, from products of
+# half precision, summed in float32, and of S once more.
+LARGEST_IN_FLOAT32 = 128
+
 
 def dense_loss(batch: Batch, objective: Objective, total: Total) -> Tensor:
     """Compute the loss of a batch, keeping all of S for the backward pass."""
@@ -140,7 +144,8 @@ class _Dense(torch.autograd.Function):
             has_negative = have_negatives(objective, directions, positive, ids[0], others)
             anchors = Anchors.of(objective, directions, positive, state, has_negative, operands.nan_factor)
         ctx.objective, ctx.total, ctx.directions, ctx.starts = objective, total, directions, operands.starts
-        if aggregation.selects and (B >= FEWEST_TO_GATHER or len(tiles) > 1 or len(directions.used) == 1):
+        gathers = aggregation.selects and (B >= FEWEST_TO_GATHER or len(tiles) > 1 or len(directions.used) == 1)
+        if gathers or (operands.dtype in HALF and B > LARGEST_IN_FLOAT32):
             tiles = []
         kept = [part for tile in tiles for part in tile[:2]]
         of_anchors = anchors.positive, anchors.aggregate, has_negative, *state

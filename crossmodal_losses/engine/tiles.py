@@ -66,7 +66,7 @@ def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved
             grad_aggregate = directions.weighted(grad_aggregate)
             if has_negative is not None:
                 grad_aggregate = torch.where(has_negative, grad_aggregate, 0)
-            sums = GradientSums(problem, needs_grad, aggregation.anchor_factors((), grad_aggregate))
+            sums = GradientSums(problem, needs_grad, (), aggregation.anchor_factors((), grad_aggregate))
         one_pass = column_pass(problem, needs_grad if sums else [False] * 5)
         state = statistics(problem, epilogue, one_pass, sums)
         gradients: Gradients | None = None
@@ -103,7 +103,7 @@ def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Grad
             return [*hardest_gradients(operands, state[1], grad_positive, grad_aggregate, needs_grad), None, None, None]
         factors = communicator.all_gather(aggregation.anchor_factors(state, grad_aggregate))
         state = tuple(communicator.all_gather(part) for part in state)
-        sums = GradientSums(problem, needs_grad, factors)
+        sums = GradientSums(problem, needs_grad, state, factors)
         one_pass = column_pass(problem, needs_grad, kept)
         if aggregation.selects:
             add_hardest(operands, directions, state[1], factors, communicator.columns(one_pass), sums.of_rows)
@@ -159,8 +159,12 @@ def tiles(problem: Problem, epilogue: Epilogue, columns: Iterable[Columns]) -> I
 class GradientSums:
     """Accumulates the gradients over the tiles."""
 
-    def __init__(self, problem: Problem, needs_grad: Sequence[bool], factors: Tensor) -> None:
+    def __init__(self, problem: Problem, needs_grad: Sequence[bool], state: State, factors: Tensor) -> None:
         self.problem, self.needs_grad, self.factors = problem, needs_grad, factors
+        aggregation, self.unit = problem.objective.aggregation, None
+        if problem.operands.dtype == torch.float16 and not aggregation.selects:
+            self.unit = unit_of(aggregation.largest_gradient(state, factors))
+            self.factors = factors * self.unit
         x, _, negatives_x, _ = problem.operands.parts
         # Of the rows of each index, where they are needed.
         self.of_rows = {
@@ -192,6 +196,8 @@ class GradientSums:
         step, communicator = self.problem.tile_size[0], self.problem.communicator
         grad_y, grad_negatives_y = (*one_pass.grads, None)[:2]
         gradients = [self.of_rows.get(0), grad_y, self.of_rows.get(2), grad_negatives_y]
+        if self.unit is not None:
+            gradients = scaled(gradients, 1 / self.unit)
         grad_products = grad_positive * x.inv_norm * y.inv_norm
         others = y, x, None, None
         for k, (operand, other) in enumerate(zip(self.problem.operands.parts, others, strict=True)):
@@ -208,6 +214,8 @@ class GradientSums:
                 operand.normalisation_backward(grad, block)
         of_parameter, aggregation = self.of_parameter, self.problem.objective.aggregation
         if of_parameter is not None:
+            if self.unit is not None:
+                of_parameter = of_parameter / self.unit
             of_parameter = of_parameter + aggregation.grad_parameter_of_positives(local_positive, grad_positive)
             of_parameter = communicator.all_reduce(of_parameter) / communicator.world_size
         return [*gradients, of_parameter]
@@ -241,6 +249,15 @@ def _state_of_nothing(problem: Problem, epilogue: Epilogue) -> State:
     empty = epilogue.positive.new_empty(0, len(epilogue.positive))
     tile = Tile(empty, None, False)
     return problem.objective.aggregation.tile_state(tile, 0, 0, epilogue.positive, empty)
+
+
+def unit_of(bounds: Tensor) -> Tensor:
+    """A power of two: times it, gradients up to the bounds are at most 2^14, of both directions, in float16.
+
+    Those 2^-29 times as large keep all their digits. The inverse norms, with which they are multiplied, are at most 1.
+    """
+    largest = bounds.amax()
+    return torch.ldexp(torch.ones_like(largest), (13 - torch.frexp(largest).exponent).clamp(-100, 100))
 
 
 def zeros_of(operand: Operand, dtype: torch.dtype) -> Tensor:

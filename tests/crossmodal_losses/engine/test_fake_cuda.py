@@ -104,6 +104,14 @@ def test_nothing_waits(name: str, dtype: torch.dtype, ids: bool) -> None:
         assert dtype != torch.float64 or not launches.kernels
 
 
+@each_loss
+def test_half_precision_is_multiplied_as_it_is(name: str) -> None:
+    """All of S, and in tiles."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for tile_size in (None, 100):
+            assert launched(LOSSES[name], 200, dtype, False, tile_size=tile_size).products == {dtype}
+
+
 def test_gradients_of_hardest_negatives_are_gathered_at_once() -> None:
     """Of all dimensions, in 2 launches for x and 2 for y."""
     for dtype in (torch.float32, torch.bfloat16):

@@ -11,6 +11,7 @@ from comparisons import (
     dense_of_batch,
     each_loss,
     exact_pair,
+    learning_loss,
     leaves_of,
     normal_pair,
     of_batch,
@@ -197,31 +198,42 @@ def test_low_precision_costs_the_rounding_of_the_result(name: str, dtype: torch.
         )
 
 
+# Half precision, a scale of x, an upstream gradient, with which gradients of similarities leave the range of float16.
+HALF_PRODUCTS = [
+    *((torch.bfloat16, scale, 1.0) for scale in (1.0, 2.0**-100, 2.0**100)),
+    *((torch.float16, scale, upstream) for scale, upstream in ((1.0, 1.0), (2.0**9, 2.0**20), (2.0**-12, 2.0**-24))),
+]
+
+
 @each_loss
-def test_bfloat16_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On CUDA bfloat16 rows are multiplied into float32; here such a product is computed in float32."""
+@pytest.mark.parametrize("dtype, scale, upstream", HALF_PRODUCTS)
+def test_products_of_half_precision(
+    name: str, dtype: torch.dtype, scale: float, upstream: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CUDA rows in half precision are multiplied into float32; here such a product is computed in float32."""
 
     def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-        assert a.dtype == b.dtype == torch.bfloat16
+        assert a.dtype == b.dtype == dtype
         total.addmm_(a.float(), b.float())
 
     def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-        assert a.dtype == b.dtype == torch.bfloat16
+        assert a.dtype == b.dtype == dtype
         torch.mm(a.float(), b.float(), out=out)
 
     monkeypatch.setattr(operands, "multiplies_into_float32", lambda rows: True)
     monkeypatch.setattr(tiles, "multiply", multiply)
     monkeypatch.setattr(tiles, "accumulate", accumulate)
-    for scale in (1.0, 2.0**-100, 2.0**100):
-        x, y = normal_pair(9, 50, 16)
-        x, y = (x.detach() * scale).bfloat16().requires_grad_(), y.detach().bfloat16().requires_grad_()
-        exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
-        loss = LOSSES[name](tile_size=16)
-        value, expected = loss(x, y), dense(loss, *exact)
-        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
-        for g, e in zip(torch.autograd.grad(value, (x, y)), torch.autograd.grad(expected, exact), strict=True):
-            assert g.dtype == torch.bfloat16
-            torch.testing.assert_close(g.double(), e, rtol=0, atol=0.02 * float(e.abs().max()))
+    x, y = normal_pair(9, 50, 16)
+    x = (x.detach() * scale).to(dtype).requires_grad_()
+    y = (y.detach() * (1 if dtype == torch.bfloat16 else scale)).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_(), y.detach().double().requires_grad_()
+    loss = learning_loss(name, tile_size=16)
+    value, expected = loss(x, y), dense(loss, *exact)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    found = torch.autograd.grad(value * upstream, (x, y, *loss.parameters()))
+    for g, e in zip(found, torch.autograd.grad(expected * upstream, (*exact, *loss.parameters())), strict=True):
+        error = 0.02 if dtype == torch.bfloat16 else 0.002
+        torch.testing.assert_close(g.double(), e.double(), rtol=0, atol=error * float(e.abs().max()) + 2.0**-25)
 
 
 @each_loss
