@@ -26,6 +26,9 @@ LARGEST = 128
 PART = 32
 WARPS = {16: 1, 32: 4, 64: 8, 128: 16}
 
+# Of a multiprocessor, which runs the one program alone.
+REGISTERS = 65536
+
 # Numbers of a formula that the kernels take.
 COUNT_OF_NUMBERS = 8
 
@@ -159,4 +162,5 @@ def _pair_losses(
         BLOCK=side,
         PART=min(side, PART),
         num_warps=WARPS[side],
+        maxnreg=REGISTERS // (32 * WARPS[side]) if side == LARGEST else None,  # else the assembler may take fewer
     )
