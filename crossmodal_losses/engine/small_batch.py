@@ -43,8 +43,10 @@ def has_small_form(batch: Batch, objective: Objective, parameter: Tensor | None)
     x, y, negatives_x, negatives_y = batch.embeddings
     return (
         HAS_TRITON
-        and all(is_on_cuda(value) for value in (x, y, parameter) if value is not None)
-        and all(value.dtype != torch.float64 for value in (x, y))
+        and is_on_cuda(x)
+        and (parameter is None or is_on_cuda(parameter))
+        and x.dtype != torch.float64
+        and y.dtype != torch.float64
         and x.shape[0] <= LARGEST
         and negatives_x is None
         and negatives_y is None
