@@ -45,7 +45,9 @@ class SoftMargin(PairLoss):
 
 @pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations
 def test_an_objective_of_ones_own_is_a_loss_in_every_engine() -> None:
+    """On CUDA too: no kernel of small batches need know it."""
     x, y = normal_pair(0, 11, 4)
+    assert SoftMargin().objective.formula is None
     for tile_size in (4, None):
         loss = SoftMargin(sharpness=3.0, tile_size=tile_size)
         expected = dense(loss, x, y)
