@@ -5,6 +5,7 @@ import re
 from crossmodal_losses import LOSSES, __all__
 from crossmodal_losses.engine import dispatch
 from crossmodal_losses.engine.dense import FEWEST_TO_GATHER
+from crossmodal_losses.engine.small_batch import LARGEST
 from docs.pages import DOCS, ELSEWHERE, FILL, MARKER, ROOT, SECTIONS, moved, products, table
 
 
@@ -41,9 +42,10 @@ def test_figures_of_the_pages() -> None:
     assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER - 1) == 3
     dense = f"Up to B = {dispatch.LARGEST_DENSE_OF_TWO_PASSES} for NT-Xent and supervised contrastive, and up to "
     tiles = " and ".join(
-        f"{t} x {t}{on}" for t, on in zip(dispatch.TILE.values(), (" entries on a CPU,", ""), strict=True)
+        f"{rows} x {columns}{on}"
+        for (rows, columns), on in zip(dispatch.TILE.values(), (" entries on a CPU,", " on a GPU"), strict=True)
     )
-    for figure in (f"{dense}{dispatch.LARGEST_DENSE} for", tiles):
+    for figure in (f"{dense}{dispatch.LARGEST_DENSE} for", tiles, f"On a GPU, up to {LARGEST} pairs"):
         assert figure in " ".join(large.split())
     needed = re.findall(
         r'requires-python = ">=(.*)"|"torch>=(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")
