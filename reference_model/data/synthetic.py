@@ -206,8 +206,11 @@ def draw_scene(random: Random) -> Scene:
 def draw_scenes(random: Random, number: int) -> list[Scene]:
     """Draw different scenes; a caption that does not mention the loudness may still fit two of them."""
     scenes: dict[Scene, None] = {}
-    for _ in range(100 * number):
-        scenes[draw_scene(random)] = None
+    repeated = 0  # draws in a row
+    while repeated < 1000:
+        drawn = draw_scene(random)
+        repeated = repeated + 1 if drawn in scenes else 0
+        scenes[drawn] = None
         if len(scenes) == number:
             return list(scenes)
     raise InputError(f"expected a split of fewer clips than there are different scenes, got {number}")

@@ -1,5 +1,6 @@
 """SIGKILL, SIGTERM, Ctrl-C, a full disk: the same command again ends as if nothing had happened."""
 
+import functools
 import itertools
 import json
 import multiprocessing
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +30,7 @@ from reference_model.runtime.tensors import save_tensors
 from reference_model.training.trainer import train
 
 ROOT = Path(__file__).parents[2]
+Undisturbed = Callable[[Config], dict[str, bytes]]
 _context = multiprocessing.get_context("forkserver")
 # Loading it takes seconds, and no time in each of the processes below.
 _context.set_forkserver_preload(["reference_model.training.trainer"])
@@ -46,6 +49,17 @@ def finished(config: Config, run: Path, **options: Any) -> dict[str, bytes]:
     return {name: (run / name).read_bytes() for name in ("metrics.json", "best.safetensors")}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """What a run ends with that nothing interrupts; of equal settings, one run."""
+
+    @functools.cache
+    def of(config: Config) -> dict[str, bytes]:
+        return finished(config, tmp_path_factory.mktemp("undisturbed"))
+
+    return of
+
+
 def kill_after_a_checkpoint(config: Config, run: Path) -> None:
     process = started(config, run, checkpoint_minutes=0)
     while process.is_alive() and not (run / "checkpoint.safetensors").exists():
@@ -54,10 +68,10 @@ def kill_after_a_checkpoint(config: Config, run: Path) -> None:
     process.join()
 
 
-@pytest.mark.parametrize("encoders, protocol, kills", [("fine-tuned", "released", 10), ("frozen", "paper", 3)])
+@pytest.mark.parametrize("encoders, protocol, kills", [("fine-tuned", "released", 6), ("frozen", "paper", 3)])
 def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any, protocol: str, kills: int) -> None:
     """The fine-tuned run has dropout, erased stripes and batch-norm statistics to lose; the frozen one its features."""
-    config = replace(config, encoders=encoders, epochs=4, decay_every=2, **PROTOCOLS[protocol])
+    config = replace(config, encoders=encoders, epochs=3, decay_every=2, **PROTOCOLS[protocol])
     expected = finished(config, tmp_path / "whole", features=tmp_path / "features")
     moments, killed = random.Random(0), 0
     for attempt in itertools.count():
@@ -65,7 +79,7 @@ def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any,
         for _ in range(kills):
             # A checkpoint after every step, so that many a kill meets one being written; or every third of a second.
             process = started(config, run, features=kept, checkpoint_minutes=moments.choice([0, 0.005]))
-            process.join(moments.uniform(0, 3))
+            process.join(moments.uniform(0, 2))
             process.kill()
             process.join()
             killed += process.exitcode == -signal.SIGKILL
@@ -78,9 +92,8 @@ def test_killed_at_random_moments(config: Config, tmp_path: Path, encoders: Any,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -> None:
+def test_asked_to_stop(config: Config, tmp_path: Path, undisturbed: Undisturbed, number: signal.Signals) -> None:
     """The command line leaves a checkpoint of the last step, one line, and the status that says: run me again."""
-    config = replace(config, epochs=6)
     run = tmp_path / "run"
     command = [sys.executable, *train_arguments(replace(config, workers=1), run)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
@@ -93,7 +106,7 @@ def test_asked_to_stop(config: Config, tmp_path: Path, number: signal.Signals) -
     assert "Traceback" not in errors
     assert not (run / "metrics.json").exists()
     assert "stopped when asked to" in (run / "log.txt").read_text()
-    assert finished(config, run) == finished(config, tmp_path / "whole")
+    assert finished(config, run) == undisturbed(config)
     assert "continuing after step" in (run / "log.txt").read_text()
 
 
@@ -129,7 +142,7 @@ def _train_on_a_full_disk(size: int, config: Config, run: Path) -> None:
         (run / "error.txt").write_text(f"{type(error).__name__}: {error}")
 
 
-def test_a_full_disk_leaves_the_last_good_state(config: Config, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_last_good_state(config: Config, tmp_path: Path, undisturbed: Undisturbed) -> None:
     run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint.safetensors"
     kill_after_a_checkpoint(config, run)
     kept = checkpoint.read_bytes()
@@ -143,10 +156,12 @@ def test_a_full_disk_leaves_the_last_good_state(config: Config, tmp_path: Path) 
     assert checkpoint.read_bytes() == kept
     assert not list(run.glob(".*.part"))
     (run / "error.txt").unlink()
-    assert finished(config, run) == finished(config, tmp_path / "whole")
+    assert finished(config, run) == undisturbed(config)
 
 
-def test_a_run_goes_on_with_its_own_data_wherever_that_is(config: Config, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_its_own_data_wherever_that_is(
+    config: Config, corpus: Path, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     run = tmp_path / "run"
     kill_after_a_checkpoint(config, run)
     moved = shutil.copytree(corpus, tmp_path / "moved")
@@ -156,7 +171,7 @@ def test_a_run_goes_on_with_its_own_data_wherever_that_is(config: Config, corpus
     with pytest.raises(InputError, match=r"expected the clips and captions that .* was trained on so far, got others"):
         train(replace(config, data=str(moved)), run)
     table.write_text(text)
-    moved_run, whole = finished(replace(config, data=str(moved)), run), finished(config, tmp_path / "whole")
+    moved_run, whole = finished(replace(config, data=str(moved)), run), undisturbed(config)
     theirs, ours = (json.loads(files["metrics.json"]) for files in (moved_run, whole))
     assert {**theirs, "config": None} == {**ours, "config": None}
 
