@@ -261,6 +261,13 @@ TO_COMPILE: dict[str, Loss] = {
 }
 
 
+def compile_at_one_size(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function under torch.compile, for one size at a time and as many threads as there are."""
+    # Else code that was compiled for another number of threads may be taken from torch's cache on disk.
+    threads: dict[str, Any] = {"cpp.threads": torch.get_num_threads()}
+    return torch.compile(function, dynamic=False, options=threads)
+
+
 def baselines_at(loss: str, B: int, device: str, *, compiled: bool = True) -> dict[str, Loss]:
     """Return the installed baselines of a loss that are measured at this B on this device."""
     on_cuda = device == "cuda"
@@ -271,7 +278,7 @@ def baselines_at(loss: str, B: int, device: str, *, compiled: bool = True) -> di
     }
     if compiled and (on_cuda or B <= LARGEST):
         torch.compiler.reset()  # torch keeps only so many compiled sizes of a function
-        found[COMPILED] = torch.compile(TO_COMPILE[loss], dynamic=False)
+        found[COMPILED] = compile_at_one_size(TO_COMPILE[loss])
     if loss == "nt_xent" and on_cuda and find_spec("inf_cl"):
         found[INF_CL] = inf_cl_loss
     return found

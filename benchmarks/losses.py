@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import options
-from benchmarks.baselines import COMPILED, NAMES, baselines_at, missing
+from benchmarks.baselines import COMPILED, NAMES, baselines_at, compile_at_one_size, missing
 from benchmarks.batch import OURS, Conditions, Loss, gradients
 from benchmarks.measure import Timing, deviation, time_losses
 from benchmarks.results import Record, panels_of, write_plot, write_table
@@ -68,7 +68,7 @@ def measure(
         baselines = baselines_at(name, B, conditions.device, compiled=compiled and (not only or COMPILED in only))
         chosen = {baseline: loss for baseline, loss in baselines.items() if not only or baseline in only}
         if COMPILED in chosen and B <= LARGEST_OURS_COMPILED:
-            chosen[OURS_COMPILED] = torch.compile(ours, dynamic=False)
+            chosen[OURS_COMPILED] = compile_at_one_size(ours)
         losses: dict[str, Loss] = {OURS: ours, **dict(working(chosen, x, y))}
         timings = time_losses(losses, x, y, conditions)
         found = errors(losses, ours, x, y) if check_up_to >= B else {}

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from benchmarks import options
 from benchmarks.autograd import TEMPERATURE
+from benchmarks.baselines import compile_at_one_size
 from benchmarks.batch import OURS, Conditions
 from benchmarks.measure import deviation, interleaved, peak_memory
 from benchmarks.ranks import TOLERANCE
@@ -83,9 +84,7 @@ def normalised_before(x: Tensor, y: Tensor, negatives: Tensor) -> Step:
 def by_compiler(x: Tensor, y: Tensor, negatives: Tensor) -> Step:
     """Prepare the form that copies least, under torch.compile."""
     torch.compiler.reset()  # torch keeps only so many compiled sizes of a function
-    # Else code that was compiled for another number of threads may be taken from torch's cache on disk.
-    threads: dict[str, Any] = {"cpp.threads": torch.get_num_threads()}
-    return by_autograd(torch.compile(by_logsumexp, dynamic=False, options=threads))(x, y, negatives)
+    return by_autograd(compile_at_one_size(by_logsumexp))(x, y, negatives)
 
 
 def _parts(x: Tensor, y: Tensor, negatives: Tensor) -> list[Tensor]:
