@@ -96,7 +96,7 @@ def _front_matter(config: Config, metrics: dict[str, Any] | None) -> str:
         library_name="crossmodal_losses",
         pipeline_tag="feature-extraction",
         tags=["audio", "audio-text-retrieval", "cross-modal-retrieval", "metric-learning"],
-        model_name=f"{config.loss} on {config.dataset}",
+        model_name=f"{config.loss} on {config.dataset}" if results else None,
         eval_results=results or None,
     )
     return str(data.to_yaml()).strip()
