@@ -1,7 +1,6 @@
 """The site in a browser: it is built once, and every page of it is looked at. Nothing may come from elsewhere."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +12,13 @@ from threading import Thread
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from browsers import installed_browser
 from filelock import FileLock
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from crossmodal_losses import LOSSES
 
 ROOT = Path(__file__).parents[2]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOK = """() => ({
     links: [...document.querySelectorAll('a[href]')].map(a => a.href),
     names: [...document.querySelectorAll('[id]')].map(e => e.id),
@@ -69,15 +68,8 @@ def address(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed; see `make programs`")
-    arguments = ["--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update"]
-    arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+    with installed_browser() as browser:
         yield browser
-        browser.close()
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """The page of the report in a browser."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import installed_browser
 from grids import settings
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from reference_model.config import Config
 from reference_model.paper import select_rows
@@ -23,7 +23,6 @@ from reference_model.runtime.tensors import load_tensors, save_tensors
 from reference_model.training.trainer import train
 
 ODD = """<script>alert("1")</script> & 'quotes'"""  # a caption
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +52,8 @@ def results(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[G
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed; see `make programs`")
-    arguments = ["--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-component-update"]
-    arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+    with installed_browser() as browser:
         yield browser
-        browser.close()
 
 
 class Shown:
