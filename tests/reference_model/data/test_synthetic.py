@@ -70,6 +70,7 @@ def test_tags_and_captions_are_of_the_same_scene(tmp_path: Path) -> None:
 def test_scenes_of_a_split_are_different() -> None:
     scenes = draw_scenes(np.random.default_rng(0), 500)
     assert len(set(scenes)) == 500
+    assert len(draw_scenes(np.random.default_rng(0), 2000)) == 2000
     assert {scene.joint for scene in scenes} == {"alone", "then", "while"}
     assert {event.kind for scene in scenes for event in scene.events} == set(SOUNDS)
     with pytest.raises(InputError, match="expected a split of fewer clips than there are different scenes"):
