@@ -8,7 +8,7 @@ GPU_PYTHON ?= $(PYTHON)
 ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/crossmodal-losses
 
 # Of each environment: the versions, and what of requirements/ is in it.
-reference = constraints.txt $(addprefix requirements/,reference.txt test.txt check.txt examples.txt bench.txt mutants.txt docs.txt)
+reference = constraints.txt $(addprefix requirements/,reference.txt datasets.txt mteb.txt test.txt check.txt examples.txt bench.txt mutants.txt docs.txt)
 newest = constraints-newest-torch.txt requirements/test.txt
 hash = $(shell ($(PYTHON) --version; cat $(1)) | sha256sum | cut -c1-12)
 REFERENCE := $(ENVIRONMENTS)/reference-$(call hash,$(reference))
