@@ -18,7 +18,15 @@ from benchmarks.results import Record, write_table
 from crossmodal_losses import LOSSES
 
 # k: forward and backward, without storing S.
-PRODUCTS = {"triplet_sum": 3, "triplet_max": 1, "triplet_weighted": 1, "triplet_weighted_mined": 1, "nt_xent": 4}
+PRODUCTS = {
+    "triplet_sum": 3,
+    "triplet_max": 1,
+    "triplet_weighted": 1,
+    "triplet_weighted_mined": 1,
+    "nt_xent": 4,
+    "sup_con": 4,
+    "sigmoid": 3,
+}
 # Device -> t.
 SIDE = {"cpu": 1024, "cuda": 4096}
 

@@ -14,6 +14,7 @@ from benchmarks.batch import Conditions
 from benchmarks.losses import summary
 from benchmarks.measure import Timing, deviation
 from benchmarks.results import describe_environment, panels_of, write_plot, write_table
+from benchmarks.roofline import PRODUCTS
 from crossmodal_losses import LOSSES
 
 RECORDS = [
@@ -103,3 +104,7 @@ def test_a_commands_conditions_come_from_its_options() -> None:
 def test_every_option_has_help(command: click.Command) -> None:
     assert command.help
     assert all(getattr(option, "help", None) for option in command.params)
+
+
+def test_the_roofline_knows_the_products_of_every_loss() -> None:
+    assert PRODUCTS.keys() == LOSSES.keys()
