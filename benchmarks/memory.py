@@ -25,6 +25,8 @@ COMPARED = {
     "triplet_max": ("autograd, amax",),
     "triplet_weighted": ("autograd, amax",),
     "triplet_weighted_mined": ("autograd, amax",),
+    "sup_con": ("autograd, logsumexp",),
+    "sigmoid": ("autograd, softplus", "open_clip, SigLipLoss"),
 }
 # The largest B of the warm-up: at this B every loss takes tiles by default.
 WARM_UP = 5000

@@ -8,8 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import losses, options
+from benchmarks import losses, memory, options
 from benchmarks.__main__ import SUITE
+from benchmarks.baselines import BASELINES
 from benchmarks.batch import Conditions
 from benchmarks.losses import summary
 from benchmarks.measure import Timing, deviation
@@ -106,5 +107,6 @@ def test_every_option_has_help(command: click.Command) -> None:
     assert all(getattr(option, "help", None) for option in command.params)
 
 
-def test_the_roofline_knows_the_products_of_every_loss() -> None:
-    assert PRODUCTS.keys() == LOSSES.keys()
+def test_every_loss_has_its_products_and_its_baselines() -> None:
+    assert PRODUCTS.keys() == LOSSES.keys() == memory.COMPARED.keys()
+    assert all(name in BASELINES[loss] for loss, names in memory.COMPARED.items() for name in names)
