@@ -1,10 +1,13 @@
 """Commands that make data: ``synthesize`` and ``prepare``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from reference_model.cli.options import FOLDER
+from reference_model import InputError
+from reference_model.cli.options import FILE, FOLDER
+from reference_model.data.dataset import require_name
 from reference_model.data.layouts import DATA_SETS
 from reference_model.data.manifest import in_several_splits
 from reference_model.paper import experiments
@@ -12,27 +15,54 @@ from reference_model.runtime.signals import handle_signals
 
 
 @click.command()
-@click.option("--out", type=FOLDER, required=True, help="Where to make the folder Synthetic.")
+@click.option("--out", type=FOLDER, required=True, help="Where to make the folder of the corpus.")
+@click.option("--name", help="Of that folder.", show_default="Synthetic, or Scenes with --sounds")
 @click.option("--train", type=int, default=600, help="Clips to train on, each with five captions.")
 @click.option("--val", type=int, default=200, help="Clips to select the best epoch on.")
 @click.option("--test", type=int, default=200, help="Clips to report.")
 @click.option("--seconds", type=float, default=1.5, help="Length of a clip.")
 @click.option("--seed", type=int, default=0, help="Same seed, same files.")
-def synthesize(out: Path, seconds: float, **settings: int) -> None:
-    """Render a small corpus of sound scenes with captions.
+@click.option("--sounds", type=FOLDER, help="A folder of labelled recordings: they are the events of the scenes.")
+@click.option("--phrases", type=FILE, help="A table label,category,phrases: what captions call the recordings.")
+@click.option("--events", type=int, help="In a scene of recordings, at most.", show_default="3")
+def synthesize(
+    out: Path, name: str | None, sounds: Path | None, phrases: Path | None, events: int | None, **settings: Any
+) -> None:
+    """Render a corpus of sound scenes with captions, in the same layout as the real data sets.
 
-    Scenes are one event, or one after another, or two at once; events are tones, buzzes, whistles, hiss, rumble,
-    clicks and warbles; low, mid or high; quiet or loud. The files lie in the same layout as the real data sets.
+    Scenes are one event, or one after another, or several at once. Without --sounds, events are tones, buzzes,
+    whistles, hiss, rumble, clicks and warbles; low, mid or high; quiet or loud.
+
+    \b
+        python -m reference_model synthesize --out data
+        python -m reference_model synthesize --out data --sounds recordings --seconds 3
+
+    With --sounds, events are the recordings in FOLDER/LABEL/NAME.wav or FOLDER/LABEL-1.wav, in any audio format, three
+    or more of each label. Each recording is heard in one split alone, which follows from --seed. So a corpus of single
+    events (--events 1) with the same recordings and the same seed can train an audio encoder that has heard none of
+    those that scenes are validated and tested with. recordings.csv says in which split each is.
+
+    --phrases says what captions call a label: dog,an animal,a dog barking;the bark of a dog. Other labels are called by
+    their names.
     """
-    from reference_model.data.synthetic import Corpus
-    from reference_model.data.synthetic import synthesize as render_corpus
+    from reference_model.data.corpus import Corpus
+    from reference_model.data.scenes import SceneCorpus, synthesize_scenes
+    from reference_model.data.synthetic import synthesize as synthesize_tones
 
-    corpus = Corpus(seconds=seconds, **settings)
+    if sounds is None and (phrases is not None or events is not None):
+        raise InputError("expected --sounds with --phrases and --events, got none: tones have phrases of their own")
+    name = name or ("Synthetic" if sounds is None else "Scenes")
+    require_name(name, "as --name")
     with handle_signals():
-        folder = render_corpus(corpus, out)
-    click.echo(f"{folder} holds {corpus.train} + {corpus.val} + {corpus.test} clips")
-    length = "" if seconds == DATA_SETS["Synthetic"].clip_seconds else f" --clip-seconds {seconds}"
-    click.echo(f"next: python -m reference_model reproduce --data {out} --dataset Synthetic --model tiny{length} ...")
+        if sounds is None:
+            folder = synthesize_tones(Corpus(**settings), out, name=name)
+        else:
+            corpus = SceneCorpus(**settings, **({} if events is None else {"events": events}))
+            folder = synthesize_scenes(corpus, sounds, out, name=name, phrases=phrases)
+    click.echo(f"{folder} holds {settings['train']} + {settings['val']} + {settings['test']} clips")
+    known, seconds = DATA_SETS.get(name), settings["seconds"]
+    length = "" if known and seconds == known.clip_seconds else f" --clip-seconds {seconds}"
+    click.echo(f"next: python -m reference_model reproduce --data {out} --dataset {name} --model tiny{length} ...")
 
 
 @click.command()

@@ -11,6 +11,7 @@ from reference_model.paper import DECAY_EVERY, EPOCHS, PROTOCOLS
 
 Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
 ENCODERS, SIZE, PRECISION = (click.Choice(get_args(kind)) for kind in (Encoders, Size, Precision))
 
 

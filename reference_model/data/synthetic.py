@@ -2,37 +2,26 @@
 
 A scene is one event, or one "then" another, or one "while" another. An event is a kind of sound in a register, quiet or
 loud. Clips of one scene differ in pitch, timing, level and background noise; its captions differ in wording, order, and
-in whether they mention the loudness. Everything follows from the seed: each clip has a random generator of its own, so
-an interrupted rendering continues where it stopped.
+in whether they mention the loudness. Everything follows from the seed, and each clip has a random generator of its own.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import soundfile
-from numpy.typing import NDArray
-from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.data.audio import HOP, SAMPLE_RATE
-from reference_model.data.dataset import SPLITS, write_csv
-from reference_model.data.layouts import DATA_SETS
-from reference_model.runtime.files import atomic_write, require_same_settings, write_json
-from reference_model.runtime.lease import GUARD, lock_folder
-from reference_model.runtime.records import read_json
-from reference_model.runtime.signals import raise_if_stop_requested
+from reference_model.data.corpus import Corpus, RenderedClip, Signal, describe_differently, open_corpus, write_split
+from reference_model.data.dataset import SPLITS, data_folder
 
-Signal = NDArray[np.float64]
 Random = np.random.Generator
 T = TypeVar("T")
 
-SETTINGS = "corpus.json"  # in the folder of a corpus
-CAPTIONS = 5  # a clip
 REGISTERS = {"low": ("low", "deep"), "mid": ("mid", "medium-pitched"), "high": ("high", "shrill")}
 LEVELS = {"quiet": ("quiet", "faint", "soft"), "loud": ("loud", "strong", "powerful")}
 DECIBELS = {"quiet": -30.0, "loud": -14.0}
@@ -180,14 +169,6 @@ def describe(random: Random, scene: Scene) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def describe_differently(random: Random, scene: Scene) -> list[str]:
-    """Return five different captions of a scene."""
-    captions: dict[str, None] = {}
-    while len(captions) < CAPTIONS:
-        captions[describe(random, scene)] = None
-    return list(captions)
-
-
 EVENTS = [Event(*words) for words in itertools.product(SOUNDS, REGISTERS, LEVELS)]
 
 
@@ -216,21 +197,6 @@ def draw_scenes(random: Random, number: int) -> list[Scene]:
     raise InputError(f"expected a split of fewer clips than there are different scenes, got {number}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """The settings of a corpus; the same settings make the same files."""
-
-    train: int = 600  # clips
-    val: int = 200
-    test: int = 200
-    seconds: float = DATA_SETS["Synthetic"].clip_seconds
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.train, self.val, self.test) < 2 or self.seconds < 0.5 or self.seed < 0:
-            raise InputError(f"expected at least 2 clips a split, 0.5 seconds, and a seed >= 0, got {asdict(self)}")
-
-
 def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
     """Render what is missing of the corpus into ``out/name``, in the layout of :mod:`reference_model.data.dataset`.
 
@@ -238,43 +204,18 @@ def synthesize(corpus: Corpus, out: Path, *, name: str = "Synthetic") -> Path:
         InputError: the folder holds something else, or another process is at work there.
         Stopped: a stop was requested; the same call continues.
     """
-    folder = out / name
-    if folder.exists() and not (folder / SETTINGS).exists() and not _is_locked_and_empty(folder):
-        raise InputError(f"expected {folder} to be new or a synthetic corpus, got a folder without {SETTINGS}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder, keep_guard=False):
-        if (folder / SETTINGS).exists():
-            expected, got = "new or of the same settings", f"a corpus of others; see {folder / SETTINGS}"
-            stored = read_json(folder / SETTINGS, dict[str, Any], "the settings of a corpus")
-            require_same_settings(folder, stored, asdict(corpus), expected=expected, got=got)
-        write_json(folder / SETTINGS, asdict(corpus))
-        _render_missing(corpus, folder)
+    folder = data_folder(out, name)
+    with open_corpus(folder, asdict(corpus)):
+        for index, split in enumerate(SPLITS):
+            write_split(folder, split, _clips(corpus, index), getattr(corpus, split))
     return folder
 
 
-def _is_locked_and_empty(folder: Path) -> bool:
-    """Return whether another process begins a corpus in the folder, or was killed when it did."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return GUARD in names and all(name.startswith(".") for name in names)
-
-
-def _render_missing(corpus: Corpus, folder: Path) -> None:
-    for index, split in enumerate(SPLITS):
-        scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), getattr(corpus, split))
-        waveforms = folder / "waveforms" / split
-        waveforms.mkdir(parents=True, exist_ok=True)
-        captions, tags = [], []
-        for clip, scene in enumerate(tqdm(scenes, f"rendering {split}", unit="clip")):
-            random = np.random.default_rng([corpus.seed, index, clip])
-            path = waveforms / f"{clip:05d}.wav"
-            captions.append([path.name, *describe_differently(random, scene)])
-            events = (f"{event.register} {event.level} {event.kind}" for event in scene.events)
-            tags.append([path.name, "; ".join(events)])
-            raise_if_stop_requested()
-            if not path.exists():
-                waveform = render(random, scene, corpus.seconds)
-                atomic_write(path, partial(soundfile.write, data=waveform, samplerate=SAMPLE_RATE))
-        columns = [f"caption_{k}" for k in range(1, CAPTIONS + 1)]
-        for table, header, rows in (("tags", ["tags"], tags), ("csv_files", columns, captions)):
-            (folder / table).mkdir(exist_ok=True)
-            write_csv(folder / table / f"{split}.csv", [["file_name", *header], *rows])
+def _clips(corpus: Corpus, index: int) -> Iterator[RenderedClip]:
+    """Yield the clips of a split, which is known by its index in SPLITS."""
+    scenes = draw_scenes(np.random.default_rng([corpus.seed, index]), getattr(corpus, SPLITS[index]))
+    for clip, scene in enumerate(scenes):
+        random = np.random.default_rng([corpus.seed, index, clip])
+        captions = describe_differently(partial(describe, random, scene))
+        tags = [f"{event.register} {event.level} {event.kind}" for event in scene.events]
+        yield RenderedClip(captions, tags, partial(render, random, scene, corpus.seconds))

@@ -10,7 +10,8 @@ from runs import CommandLine
 
 from reference_model.cli.app import main
 from reference_model.config import Config
-from reference_model.data.synthetic import Corpus, synthesize
+from reference_model.data.corpus import Corpus
+from reference_model.data.synthetic import synthesize
 from reference_model.paper import PROTOCOLS
 from reference_model.training.trainer import train
 

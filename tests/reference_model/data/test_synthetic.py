@@ -11,8 +11,9 @@ from miniature import everything_in
 
 from reference_model import InputError
 from reference_model.data import synthetic
+from reference_model.data.corpus import Corpus
 from reference_model.data.dataset import read_split
-from reference_model.data.synthetic import EVENTS, SOUNDS, Corpus, Event, Scene, draw_scenes, render, synthesize
+from reference_model.data.synthetic import EVENTS, SOUNDS, Event, Scene, draw_scenes, render, synthesize
 from reference_model.training.pretrain import read_tags
 
 SMALL = Corpus(train=4, val=2, test=2, seconds=0.5)
