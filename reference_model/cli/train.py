@@ -19,13 +19,24 @@ from reference_model.runtime.signals import handle_signals
 
 @click.command()
 @click.option("--data", type=FOLDER, default="data", help="The folder that holds the data set.")
-@click.option("--dataset", default="Synthetic", help="One that synthesize made; others have no tags.")
-@click.option("--out", type=FOLDER, required=True, help="Where to put both encoders.")
+@click.option("--dataset", default="Synthetic", help="One with tags/train.csv, as synthesize makes them.")
+@click.option("--clip-seconds", "seconds", type=float, help="Synthetic 1.5; others need it.")
+@click.option("--out", type=FOLDER, required=True, help="Where to put the encoders.")
+@click.option("--only", type=click.Choice(["audio", "text"]), help="One encoder alone; text needs no tags.")
 @click.option("--audio-epochs", type=click.IntRange(1), default=40, help="Epochs of tagging.")
 @click.option("--text-epochs", type=click.IntRange(1), default=20, help="Epochs of filling in words.")
 @click.option("--seed", type=int, default=0, help="Seed of the weights, the order, and dropout.")
-def pretrain(data: Path, dataset: str, out: Path, audio_epochs: int, text_epochs: int, seed: int) -> None:
-    """Pre-train small encoders on the synthetic corpus, to have something to freeze or to fine-tune.
+def pretrain(
+    data: Path,
+    dataset: str,
+    seconds: float | None,
+    out: Path,
+    only: str | None,
+    audio_epochs: int,
+    text_epochs: int,
+    seed: int,
+) -> None:
+    """Pre-train small encoders on a data set with tags, to have something to freeze or to fine-tune.
 
     As the published ones: the audio encoder learns to tag the events of a clip, BERT to fill in masked words and to
     tell whether two captions belong together. On the train split alone. Interrupted, the encoder it was at begins anew.
@@ -34,8 +45,18 @@ def pretrain(data: Path, dataset: str, out: Path, audio_epochs: int, text_epochs
     from reference_model.training.pretrain import pretrain as pretrain_both
 
     with handle_signals():
-        pretrain_both(data, dataset, out, audio_epochs=audio_epochs, text_epochs=text_epochs, seed=seed)
-    click.echo(f"next: train or reproduce --model tiny --audio-checkpoint {out / AUDIO} --bert {out / TEXT}")
+        pretrain_both(
+            data,
+            dataset,
+            out,
+            seconds=seconds,
+            audio_epochs=None if only == "text" else audio_epochs,
+            text_epochs=None if only == "audio" else text_epochs,
+            seed=seed,
+        )
+    made = [] if only == "text" else [f"--audio-checkpoint {out / AUDIO}"]
+    made += [] if only == "audio" else [f"--bert {out / TEXT}"]
+    click.echo(f"next: train or reproduce --model tiny {' '.join(made)}")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Pre-training of small encoders on the synthetic corpus, in place of the published weights.
+"""Pre-training of small encoders on clips with tags and captions, in place of the published weights.
 
 The audio encoder learns to tag the events of a clip, as PANNs does on AudioSet. BERT learns to fill in masked words and
 to tell whether two captions belong to one clip, in place of the next-sentence task of Devlin et al. 2019. Both are
@@ -23,10 +23,10 @@ from tqdm import tqdm
 from transformers import BertForPreTraining, DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from reference_model import InputError
-from reference_model.data.audio import check_audio
+from reference_model.data.audio import LONGEST, SAMPLE_RATE, SHORTEST, check_audio
 from reference_model.data.batches import Waveforms
 from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, data_folder, read_split
-from reference_model.data.layouts import clip_seconds
+from reference_model.data.layouts import DATA_SETS, clip_seconds
 from reference_model.models import bert as text_encoder
 from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
@@ -42,44 +42,73 @@ LEARNING_RATE = 1e-3  # at the top of the one-cycle schedule
 MASKED = 0.15  # fraction of the words that BERT fills in
 
 
-def pretrain(data: str | Path, dataset: str, out: Path, *, audio_epochs: int, text_epochs: int, seed: int) -> None:
-    """Pre-train both encoders on the train split, and write ``out/ResNet38_tiny.pth`` and ``out/bert``.
+def pretrain(
+    data: str | Path,
+    dataset: str,
+    out: Path,
+    *,
+    seconds: float | None = None,
+    audio_epochs: int | None,
+    text_epochs: int | None,
+    seed: int,
+) -> None:
+    """Pre-train encoders on the train split, and write ``out/ResNet38_tiny.pth`` and ``out/bert``.
 
-    An encoder that is there already stays.
+    An encoder that is there already stays; one whose epochs are None is not made.
+
+    Args:
+        seconds: the fixed length of a clip; None: that of a data set that is known by name.
 
     Raises:
-        InputError: the data set is missing or has no tags (only the synthetic one has them), the folder holds
-            encoders of other settings, or another process is at work there.
+        InputError: the data set is missing, or has no tags; the folder holds encoders of other settings; or another
+            process is at work there.
     """
-    clips, tags = read_split(data, dataset, "train"), read_tags(data, dataset, "train")
-    untagged = [clip.path.name for clip in clips if clip.path.name not in tags]
-    if untagged:
-        raise InputError(f"expected the events of every clip, got none of {len(untagged)}, such as {untagged[0]}")
-    check_audio(clip.path for clip in clips)
-    settings = {"dataset": dataset, "audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
+    seconds = clip_seconds(dataset, seconds)
+    if not SHORTEST / SAMPLE_RATE <= seconds <= LONGEST:
+        raise InputError(f"expected clips of {SHORTEST / SAMPLE_RATE} to {LONGEST} seconds, got {seconds}")
+    clips = read_split(data, dataset, "train")
+    tags = {} if audio_epochs is None else tags_of(clips, data, dataset)
+    settings = {"dataset": dataset, "clip_seconds": seconds}
+    settings |= {"audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out, keep_guard=False):
         if (out / RECORD).exists():
             got = f"encoders of others; see {out / RECORD}"
-            stored = read_json(out / RECORD, dict[str, Any], "the settings of encoders")
-            require_same_settings(out, stored, settings, expected="new or of these settings", got=got)
+            require_same_settings(out, _stored(out), settings, expected="new or of these settings", got=got)
         write_json(out / RECORD, settings)
         _pretrain_missing(clips, tags, out, settings)
 
 
+def _stored(out: Path) -> dict[str, Any]:
+    """Read the settings of encoders. Older ones do not say the length of clips, which was that of the data set."""
+    stored: dict[str, Any] = read_json(out / RECORD, dict[str, Any], "the settings of encoders")
+    known = DATA_SETS.get(str(stored.get("dataset")))
+    return stored if known is None else {"clip_seconds": known.clip_seconds, **stored}
+
+
 def _pretrain_missing(clips: list[Clip], tags: dict[str, list[str]], out: Path, settings: dict[str, Any]) -> None:
-    """Pre-train the encoders that are not there."""
-    seed, audio_epochs = settings["seed"], settings["audio_epochs"]
-    if not (out / AUDIO).exists():
+    """Pre-train the encoders that are wanted and not there."""
+    seed, audio_epochs, text_epochs = settings["seed"], settings["audio_epochs"], settings["text_epochs"]
+    if audio_epochs is not None and not (out / AUDIO).exists():
         torch.manual_seed(seed)
-        weights = train_tagger(clips, tags, clip_seconds(settings["dataset"], None), audio_epochs)
+        weights = train_tagger(clips, tags, settings["clip_seconds"], audio_epochs)
         checkpoint = {"iteration": audio_epochs, "model": weights, "sampler": {}}
         atomic_write(out / AUDIO, lambda path: torch.save(checkpoint, path))
-    if not (out / TEXT).exists():
+    if text_epochs is not None and not (out / TEXT).exists():
         torch.manual_seed(seed)
         tokenizer = text_encoder.train_tokenizer(captions_of(clips))
-        bert = train_bert(clips, tokenizer, settings["text_epochs"])
+        bert = train_bert(clips, tokenizer, text_epochs)
         atomic_folder(out / TEXT, partial(text_encoder.save_pretrained, bert=bert, tokenizer=tokenizer))
+
+
+def tags_of(clips: list[Clip], data: str | Path, dataset: str) -> dict[str, list[str]]:
+    """Return the events in every clip of the train split by file name, and check that all clips are readable."""
+    tags = read_tags(data, dataset, "train")
+    untagged = [clip.path.name for clip in clips if clip.path.name not in tags]
+    if untagged:
+        raise InputError(f"expected the events of every clip, got none of {len(untagged)}, such as {untagged[0]}")
+    check_audio(clip.path for clip in clips)
+    return tags
 
 
 def read_tags(data: str | Path, dataset: str, split: str) -> dict[str, list[str]]:

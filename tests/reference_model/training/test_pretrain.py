@@ -1,5 +1,6 @@
 """Small encoders, pre-trained on a miniature corpus: what they learn from, and leave, and that training uses it."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -166,6 +167,41 @@ def test_encoders_of_other_settings_are_refused(corpus: Path, learned: tuple[Pat
     for epochs, seed in ((1, 0), (15, 1)):
         with pytest.raises(InputError, match=r"expected .* of these settings, got encoders of others; see .*\.json"):
             make(corpus, learned[0], epochs=epochs, seed=seed)
+
+
+def test_one_encoder_alone_of_any_data_set_with_tags(
+    corpus: Path, tmp_path: Path, fit: Mock, command_line: CommandLine
+) -> None:
+    fit.side_effect = None
+    shutil.copytree(corpus / "Synthetic", tmp_path / "Mine")
+    arguments = ["pretrain", "--data", tmp_path, "--dataset", "Mine"]
+    refused = command_line(*arguments, "--out", tmp_path / "audio", status=1)
+    assert refused.output.startswith("Error: expected --clip-seconds for a data set other than")
+    refused = command_line(*arguments, "--out", tmp_path / "audio", "--clip-seconds", 0.2, status=1)
+    assert refused.output == "Error: expected clips of 0.31 to 300 seconds, got 0.2\n"
+    audio = command_line(*arguments, "--out", tmp_path / "audio", "--clip-seconds", 0.4, "--only", "audio")
+    assert [call.args[3] for call in fit.mock_calls] == [TAGGING]
+    assert fit.call_args.args[1].dataset[0][0].shape == (12_800,)
+    assert {path.name for path in (tmp_path / "audio").iterdir()} == {AUDIO, "pretraining.json"}
+    assert audio.stdout == f"next: train or reproduce --model tiny --audio-checkpoint {tmp_path / 'audio' / AUDIO}\n"
+    both = ["--out", tmp_path / "audio", "--clip-seconds", 0.4]
+    assert "encoders of others" in command_line(*arguments, *both, status=1).output
+    shutil.rmtree(tmp_path / "Mine" / "tags")
+    command_line(*arguments, "--out", tmp_path / "text", "--clip-seconds", 0.4, "--only", "text")
+    assert [call.args[3] for call in fit.mock_calls] == [TAGGING, FILLING_IN]
+    assert {path.name for path in (tmp_path / "text").iterdir()} == {TEXT, "pretraining.json"}
+
+
+def test_encoders_whose_record_is_older_have_clips_as_long_as_the_data_set(
+    corpus: Path, tmp_path: Path, fit: Mock
+) -> None:
+    fit.side_effect = None
+    record = {"dataset": "Synthetic", "audio_epochs": 1, "text_epochs": 1, "seed": 0}
+    (tmp_path / "pretraining.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="encoders of others"):
+        pretrain.pretrain(corpus, "Synthetic", tmp_path, seconds=0.4, audio_epochs=1, text_epochs=1, seed=0)
+    make(corpus, tmp_path)
+    assert json.loads((tmp_path / "pretraining.json").read_text()) == {**record, "clip_seconds": 0.5}
 
 
 def test_what_cannot_be_learned_from_is_refused_before_anything_is_learned(
