@@ -1,38 +1,15 @@
 """The command line: ``python -m reference_model COMMAND``."""
 
 import os
-import sys
-import warnings
-from typing import Any
 
 import click
 
-from reference_model import InputError
 from reference_model.cli import data, reproduce, search, train
-from reference_model.runtime.output import outlive_readers
-from reference_model.runtime.signals import EXIT_STOPPED, STOPPED, Stopped
+from reference_model.cli.group import CONTEXT, Group
+from reference_model.cli.group import run as run_group
 
 
-class _Group(click.Group):
-    """Commands whose wrong input ends in one message and status 1, and a request to stop in status 75.
-
-    A bug ends in its traceback.
-    """
-
-    def invoke(self, context: click.Context) -> Any:
-        try:
-            return super().invoke(context)
-        except (InputError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-        except Stopped:
-            pass  # and with it the progress bars go
-        click.echo(STOPPED, err=True)
-        raise click.exceptions.Exit(EXIT_STOPPED)
-
-
-@click.group(
-    cls=_Group, context_settings={"show_default": True, "max_content_width": 100, "help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=Group, context_settings=CONTEXT)
 def main() -> None:
     """Audio-text retrieval with four metric learning losses: the experiment of Mei et al. 2022.
 
@@ -70,7 +47,4 @@ for _module in (data, train, reproduce, search):
 
 def run() -> None:
     """Run the command line as a program."""
-    outlive_readers()
-    if not sys.warnoptions:  # warnings of the libraries below are no news to the user of this command
-        warnings.simplefilter("ignore")
-    main(prog_name="python -m reference_model")
+    run_group(main, "python -m reference_model")
