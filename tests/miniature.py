@@ -5,6 +5,9 @@ numbers of clips determine everything.
 """
 
 import csv
+import io
+import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +150,107 @@ def audiocaps_by_file_name(folder: Path, clips: Sequence[int] = CLIPS, *, flat: 
         rows = [[clip.file_name, caption] for clip in of_split for caption in clip.captions]
         _write_table(folder / f"{split}.csv", ["file_name", "caption"], rows, encoding="utf-8-sig")
         _write(folder / "clips" if flat else folder / "clips" / split, {clip.file_name: clip for clip in of_split})
+    return folder
+
+
+def encoded(clip: Clip, container: str = "FLAC") -> bytes:
+    """Return the content of an audio file with the sound of a clip."""
+    file = io.BytesIO()
+    soundfile.write(file, clip.samples, RATE, format=container)
+    return file.getvalue()
+
+
+def rows_of(clips: list[Clip], captions: str) -> list[dict[str, Any]]:
+    """Return the rows of clips with the sounds inside: one with all captions of a clip; or a row for each caption.
+
+    In the latter, a clip's rows are not together. Clips of AudioCaps are named by their video alone.
+    """
+    if captions == "caption":
+        pairs = sorted((k, number) for number, clip in enumerate(clips) for k in range(len(clip.captions)))
+        rows: list[dict[str, Any]] = [
+            {"audio": sound_of(clips[number]), "caption": clips[number].captions[k]} for k, number in pairs
+        ]
+        for row, (k, number) in zip(rows, pairs, strict=True):
+            if clips[number].file_name.startswith("Y"):
+                row |= {"youtube_id": clips[number].file_name[1:-4], "start_time": 10}
+                row["audio"] |= {"path": f"{number}{k}.flac"}
+        return rows
+    if captions == "captions":
+        return [{"audio": sound_of(clip), "captions": list(clip.captions)} for clip in clips]
+    return [{"audio": sound_of(clip)} | {f"caption_{k + 1}": c for k, c in enumerate(clip.captions)} for clip in clips]
+
+
+def sound_of(clip: Clip) -> dict[str, Any]:
+    """Return a sound as it is in a row."""
+    return {"bytes": encoded(clip), "path": clip.file_name}
+
+
+def hugging_face(folder: Path, clips: dict[str, list[Clip]], captions: str, splits: Sequence[str], to: str) -> Path:
+    """Write a data set with its sounds inside, as ``datasets`` does.
+
+    Args:
+        folder: the data set's.
+        clips: its clips by split.
+        captions: the column of the captions: captions, caption or caption_1, ...
+        splits: names of train, val and test.
+        to: name of a file with ``{split}`` and ``{part}``, the number of one of two parquet files; without ``{part}``
+            there is one; without an ending, splits are saved to disk.
+    """
+    for split, of_split in zip(splits, clips.values(), strict=True):
+        rows = rows_of(of_split, captions)
+        half = len(rows) // 2 if "{part}" in to else len(rows)
+        for part, of_part in enumerate((rows[:half], rows[half:])):
+            if of_part:
+                write_table(folder / to.format(split=split, part=f"{part:05d}"), of_part)
+    return folder
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as a parquet file, or to a folder as a data set that is saved to disk."""
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    if isinstance(rows[0].get("audio"), dict):
+        table = table.cast_column("audio", datasets.Audio())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        table.to_parquet(path, batch_size=2)
+    else:
+        table.save_to_disk(path)
+    return path
+
+
+def wavcaps_clips(number: int = 12) -> dict[str, list[Clip]]:
+    """Return the clips of WavCaps by source: one caption each, and ids that are names in their source alone."""
+    sounds = clotho_clips((number, number, number))
+    ids = {"AudioSet_SL": "Y-cd_eF{:03d}.wav", "FreeSound": "{}", "SoundBible": "{}"}
+    return {
+        source: [Clip(ids[source].format(k), clip.captions[:1], clip.samples) for k, clip in enumerate(of_source)]
+        for source, of_source in zip(ids, sounds.values(), strict=True)
+    }
+
+
+def wavcaps(folder: Path, clips: dict[str, list[Clip]], *, zipped: bool = True) -> Path:
+    """Write WavCaps as published: its tables, and the sounds in archives or as they were in these."""
+    for source, of_source in clips.items():
+        data = [{"id": clip.file_name, "caption": clip.captions[0], "duration": 1.0} for clip in of_source]
+        table = folder / "json_files" / source / f"{source.lower()}_final.json"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text(json.dumps({"num_captions_per_audio": 1, "data": data}), encoding="utf-8")
+        place = folder / "Zip_files" / source
+        place.mkdir(parents=True, exist_ok=True)
+        files = {
+            f"mnt/fast/WavCaps/data/waveforms/{source}_flac/{Path(clip.file_name).stem}.flac": encoded(clip)
+            for clip in of_source
+        }
+        if zipped:
+            with zipfile.ZipFile(place / f"{source}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, content in files.items():
+                    archive.writestr(name, content)
+        else:
+            for name, content in files.items():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                (place / name).write_bytes(content)
     return folder
 
 

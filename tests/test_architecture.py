@@ -35,6 +35,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "crossmodal_losses.engine.epilogue": "the plain epilogue is part of every loss in tiles, tested in test_tiles.py",
     "crossmodal_losses.engine.communication": "the losses on several processes use all of it, in test_distributed.py",
     "reference_model.data.corpus": "corpora are written, and interrupted, in test_synthetic.py and test_scenes.py",
+    "reference_model.data.sources": "sounds are tested with what holds them, test_hugging_face.py and test_wavcaps.py",
     "reference_model.data.manifest": "the manifest is tested with what it tells of, in test_prepare.py",
     "reference_model.models.encoders": "the encoders are tested with the model of both, in test_dual_encoder.py",
     "reference_model.training.setup": "data and seeds of a run are tested with the run, in test_trainer.py",

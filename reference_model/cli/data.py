@@ -70,17 +70,23 @@ def synthesize(
 @click.option("--raw", type=FOLDER, required=True, help="The download, which is only read.")
 @click.option("--data", type=FOLDER, default="data", help="Where to make the folder of the data set.")
 @click.option("--audio", type=FOLDER, help="The folder of the clips, where it is not beside the tables.")
+@click.option("--hold-out", type=float, metavar="PERCENT", help="Of train, for each of val and test that is missing.")
 @click.option("--allow-missing", is_flag=True, help="Leave clips that cannot be used out, instead of refusing.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; by default one for each core.")
-def prepare(dataset: str, raw: Path, data: Path, audio: Path | None, allow_missing: bool, workers: int | None) -> None:
+def prepare(dataset: str, raw: Path, data: Path, **settings: Any) -> None:
     """Check a downloaded data set and bring it into the layout that training reads.
 
     \b
         python -m reference_model prepare --dataset Clotho --raw downloads/CLOTHO_v2.1
         python -m reference_model prepare --dataset AudioCaps --raw downloads/AUDIOCAPS --allow-missing
+        python -m reference_model prepare --dataset WavCaps --raw downloads/WavCaps --hold-out 1
 
     --raw is Clotho as published, AudioCaps' tables with a folder of clips, what aac-datasets leaves of either, or
-    csv_files/ with waveforms/.
+    csv_files/ with waveforms/. It may be a data set of Hugging Face with the sounds inside, saved to disk or as parquet
+    files (columns audio, and caption, captions or caption_1, ...); or WavCaps, json_files/ with Zip_files/.
+
+    A download may lack val or test, as WavCaps does. With --hold-out 1 each of them gets 1 percent of the training
+    clips, the same ones each time: a checksum of its name decides about a clip.
 
     Every clip is decoded, mixed down and resampled to 32 kHz once. manifest.csv says of each whether it can be used,
     and why not: missing, unreadable, truncated, too short or silent. The summary stands beside the paper's counts.
@@ -89,7 +95,7 @@ def prepare(dataset: str, raw: Path, data: Path, audio: Path | None, allow_missi
     with handle_signals():
         from reference_model.data.prepare import prepare as prepare_all
 
-        prepared = prepare_all(raw, dataset, data, audio=audio, allow_missing=allow_missing, workers=workers)
+        prepared = prepare_all(raw, dataset, data, **settings)
     click.echo(prepared.summary())
     for clips in in_several_splits(prepared.rows):
         click.echo(f"warning: the same sound in several splits: {clips}")

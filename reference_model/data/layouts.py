@@ -6,7 +6,8 @@ has another layout, is one entry of ``DATA_SETS``.
 
 A download is recognised by the places of its three tables. A table names its clips by ``file_name``, or as AudioCaps
 does by ``youtube_id`` and ``start_time``; audio files of the latter are found under the names that the usual tools give
-them. The file names of clips are never changed.
+them. The file names of clips are never changed. Downloads of other kinds have modules of their own:
+:mod:`reference_model.data.hugging_face` and :mod:`reference_model.data.wavcaps`.
 """
 
 import itertools
@@ -19,6 +20,10 @@ from pathlib import Path
 from reference_model import InputError
 from reference_model.data.audio import SUFFIXES
 from reference_model.data.dataset import SPLITS, Refusals, csv_rows, require_name
+from reference_model.data.hugging_face import find_tables, is_audiocaps, read_tables
+from reference_model.data.sources import DownloadedClip
+from reference_model.data.splits import complete
+from reference_model.data.wavcaps import is_wavcaps, read_wavcaps
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,9 @@ def clip_seconds(dataset: str, given: float | None) -> float:
     return DATA_SETS[dataset].clip_seconds if given is None else given
 
 
-@dataclass(frozen=True)
-class DownloadedClip:
-    """A clip of a download: its name, its audio file (None: there is none), its captions in order."""
-
-    file_name: str
-    source: Path | None
-    captions: tuple[str, ...]
-
-
-def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict[str, list[DownloadedClip]]:
+def read_download(
+    raw: Path, dataset: str, *, audio: Path | None = None, hold_out: float | None = None
+) -> dict[str, list[DownloadedClip]]:
     """Return the clips of each split, in the order of its table.
 
     Args:
@@ -95,14 +93,35 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
             makes it, where the name of the data set decides between several.
         dataset: the name of the data set.
         audio: the folder of the clips, if it is not beside the tables.
+        hold_out: for a download without val or test, percent of the training clips that each of them gets.
     """
-    folder, layout = _recognise(raw, dataset)
-    if audio is None:
-        audio = _folder_of_clips(folder) if layout.audio is None else folder / layout.audio
-    elif not audio.is_dir():
+    if not raw.is_dir():
+        raise InputError(f"expected a folder with a downloaded data set at {raw}, got no folder")
+    if audio is not None and not audio.is_dir():
         got = "a file" if audio.exists() else "nothing"
         raise InputError(f"expected the folder of the clips at {audio}, got {got}")
-    _refuse_another_data_set(dataset, folder, layout)
+    if (recognised := _recognise(raw, dataset)) is not None:
+        download = _read_csv_files(*recognised, dataset, audio)
+    elif tables := find_tables(raw):
+        if audio is not None:
+            raise InputError(f"expected no --audio for {raw}, whose tables hold the sounds, got {audio}")
+        _refuse_another_data_set(dataset, raw, "AudioCaps" if is_audiocaps(tables) else dataset)
+        download = read_tables(tables)
+    elif is_wavcaps(raw):
+        _refuse_another_data_set(dataset, raw, "WavCaps")
+        download = {"train": read_wavcaps(raw, audio=audio)}
+    else:
+        raise _unknown_layout(raw, dataset)
+    return complete(download, hold_out, raw)
+
+
+def _read_csv_files(folder: Path, layout: Layout, dataset: str, audio: Path | None) -> dict[str, list[DownloadedClip]]:
+    """Return the clips of the three tables of a layout."""
+    if audio is None:
+        audio = _folder_of_clips(folder) if layout.audio is None else folder / layout.audio
+    _, header = next(csv_rows(layout.tables(folder)[0]), (1, [""]))
+    found = next((name for name, known in DATA_SETS.items() if known.is_recognised(layout, header)), dataset)
+    _refuse_another_data_set(dataset, folder, found)
     download: dict[str, list[DownloadedClip]] = {}
     refusals = Refusals()
     for split, name, table in zip(SPLITS, layout.splits, layout.tables(folder), strict=True):
@@ -114,21 +133,20 @@ def read_download(raw: Path, dataset: str, *, audio: Path | None = None) -> dict
     return download
 
 
-def _refuse_another_data_set(dataset: str, folder: Path, layout: Layout) -> None:
+def _refuse_another_data_set(dataset: str, folder: Path, found: str) -> None:
     """Refuse Clotho under the name of AudioCaps: it would be cut to 10 seconds and compared with its results."""
-    _, header = next(csv_rows(layout.tables(folder)[0]), (1, [""]))
-    found = next((name for name, known in DATA_SETS.items() if known.is_recognised(layout, header)), dataset)
     if dataset in DATA_SETS and DATA_SETS[dataset].layouts and found != dataset:
         raise InputError(f"expected tables of {dataset} in {folder}, got those of {found}; say --dataset {found}")
 
 
-def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
-    """Return the folder of the tables, ``raw`` or one in it, and its layout."""
-    if not raw.is_dir():
-        raise InputError(f"expected a folder with a downloaded data set at {raw}, got no folder")
-    # AUDIOCAPS, CLOTHO_v2.1
-    inside = sorted(path for path in raw.iterdir() if path.is_dir() and path.name.startswith(dataset.upper()))
-    for folders in ([raw], inside):
+def _folders_inside(raw: Path, dataset: str) -> list[Path]:
+    """Return the folders in which aac-datasets puts a data set: AUDIOCAPS, CLOTHO_v2.1."""
+    return sorted(path for path in raw.iterdir() if path.is_dir() and path.name.startswith(dataset.upper()))
+
+
+def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout] | None:
+    """Return the folder of the tables, ``raw`` or one in it, and its layout; None: it is none of LAYOUTS."""
+    for folders in ([raw], _folders_inside(raw, dataset)):
         pairs = itertools.product(folders, LAYOUTS)
         fitting = [(folder, layout) for folder, layout in pairs if all(map(Path.is_file, layout.tables(folder)))]
         if len({folder for folder, _ in fitting}) > 1:
@@ -136,15 +154,23 @@ def _recognise(raw: Path, dataset: str) -> tuple[Path, Layout]:
             raise InputError(f"expected one download of {dataset} in {raw}, got {names}; name the one that is meant")
         if fitting:
             return fitting[0]
+    return None
+
+
+def _unknown_layout(raw: Path, dataset: str) -> InputError:
+    """Return the refusal of a folder that holds no download, with the layouts and what is there."""
+    inside = _folders_inside(raw, dataset)
     found = sorted(str(p.relative_to(raw)) + "/" * p.is_dir() for place in (raw, *inside) for p in place.iterdir())
     shown = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
     also = f" or in {', '.join(path.name for path in inside)} there" if inside else ""
     lines = [
-        f"expected three tables of one of these layouts in {raw}{also}:",
+        f"expected tables of one of these layouts in {raw}{also}:",
         *(f"  {layout.table.format('{' + ','.join(layout.splits) + '}')}" for layout in LAYOUTS),
+        "  {train,validation,test}/state.json, or data/{train,validation,test}-*.parquet, of Hugging Face",
+        "  json_files/SOURCE/*.json of WavCaps",
         f"got {shown or 'an empty folder'}",
     ]
-    raise InputError("\n".join(lines))
+    return InputError("\n".join(lines))
 
 
 def _folder_of_clips(folder: Path) -> Path:
@@ -270,6 +296,6 @@ def _refuse_one_file_for_two_clips(download: dict[str, list[DownloadedClip]]) ->
     for split, clips in download.items():
         for clip in clips:
             label = f"{clip.file_name} of {split}"
-            if clip.source is not None and clip_of.setdefault(clip.source, label) != label:
+            if isinstance(clip.source, Path) and clip_of.setdefault(clip.source, label) != label:
                 got = f"{clip.source} for {clip_of[clip.source]} and for {label}"
                 raise InputError(f"expected a file for every clip, got {got}; a folder for each split tells them apart")

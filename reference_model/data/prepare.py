@@ -20,8 +20,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +44,9 @@ from reference_model.data.audio import (
 )
 from reference_model.data.dataset import SPLITS, data_folder, write_csv
 from reference_model.data.decoding import Fault
-from reference_model.data.layouts import DATA_SETS, DownloadedClip, read_download
+from reference_model.data.layouts import DATA_SETS, read_download
 from reference_model.data.manifest import MANIFEST, ManifestRow, much_longer, read_manifest, summary, write_manifest
+from reference_model.data.sources import AudioBytes, DownloadedClip, ZipMember, as_file
 from reference_model.runtime.children import end_with_parent
 from reference_model.runtime.files import LONGEST_NAME, atomic_write
 from reference_model.runtime.lease import GUARD, LOCK, PART, lock_folder
@@ -59,13 +61,19 @@ class Prepared:
 
     folder: Path
     rows: list[ManifestRow]
+    hold_out: float | None = None  # percent of the training clips that are held out for each split that was missing
 
     def summary(self) -> str:
         """Return a table of the clips of each split by status, beside the counts of the paper; and their length.
 
-        A line before it counts those that are much longer than the clips of this data set.
+        Lines before it tell of clips that are held out, and count those much longer than the clips of this data set.
         """
-        return much_longer(self.folder.name, self.rows) + summary(self.folder.name, self.rows)
+        told = ""
+        if self.hold_out is not None:
+            told = (
+                f"held out of train, by a checksum of their names, for each split without clips: {self.hold_out:g} %\n"
+            )
+        return told + much_longer(self.folder.name, self.rows) + summary(self.folder.name, self.rows)
 
 
 def prepare(
@@ -74,13 +82,14 @@ def prepare(
     root: Path,
     *,
     audio: Path | None = None,
+    hold_out: float | None = None,
     allow_missing: bool = False,
     workers: int | None = None,
 ) -> Prepared:
     """Bring ``root/dataset`` up to date with a download in one of the layouts of ``layouts.py``, which is only read.
 
     Args:
-        raw, dataset, audio: as in :func:`reference_model.data.layouts.read_download`.
+        raw, dataset, audio, hold_out: as in :func:`reference_model.data.layouts.read_download`.
         root: the folder that contains a folder for each data set.
         allow_missing: leave clips that cannot be used out of the tables, instead of writing no tables.
         workers: number of processes; 0 or 1: this process alone; None: one for each core.
@@ -96,7 +105,7 @@ def prepare(
     for original in (raw, audio):
         if original is not None and folder.resolve() in (original.resolve(), *original.resolve().parents):
             raise InputError(f"expected to write elsewhere than where the originals are, got {folder} for both")
-    download = read_download(raw, dataset, audio=audio)
+    download = read_download(raw, dataset, audio=audio, hold_out=hold_out)
     tasks = [_Task(folder, split, clip) for split, clips in download.items() for clip in clips]
     _refuse_one_name_for_two_clips(tasks)
     _make_folder(folder)
@@ -104,7 +113,7 @@ def prepare(
         earlier = _read_or_begin_manifest(folder / MANIFEST)
         _remove_outdated(folder, tasks)
         rows = _prepare_clips(tasks, os.cpu_count() or 1 if workers is None else workers)
-        prepared = Prepared(folder, [])
+        prepared = Prepared(folder, [], hold_out)
         for row in tqdm(rows, "preparing", len(tasks), unit="clip"):
             prepared.rows.append(_keep_source_format(row, earlier))
             raise_if_stop_requested()
@@ -177,15 +186,25 @@ def _remove_outdated(folder: Path, tasks: list[_Task]) -> None:
 
 
 def _prepare_clips(tasks: list[_Task], workers: int) -> Iterator[ManifestRow]:
-    """Prepare the clips in processes, and yield their rows in the order of the tasks."""
+    """Prepare the clips in processes, and yield their rows in the order of the tasks.
+
+    Sounds that are in the rows of a table are read by this process, those of a few clips ahead of the others.
+    """
+    loaded = map(_load, tasks)
     if workers <= 1:
-        yield from map(_prepare_clip, tasks)
+        yield from map(_prepare_clip, loaded)
         return
     # Processes that are forked from one that has used torch hang in its threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_init_worker)
     try:
-        yield from pool.map(_prepare_clip, tasks, chunksize=8)
+        pending: deque[Future[ManifestRow]] = deque()
+        for task in loaded:
+            pending.append(pool.submit(_prepare_clip, task))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise_if_stop_requested()  # a signal to all processes may reach a worker that is not yet initialised
         lower = "--workers 1 needs the least memory, and the same command continues"
@@ -201,6 +220,14 @@ def _init_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _load(task: _Task) -> _Task:
+    """Return the task with its sound in memory, if that is in the row of a table."""
+    source = task.clip.source
+    if source is None or isinstance(source, Path | ZipMember | AudioBytes):
+        return task
+    return replace(task, clip=replace(task.clip, source=source.read()))
+
+
 def _prepare_clip(task: _Task) -> ManifestRow:
     source, target = task.clip.source, task.target
     row = ManifestRow(task.split, target.name, "ok")
@@ -208,20 +235,31 @@ def _prepare_clip(task: _Task) -> ManifestRow:
         return replace(
             row, status="unreadable", reason=f"its name has more than {LONGEST_NAME} bytes with .wav at its end"
         )
-    if (source is None or not source.exists()) and target.is_file():  # the source was deleted after it was prepared
-        return _measure(row, target)
-    found = Fault("missing", "no file of this clip") if source is None else inspect_audio(source)
-    if source is None or isinstance(found, Fault):
+    if (source is None or (isinstance(source, Path) and not source.exists())) and target.is_file():
+        return _measure(row, target)  # the source was deleted after it was prepared
+    if source is None:
+        target.unlink(missing_ok=True)
+        return replace(row, status="missing", reason="no file of this clip")
+    assert isinstance(source, Path | ZipMember | AudioBytes), "expected a sound that was loaded"
+    with as_file(source, target) as original:
+        row = _prepare_file(row, original, target)
+    return replace(row, reason=row.reason.replace(str(original), str(source)))
+
+
+def _prepare_file(row: ManifestRow, original: Path | Fault, target: Path) -> ManifestRow:
+    """Bring a prepared file up to date with its original, and return its row."""
+    found = original if isinstance(original, Fault) else inspect_audio(original)
+    if isinstance(original, Fault) or isinstance(found, Fault):
         target.unlink(missing_ok=True)
         return replace(row, **found._asdict())
     cut = f"only the first {LONGEST} s of {found.seconds:.0f} s" if found.seconds > LONGEST else ""
     row = replace(row, source_sample_rate=found.rate, source_channels=found.channels, reason=cut)
-    modified = source.stat().st_mtime_ns
+    modified = original.stat().st_mtime_ns
     expected, tolerance = samples_when_decoded(found)
     if not _is_current(target, modified, expected, tolerance):
         target.unlink(missing_ok=True)
         try:
-            waveform = decode(source)
+            waveform = decode(original)
         except InputError as error:
             return _unreadable(row, error)
         if (fault := _fault_of_waveform(waveform, expected - tolerance)) is not None:

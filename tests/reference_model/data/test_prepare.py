@@ -114,9 +114,11 @@ def test_prepared_files_are_the_originals_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_parallel_is_serial(tmp_path: Path) -> None:
-    raw = miniature.clotho(tmp_path / "raw")
-    run(raw, tmp_path / "one")
-    run(raw, tmp_path / "two", workers=2)
+    """Processes that are sent the sounds of rows make what one process makes of files."""
+    run(miniature.clotho(tmp_path / "raw"), tmp_path / "one")
+    clips = miniature.clotho_clips()
+    rows = miniature.hugging_face(tmp_path / "rows", clips, "captions", miniature.SPLITS, "{split}.parquet")
+    run(rows, tmp_path / "two", workers=2)
     assert everything_in(tmp_path / "one") == everything_in(tmp_path / "two")
 
 

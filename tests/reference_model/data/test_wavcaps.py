@@ -1,0 +1,207 @@
+"""WavCaps is prepared from its archives as from its files; nothing in an archive leads outside."""
+
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import miniature
+import pytest
+from miniature import everything_in
+
+from reference_model import InputError
+from reference_model.data import prepare, sources
+from reference_model.data.layouts import read_download
+
+
+def run(raw: Path, root: Path, **settings: Any) -> prepare.Prepared:
+    return prepare.prepare(raw, "WavCaps", root, **{"workers": 0, "hold_out": 40.0, **settings})
+
+
+def archive_of(raw: Path, source: str = "SoundBible") -> Path:
+    return raw / "Zip_files" / source / f"{source}.zip"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Twelve clips of SoundBible alone, in an archive."""
+    return miniature.wavcaps(tmp_path / "raw", {"SoundBible": miniature.wavcaps_clips()["SoundBible"]})
+
+
+def test_archives_and_files_become_what_the_plain_layout_becomes(tmp_path: Path) -> None:
+    clips = miniature.wavcaps_clips()
+    zipped, unpacked = (miniature.wavcaps(tmp_path / str(k), clips, zipped=k == 1) for k in (1, 0))
+    prepared = run(zipped, tmp_path / "zipped")
+    run(unpacked, tmp_path / "unpacked")
+    assert prepared.summary().startswith("held out of train, by a checksum of their names, for each split without ")
+    named = {
+        f"{source}_{Path(clip.file_name).stem}.wav": clip for source, of_source in clips.items() for clip in of_source
+    }
+    split = {row.file_name: row.split for row in prepared.rows}
+    assert sorted(split) == sorted(named)
+    plain = {
+        part: [miniature.Clip(name, named[name].captions, named[name].samples) for name in named if split[name] == part]
+        for part in miniature.SPLITS
+    }
+    run(miniature.standard(tmp_path / "plain", plain), tmp_path / "expected", hold_out=None)
+    expected = everything_in(tmp_path / "expected")
+    assert everything_in(tmp_path / "zipped") == everything_in(tmp_path / "unpacked") == expected
+
+
+def test_places_and_formats_of_files(tmp_path: Path, small: Path) -> None:
+    """Files come before archives, and --audio before both; of several formats the one that is usual."""
+    unpacked = small / "waveforms" / "SoundBible_flac" / "deep"
+    unpacked.mkdir(parents=True)
+    for name in ("0.flac", "1.mp3", "1.flac", ".2.flac", "2.txt", "X.3.wav"):
+        (unpacked / name).touch()
+    found = {clip.file_name: clip.source for clip in read_all(small)}
+    assert found["SoundBible_0.wav"] == unpacked / "0.flac"
+    assert found["SoundBible_1.wav"] == unpacked / "1.flac"
+    for number in (2, 3):
+        source = found[f"SoundBible_{number}.wav"]
+        assert isinstance(source, sources.ZipMember)
+        assert (source.archive, Path(source.name).name) == (archive_of(small), f"{number}.flac")
+    (elsewhere := tmp_path / "elsewhere" / "SoundBible").mkdir(parents=True)
+    (elsewhere / "5.ogg").touch()
+    found = {clip.file_name: clip.source for clip in read_all(small, audio=elsewhere.parent)}
+    assert {source for source in found.values() if source} == {elsewhere / "5.ogg"}
+
+
+def read_all(raw: Path, **settings: Any) -> list[sources.DownloadedClip]:
+    parts = read_download(raw, "WavCaps", **{"hold_out": 40.0, **settings})
+    return [clip for of_split in parts.values() for clip in of_split]
+
+
+def test_entries_of_one_id_are_one_clip(small: Path) -> None:
+    """FreeSound has a second table that repeats a part of the first."""
+    table = small / "json_files" / "SoundBible" / "z_2s.json"
+    entries = [{"id": "1.wav", "caption": miniature.wavcaps_clips()["SoundBible"][1].captions[0]}]
+    table.write_text(json.dumps({"data": [*entries, {"id": "1", "caption": "Another"}]}))
+    clips = {clip.file_name: clip for clip in read_all(small)}
+    assert len(clips) == 12
+    assert clips["SoundBible_1.wav"].captions == (entries[0]["caption"], "Another")
+
+
+def test_what_an_archive_holds_leads_nowhere(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members with names outside, too large, encrypted, damaged, cut off, or of names that differ in case."""
+    names = ["../../../evil/0.flac", "/1.flac", "2.FLAC", "A.flac", "a.flac", "5.flac", "6.flac", "8.flac", "11.flac"]
+    clips = miniature.wavcaps_clips()["SoundBible"]
+    with zipfile.ZipFile(archive_of(small), "w") as archive:
+        for name, clip in zip(names, clips, strict=False):
+            archive.writestr(name, miniature.encoded(clip))
+        archive.writestr("7.flac", b"\0" * (sources.LARGEST // 2**10 + 1), zipfile.ZIP_DEFLATED)
+    content = bytearray(archive_of(small).read_bytes())
+    for damaged in (b"5.flac", b"6.flac"):
+        local, central = content.index(damaged), content.rindex(damaged)
+        if damaged == b"5.flac":  # a flag says that it is encrypted
+            content[local - 24] |= 1
+            content[central - 38] |= 1
+        else:
+            content[local + 2_000] ^= 255
+    archive_of(small).write_bytes(content)
+    table = small / "json_files" / "SoundBible" / "soundbible_final.json"
+    table.write_text(table.read_text().replace('"id": "3"', '"id": "A"').replace('"id": "4"', '"id": "a"'))
+    monkeypatch.setattr(sources, "LARGEST", sources.LARGEST // 2**10)
+    before = everything_in(tmp_path)
+    rows = {row.file_name[11:-4]: row for row in run(small, tmp_path, allow_missing=True).rows}
+    status = {name: row.status for name, row in rows.items()}
+    assert status == {
+        **dict.fromkeys(("0", "1", "2", "A", "a", "8", "11"), "ok"), **dict.fromkeys(("5", "6", "7"), "unreadable"),
+        **dict.fromkeys(("9", "10"), "missing"),
+    }  # fmt: skip
+    assert "encrypted" in rows["5"].reason
+    assert "Bad CRC" in rows["6"].reason
+    assert "more than 2097152" in rows["7"].reason
+    assert rows["A"].sha256 != rows["a"].sha256
+    written = everything_in(tmp_path).keys() - before.keys()
+    assert all(name.startswith("WavCaps/") for name in written)
+
+
+def test_an_archive_that_changed_is_prepared_again(tmp_path: Path, small: Path) -> None:
+    run(small, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "write_wav", None)
+        run(small, tmp_path)
+    with zipfile.ZipFile(archive_of(small)) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(archive_of(small), "w") as archive:
+        for name, sound in zip(content, reversed(content.values()), strict=True):
+            archive.writestr(name, sound)
+    run(small, tmp_path)
+    run(small, tmp_path / "new")
+    assert everything_in(tmp_path / "WavCaps") == everything_in(tmp_path / "new" / "WavCaps")
+
+
+def last_part(archive: Path) -> None:
+    """Say in an archive that a member begins in another part than the first."""
+    content = bytearray(archive.read_bytes())
+    struct.pack_into("<H", content, content.rindex(b"PK\x01\x02") + 34, 1)
+    archive.write_bytes(content)
+
+
+def entry(**values: Any) -> Callable[[Path], object]:
+    """Return a function that changes the first entry of the table."""
+
+    def change(raw: Path) -> None:
+        table = raw / "json_files" / "SoundBible" / "soundbible_final.json"
+        content = json.loads(table.read_text())
+        content["data"][0].update(values)
+        table.write_text(json.dumps(content))
+
+    return change
+
+
+def member(name: str) -> Callable[[Path], object]:
+    """Return a function that adds a member to the archive."""
+
+    def change(raw: Path) -> None:
+        with zipfile.ZipFile(archive_of(raw), "a") as archive:
+            archive.writestr(name, b"")
+
+    return change
+
+
+TABLE = "json_files/SoundBible/soundbible_final.json"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (entry(id="../0"), r"not a path, in entry 1 of .*final\.json, got '\.\./0'"),
+        (entry(id="0\0"), r"not a path, in entry 1 of .*final\.json, got"),
+        (entry(id=5), r"expected clips of WavCaps in .*\.json, got 5 as data\.0\.id, which should be a valid"),
+        (entry(caption=" "), r"expected a caption with text in entry 1 of .*final\.json, got ' '"),
+        (lambda raw: (raw / TABLE).write_text("[1"), "expected clips of WavCaps as JSON in .*, got "),
+        (lambda raw: (raw / TABLE).write_text("[" * 100_000), "expected clips of WavCaps as JSON in .*, got a nesting"),
+        (lambda raw: (raw / TABLE).unlink(), r"expected a table \*\.json in .*SoundBible, got none"),
+        (lambda raw: archive_of(raw).unlink(), r"expected SoundBible\.zip or its files in .* or .*, got no sound; "),
+        (lambda raw: archive_of(raw).write_text("no"), r"expected a whole zip archive at .*, got .*; zip -s 0 Sound"),
+        (lambda raw: last_part(archive_of(raw)), r"expected .*\.zip in one piece, got the last part of several; "),
+        (lambda raw: archive_of(raw).with_suffix(".z01").touch(), r"got parts beside it; zip -s 0 SoundBible\.zip --o"),
+        (member("other/0.flac"), r"one sound for '0' of SoundBible, got mnt/.*/0\.flac in .*zip and other/0\.flac"),
+    ],
+)  # fmt: skip
+def test_bad_downloads_are_refused(small: Path, change: Callable[[Path], object], words: str) -> None:
+    change(small)
+    with pytest.raises(InputError, match=words) as refused:
+        read_all(small)
+    assert "\n" not in str(refused.value)
+
+
+def test_parts_of_an_archive_are_passed_over_once_they_are_joined(small: Path) -> None:
+    joined = archive_of(small).with_name("whole.zip")
+    archive_of(small).rename(joined)
+    archive_of(small).write_bytes(b"the last part")
+    archive_of(small).with_suffix(".z01").touch()
+    assert {clip.source.archive for clip in read_all(small) if isinstance(clip.source, sources.ZipMember)} == {joined}
+
+
+def test_it_is_not_taken_for_another_data_set(small: Path) -> None:
+    with pytest.raises(InputError, match=r"expected tables of Clotho in .*, got those of WavCaps; say"):
+        read_download(small, "Clotho", hold_out=40.0)
+    with pytest.raises(
+        InputError, match="got train alone; --hold-out 5 takes 5 % of the clips of train for val and as"
+    ):
+        read_download(small, "WavCaps")
