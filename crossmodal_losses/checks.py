@@ -267,14 +267,8 @@ def check_micro_batch_size(size: int) -> int:
     return _check_size("micro_batch_size", size)
 
 
-def check_retrieval(
-    x: Tensor, y: Tensor, x_ids: Tensor | None, y_ids: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x, y and their ids as int64, the row numbers in place of None.
-
-    Require x and y to be floating ``[N, D]`` and ``[M, D]`` on one device, with integer ids ``[N]`` and ``[M]``, or
-    with None for both and N = M.
-    """
+def check_retrieval(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and y; require floating ``[N, D]`` and ``[M, D]`` on one device."""
     x, y = _check_floating("x", x), _check_floating("y", y)
     for name, value in (("x", x), ("y", y)):
         if value.dim() != 2 or 0 in value.shape:
@@ -283,6 +277,11 @@ def check_retrieval(
         raise ValueError(f"expected x and y of one D, got {list(x.shape)} and {list(y.shape)}")
     if x.device != y.device:
         raise ValueError(f"expected x and y on one device, got {x.device} and {y.device}")
+    return x, y
+
+
+def check_retrieval_ids(x: Tensor, y: Tensor, x_ids: Tensor | None, y_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ids of x and y as int64, the row numbers in place of None; require both or, where N = M, neither."""
     if (x_ids is None) != (y_ids is None):
         got = "y_ids" if x_ids is None else "x_ids"
         raise ValueError(f"expected both x_ids and y_ids, or neither, got {got} alone")
@@ -292,8 +291,28 @@ def check_retrieval(
                 f"expected x_ids and y_ids, since x and y differ in length, got {len(x)} and {len(y)} rows"
             )
         pairs = torch.arange(len(x), device=x.device)
-        return x, y, pairs, pairs
-    return x, y, _check_ids_of_rows("x", x_ids, x), _check_ids_of_rows("y", y_ids, y)
+        return pairs, pairs
+    return _check_ids_of_rows("x", x_ids, x), _check_ids_of_rows("y", y_ids, y)
+
+
+def check_relevant_pairs(x: Tensor, y: Tensor, x_ids: Tensor | None, y_ids: Tensor | None, pairs: Tensor) -> Tensor:
+    """Return pairs of a row of x and a row of y as int64 ``[P, 2]``; require rows that there are, and no ids."""
+    if x_ids is not None or y_ids is not None:
+        raise ValueError("expected ids or relevant, got both")
+    if not isinstance(pairs, Tensor):
+        raise TypeError(f"expected relevant to be an integer tensor [pairs, 2], got {type(pairs).__name__}")
+    check_dense("relevant", pairs)
+    if pairs.dtype not in INTEGER:
+        raise TypeError(f"expected relevant of an integer dtype ({_names(INTEGER)}), got {pairs.dtype}")
+    if pairs.dim() != 2 or pairs.shape[1] != 2 or len(pairs) == 0:
+        raise ValueError(f"expected relevant of shape [pairs, 2] with pairs >= 1, got {list(pairs.shape)}")
+    if pairs.device != x.device:
+        raise ValueError(f"expected relevant on the device of x, {x.device}, got {pairs.device}")
+    least, largest = torch.stack([pairs.long().amin(0), pairs.long().amax(0)]).tolist()
+    for name, rows, low, high in zip("xy", (x, y), least, largest, strict=True):
+        if wrong := [row for row in (low, high) if not 0 <= row < len(rows)]:
+            raise ValueError(f"expected relevant to hold rows of {name} from 0 to {len(rows) - 1}, got {wrong[0]}")
+    return pairs.long()
 
 
 def _check_ids_of_rows(side: str, ids: Tensor, rows: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Retrieval metrics of two sets of embeddings, in both directions: recall at k, ranks, mean average precision at k."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from crossmodal_losses.checks import check_ks, check_retrieval
+from crossmodal_losses.checks import check_ks, check_relevant_pairs, check_retrieval, check_retrieval_ids
 from crossmodal_losses.engine.compat import without_autocast
 from crossmodal_losses.similarity import computation_dtype, normalise
 
@@ -56,7 +57,13 @@ class RetrievalMetrics:
 
 @torch.no_grad()
 def retrieval_metrics(
-    x: Tensor, y: Tensor, x_ids: Tensor | None = None, y_ids: Tensor | None = None, *, ks: Iterable[int] = (1, 5, 10)
+    x: Tensor,
+    y: Tensor,
+    x_ids: Tensor | None = None,
+    y_ids: Tensor | None = None,
+    *,
+    relevant: Tensor | None = None,
+    ks: Iterable[int] = (1, 5, 10),
 ) -> RetrievalMetrics:
     r"""Compute R@k, median and mean rank, and mAP@k of both directions, from cosine similarities.
 
@@ -76,6 +83,8 @@ def retrieval_metrics(
         x, y: floating ``[N, D]`` and ``[M, D]``, not necessarily normalised, on one device.
         x_ids, y_ids: integers ``[N]`` and ``[M]``; a candidate is relevant to a query if their ids are equal. There may
             be several of them. None, both of them: N = M, and only the i-th rows belong together.
+        relevant: in place of ids, integers ``[P, 2]``: a row of x and a row of y that are relevant to each other. Any
+            relation can be given so; a pair that is there twice counts once.
         ks: whole numbers >= 1. A k beyond the number of candidates includes all of them.
 
     Returns:
@@ -97,17 +106,15 @@ def retrieval_metrics(
     >>> f"{metrics.y_to_x.map[5]:.3f}"
     '0.833'
     """
-    x, y, x_ids, y_ids = check_retrieval(x, y, x_ids, y_ids)
+    x, y = check_retrieval(x, y)
+    of_x, of_y = _relevance(x, y, x_ids, y_ids, relevant)
     ks = check_ks(ks)
     for name, rows in (("x", x), ("y", y)):
         if not rows.isfinite().all():
             raise ValueError(f"expected finite embeddings {name}, got NaN or inf")
     dtype = computation_dtype(x, y)
     x, y = _unit_rows(x.to(dtype)), _unit_rows(y.to(dtype))
-    return RetrievalMetrics(
-        x_to_y=_one_direction(("x", x, x_ids), ("y", y, y_ids), ks),
-        y_to_x=_one_direction(("y", y, y_ids), ("x", x, x_ids), ks),
-    )
+    return RetrievalMetrics(x_to_y=_one_direction(x, y, of_x, ks), y_to_x=_one_direction(y, x, of_y, ks))
 
 
 def _unit_rows(x: Tensor) -> Tensor:
@@ -120,21 +127,70 @@ def _unit_rows(x: Tensor) -> Tensor:
     return torch.where(is_unit, x, normalise(x))
 
 
-# Rows of one side: their name in an error, normalised embeddings [N, D], and ids, int64 [N].
-_Side = tuple[str, Tensor, Tensor]
+@dataclass(frozen=True)
+class _Relevance:
+    """Relevant candidates of N queries among M candidates, at least one of each query."""
+
+    counts: Tensor  # int64 [N]: the number of each query
+    most: int  # the largest of these
+    mask: Callable[[int, int], Tensor]  # of the queries from one to before another, bool [Q, M]
 
 
-def _one_direction(queries: _Side, candidates: _Side, ks: tuple[int, ...]) -> DirectionMetrics:
-    (_, x, x_ids), (_, y, y_ids) = queries, candidates
-    relevant_counts, most = _count_relevant(queries, candidates)
+def _relevance(
+    x: Tensor, y: Tensor, x_ids: Tensor | None, y_ids: Tensor | None, relevant: Tensor | None
+) -> tuple[_Relevance, _Relevance]:
+    """Return which rows of y are relevant to those of x, and which of x to those of y, by ids or by pairs."""
+    if relevant is None:
+        x_ids, y_ids = check_retrieval_ids(x, y, x_ids, y_ids)
+        return _equal_ids(("x", x_ids), ("y", y_ids)), _equal_ids(("y", y_ids), ("x", x_ids))
+    pairs = check_relevant_pairs(x, y, x_ids, y_ids, relevant)
+    return _pairs("x", pairs, len(x), len(y)), _pairs("y", pairs.flip(1), len(y), len(x))
+
+
+def _equal_ids(queries: tuple[str, Tensor], candidates: tuple[str, Tensor]) -> _Relevance:
+    """Return the relevance of equal ids. Both sides: their name in an error, and ids, int64 ``[N]`` and ``[M]``."""
+    (name, ids), (of_name, of_ids) = queries, candidates
+    ordered = of_ids.sort().values
+    counts = torch.searchsorted(ordered, ids, side="right") - torch.searchsorted(ordered, ids, side="left")
+    fewest, most = torch.stack([counts.amin(), counts.amax()]).tolist()
+    if fewest == 0:
+        without = (counts == 0).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"expected every row of {name} to have a row of {of_name} of its id, got none for {len(without)} of "
+            f"{len(ids)}, such as {name}[{without[0]}], id {int(ids[without[0]])}"
+        )
+    return _Relevance(counts, most, lambda start, stop: ids[start:stop, None] == of_ids)
+
+
+def _pairs(name: str, pairs: Tensor, queries: int, candidates: int) -> _Relevance:
+    """Return the relevance of pairs of a query and a candidate, int64 ``[P, 2]``; the name is that of the queries."""
+    query, candidate = pairs.unique(dim=0).unbind(1)  # sorted by the query
+    counts = torch.bincount(query, minlength=queries)
+    ends = [0, *counts.cumsum(0).tolist()]  # the pairs of query q are those from ends[q] to before ends[q + 1]
+    if without := [q for q in range(queries) if ends[q] == ends[q + 1]]:
+        got = f"none for {len(without)} of {queries}, such as {name}[{without[0]}]"
+        raise ValueError(f"expected every row of {name} in a pair of relevant rows, got {got}")
+
+    def mask(start: int, stop: int) -> Tensor:
+        of_block = slice(ends[start], ends[stop])
+        relevant = torch.zeros(stop - start, candidates, dtype=torch.bool, device=pairs.device)
+        return relevant.index_put_((query[of_block] - start, candidate[of_block]), relevant.new_ones(()))
+
+    return _Relevance(counts, max(b - a for a, b in itertools.pairwise(ends)), mask)
+
+
+def _one_direction(x: Tensor, y: Tensor, relevance: _Relevance, ks: tuple[int, ...]) -> DirectionMetrics:
+    """Return the metrics of the queries x among the candidates y, both of unit length."""
     rows = max(1, BLOCK_BYTES // (len(y) * y.element_size()))
     ranks, precisions = [], []
-    for x_part, ids, counts in zip(x.split(rows), x_ids.split(rows), relevant_counts.split(rows), strict=True):
+    for start in range(0, len(x), rows):
+        block = slice(start, min(start + rows, len(x)))
         with without_autocast(x.device):
-            S = x_part @ y.T
-        best, found = _ranks_of_relevant(S, ids[:, None] == y_ids, most=most, depth=min(max(ks), len(y)))
+            S = x[block] @ y.T
+        relevant = relevance.mask(block.start, block.stop)
+        best, found = _ranks_of_relevant(S, relevant, most=relevance.most, depth=min(max(ks), len(y)))
         ranks.append(best)
-        precisions.append(torch.stack([_average_precision(found, counts, k) for k in ks]))
+        precisions.append(torch.stack([_average_precision(found, relevance.counts[block], k) for k in ks]))
     rank = torch.cat(ranks).cpu()
     mean_precisions = torch.stack([of_k.mean() for of_k in torch.cat(precisions, 1)]).tolist()
     ordered = rank.sort().values
@@ -146,21 +202,6 @@ def _one_direction(queries: _Side, candidates: _Side, ks: tuple[int, ...]) -> Di
         candidates=len(y),
         ranks=rank,
     )
-
-
-def _count_relevant(queries: _Side, candidates: _Side) -> tuple[Tensor, int]:
-    """Return the number of relevant candidates of each query, ``[N]``, and the largest; require at least one each."""
-    (name, _, ids), (of_name, _, of_ids) = queries, candidates
-    ordered = of_ids.sort().values
-    counts = torch.searchsorted(ordered, ids, side="right") - torch.searchsorted(ordered, ids, side="left")
-    fewest, most = torch.stack([counts.amin(), counts.amax()]).tolist()
-    if fewest == 0:
-        without = (counts == 0).nonzero()[:, 0].tolist()
-        raise ValueError(
-            f"expected every row of {name} to have a row of {of_name} of its id, got none for {len(without)} of "
-            f"{len(ids)}, such as {name}[{without[0]}], id {int(ids[without[0]])}"
-        )
-    return counts, most
 
 
 def _ranks_of_relevant(S: Tensor, relevant: Tensor, *, most: int, depth: int) -> tuple[Tensor, Tensor]:

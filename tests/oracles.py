@@ -197,11 +197,10 @@ def oracle(
     return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[reduction]
 
 
-def retrieval_metrics(S: Tensor, query_ids: Sequence[int], candidate_ids: Sequence[int], k: int) -> dict[str, Any]:
+def retrieval_metrics(S: Tensor, relevance: Sequence[Sequence[bool]], k: int) -> dict[str, Any]:
     """Sort the candidates of every query, a row of S; of equal similarities the relevant ones come last."""
     ranks, precisions = [], []
-    for q in range(len(S)):
-        relevant = [candidate == query_ids[q] for candidate in candidate_ids]
+    for q, relevant in enumerate(relevance):
         order = sorted(range(len(relevant)), key=lambda c: (-float(S[q, c]), relevant[c]))
         places = [place for place, c in enumerate(order, start=1) if relevant[c]]
         ranks.append(places[0])

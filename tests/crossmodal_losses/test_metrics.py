@@ -57,27 +57,44 @@ def ids_of_both_sides(draw: st.DrawFn, N: int, M: int) -> tuple[Tensor, Tensor]:
     return sides[0], sides[1]
 
 
-@given(st.data())
-def test_both_directions_equal_loops(data: st.DataObject) -> None:
+def random_relation(seed: int, N: int, M: int) -> Tensor:
+    """Return which of N rows are relevant to which of M, bool ``[N, M]``, at least one to each."""
+    generator = torch.Generator().manual_seed(seed)
+    relation = torch.rand(N, M, generator=generator) < torch.rand((), generator=generator)
+    relation[torch.arange(N), torch.randint(M, (N,), generator=generator)] = True
+    relation[torch.randint(N, (M,), generator=generator), torch.arange(M)] = True
+    return relation
+
+
+@given(st.data(), st.booleans())
+def test_both_directions_equal_loops(data: st.DataObject, by_ids: bool) -> None:
     """With ties, duplicates and rows of zeros, in blocks of any number of queries, for k beyond the candidates too."""
     N, M = data.draw(st.integers(1, 14)), data.draw(st.integers(1, 14))
     x, y = exact_pair(data.draw(st.integers(0, 2**31)), max(N, M))
     x, y = x[:N], y[:M]
-    x_ids, y_ids = data.draw(ids_of_both_sides(N, M))
+    if by_ids:
+        x_ids, y_ids = data.draw(ids_of_both_sides(N, M))
+        relevant: dict[str, Tensor] = {"x_ids": x_ids, "y_ids": y_ids}
+        relevance = [[i == j for j in y_ids.tolist()] for i in x_ids.tolist()]
+    else:
+        relation = random_relation(data.draw(st.integers(0, 2**31)), N, M)
+        relevance = relation.tolist()
+        pairs = torch.cat([relation.nonzero().flip(0), relation.nonzero()[::2]])  # in another order, some twice
+        relevant = {"relevant": pairs.to(data.draw(st.sampled_from(INTEGERS)))}
     dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK_BYTES", data.draw(st.sampled_from([1, 200, 500, 2**26])))
-        metrics = retrieval_metrics(x.to(data.draw(dtypes)), y.to(data.draw(dtypes)), x_ids, y_ids, ks=KS)
-    S = oracles.cosine_similarity(x, y)
-    for found, scores, ids, of_ids in ((metrics.x_to_y, S, x_ids, y_ids), (metrics.y_to_x, S.T, y_ids, x_ids)):
+        metrics = retrieval_metrics(x.to(data.draw(dtypes)), y.to(data.draw(dtypes)), **relevant, ks=KS)
+    S, transposed = oracles.cosine_similarity(x, y), list(zip(*relevance, strict=True))
+    for found, scores, of_queries in ((metrics.x_to_y, S, relevance), (metrics.y_to_x, S.T, transposed)):
         for k in KS:
-            expected = oracles.retrieval_metrics(scores, ids.tolist(), of_ids.tolist(), k)
+            expected = oracles.retrieval_metrics(scores, of_queries, k)
             assert found.recall[k] == expected["recall"]
             assert found.map[k] == pytest.approx(expected["map"], rel=1e-6)
         assert found.ranks.tolist() == expected["ranks"]
         assert found.median_rank == expected["median_rank"]
         assert found.mean_rank == pytest.approx(expected["mean_rank"], rel=1e-12)
-        assert found.candidates == len(of_ids)
+        assert found.candidates == scores.shape[1]
 
 
 def random_pairs(N: int = 60, D: int = 8, noise: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -96,6 +113,18 @@ def test_without_ids_the_rows_are_pairs() -> None:
     x, y = random_pairs()
     ids = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     assert_same(retrieval_metrics(x, y), retrieval_metrics(x, y, ids, ids))
+
+
+def test_relevant_pairs_may_be_any_relation() -> None:
+    """Of three images the first has both captions, the second only the first caption, the third only the second."""
+    x, y = torch.eye(3), torch.eye(3)[:2]
+    metrics = retrieval_metrics(x, y, relevant=torch.tensor([[2, 1], [0, 0], [0, 1], [1, 0], [0, 1]]), ks=(1, 2))
+    # Images to captions: 1, 0, both right; 0, 1, the first is right; 0, 0, a tie.
+    assert metrics.x_to_y.ranks.tolist() == [1, 2, 2]
+    assert metrics.x_to_y.map == pytest.approx({1: 1 / 3, 2: (1 + 1 / 2 + 1 / 2) / 3})
+    # Captions to images: 1, 0, 0, right are the first and one of the tie; 0, 1, 0, right are both but the second.
+    assert metrics.y_to_x.ranks.tolist() == [1, 2]
+    assert metrics.y_to_x.map == pytest.approx({1: 1 / 2, 2: (1 / 2 + 1 / 2 / 2) / 2})
 
 
 def test_lengths_of_rows_do_not_count() -> None:
@@ -161,12 +190,15 @@ def test_blocks_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> N
     """The number of waiting operations does not grow with the number of blocks."""
     x, y = random_pairs()
     counts = []
-    for bytes_of_block in (2**26, 1000):
-        monkeypatch.setattr(module, "BLOCK_BYTES", bytes_of_block)
-        with Waits() as waits:
-            retrieval_metrics(x, y)
-        counts.append(waits.count)
+    pairs = torch.arange(len(x))[:, None].expand(-1, 2)
+    for relevant in (None, pairs):
+        for bytes_of_block in (2**26, 1000):
+            monkeypatch.setattr(module, "BLOCK_BYTES", bytes_of_block)
+            with Waits() as waits:
+                retrieval_metrics(x, y, relevant=relevant)
+            counts.append(waits.count)
     assert counts[0] == counts[1] > 0
+    assert counts[2] == counts[3] > 0
 
 
 def test_half_precision_is_computed_in_float32_under_autocast_too() -> None:
@@ -266,6 +298,8 @@ def test_torchmetrics_agrees(captions: int) -> None:
 
 X, Y = torch.eye(3), torch.eye(3)[[0, 0, 1, 2]]
 X_IDS, Y_IDS = torch.arange(3), torch.tensor([0, 0, 1, 2])
+PAIRED: dict[str, Any] = {"x_ids": None, "y_ids": None}
+PAIRS, PLACE = torch.stack([Y_IDS, torch.arange(4)], 1), torch.tensor([0, 1])
 
 
 @pytest.mark.parametrize(
@@ -295,6 +329,25 @@ X_IDS, Y_IDS = torch.arange(3), torch.tensor([0, 0, 1, 2])
          {"x_ids": torch.tensor([0, 7, 2]), "y_ids": torch.tensor([0, 0, 0, 2])}),
         (ValueError, "expected every row of y to have a row of x of its id, got none for 2 of 4, such as y[2], id -1",
          {"x_ids": torch.zeros(3, dtype=torch.uint8), "y_ids": torch.tensor([0, 0, -1, 256])}),
+        (ValueError, "expected ids or relevant, got both", {"relevant": PAIRS}),
+        (ValueError, "expected ids or relevant, got both", {"relevant": PAIRS, "y_ids": None}),
+        (ValueError, "expected ids or relevant, got both", {"relevant": PAIRS, "x_ids": None}),
+        (TypeError, "expected relevant to be an integer tensor [pairs, 2], got list", {**PAIRED, "relevant": [[0, 0]]}),
+        (TypeError, "expected relevant of an integer dtype (int8, uint8, int16, int32, int64), got torch.bool",
+         {**PAIRED, "relevant": PAIRS.bool()}),
+        (TypeError, "expected relevant to be a dense tensor", {**PAIRED, "relevant": PAIRS.to_sparse()}),
+        (ValueError, "expected relevant of shape [pairs, 2] with pairs >= 1, got [4]", {**PAIRED, "relevant": Y_IDS}),
+        (ValueError, "expected relevant of shape [pairs, 2] with pairs >= 1, got [4, 1]",
+         {**PAIRED, "relevant": PAIRS[:, :1]}),
+        (ValueError, "expected relevant of shape [pairs, 2] with pairs >= 1, got [0, 2]",
+         {**PAIRED, "relevant": PAIRS[:0]}),
+        (ValueError, "expected relevant on the device of x, cpu, got meta", {**PAIRED, "relevant": PAIRS.to("meta")}),
+        (ValueError, "expected relevant to hold rows of x from 0 to 2, got 3", {**PAIRED, "relevant": PAIRS.flip(1)}),
+        (ValueError, "expected relevant to hold rows of y from 0 to 3, got -1", {**PAIRED, "relevant": PAIRS - PLACE}),
+        (ValueError, "expected every row of x in a pair of relevant rows, got none for 1 of 3, such as x[2]",
+         {**PAIRED, "relevant": PAIRS[:3]}),
+        (ValueError, "expected every row of y in a pair of relevant rows, got none for 2 of 4, such as y[0]",
+         {**PAIRED, "relevant": torch.tensor([[0, 1], [1, 1], [2, 3]])}),
         (TypeError, "expected ks to be whole numbers such as (1, 5, 10), got int", {"ks": 5}),
         (TypeError, "expected ks to be whole numbers such as (1, 5, 10), got str", {"ks": "15"}),
         (TypeError, "expected ks[1] to be a whole number, got float", {"ks": (1, 5.0)}),
