@@ -4,7 +4,7 @@ import os
 
 import click
 
-from reference_model.cli import data, reproduce, search, train
+from reference_model.cli import data, evaluate, reproduce, search, train
 from reference_model.cli.group import CONTEXT, Group
 from reference_model.cli.group import run as run_group
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 # Every command of these modules.
-for _module in (data, train, reproduce, search):
+for _module in (data, train, evaluate, reproduce, search):
     for _command in vars(_module).values():
         if isinstance(_command, click.Command):
             main.add_command(_command)

@@ -1,4 +1,4 @@
-"""Commands of one run: ``pretrain``, ``train`` and ``evaluate``."""
+"""Commands that train: ``pretrain`` and ``train``."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,6 @@ from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_setti
 from reference_model.config import Config
 from reference_model.data.layouts import clip_seconds
 from reference_model.paper import DATASET_SIZES, EPOCHS, Experiment, experiments, row_for
-from reference_model.runtime.output import require_written
 from reference_model.runtime.signals import handle_signals
 
 
@@ -131,17 +130,3 @@ def _row(options: dict[str, Any]) -> tuple[Experiment, str]:
     if click.get_current_context().get_parameter_source("epochs") is ParameterSource.DEFAULT:
         sources.append(f"epochs {EPOCHS}: section 3.2")
     return row, "; ".join(sources)
-
-
-@click.command()
-@click.option("--run", type=FOLDER, required=True, help="The folder of a run with at least one finished epoch.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", help="The split to measure.")
-@click.option("--data", help="Another place of the data; by default where it was at training.")
-def evaluate(run: Path, split: str, data: str | None) -> None:
-    """Measure a run's best weights again, on any split. Prints JSON; the run is left as it is."""
-    import json
-
-    from reference_model.evaluation.evaluate import evaluate_run
-
-    click.echo(json.dumps(evaluate_run(run, split=split, data=data), indent=1))
-    require_written()

@@ -12,7 +12,9 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio
 from reference_model.data.dataset import captions_of, read_split
+from reference_model.evaluation.embedded import stored_clips
 from reference_model.evaluation.metrics import Metrics, split_metrics
+from reference_model.evaluation.relevance import read_relevance
 from reference_model.models.dual_encoder import Heads, saved_model
 from reference_model.models.encoders import MODELS
 from reference_model.models.features import Features, compute_features
@@ -42,11 +44,13 @@ def evaluate(heads: Heads, features: Features, accelerator: Accelerator) -> tupl
     return metrics, {name: float(value) for name, value in diagnosis.items()}
 
 
-def evaluate_run(folder: Path, *, split: str, data: str | None) -> Metrics:
+def evaluate_run(folder: Path, *, split: str, data: str | None, relevance: Path | None = None) -> Metrics:
     """Measure the best weights of a run so far, or of a saved model, on a split of ``data`` or of the run's own data.
 
+    The table ``relevance`` gives captions further clips (:mod:`reference_model.evaluation.relevance`).
+
     Raises:
-        InputError: the folder holds no run with a finished epoch, or the data is not as expected.
+        InputError: the folder holds no run with a finished epoch, or the data or the table is not as expected.
     """
     if not (folder / BEST_WEIGHTS).is_file() and not (folder / MODEL_WEIGHTS).is_file():
         raise InputError(f"expected a run with a finished epoch in {folder}, got no {BEST_WEIGHTS}")
@@ -54,8 +58,10 @@ def evaluate_run(folder: Path, *, split: str, data: str | None) -> Metrics:
     model, tokenizer = saved_model(config, folder)
     accelerator = make_accelerator(config.precision)
     clips = read_split(data or config.data, config.dataset, split)
+    further = None if relevance is None else read_relevance(relevance, stored_clips(clips))
     check_audio(clip.path for clip in clips)
     model.to(accelerator.device)
     token_ids = MODELS[config.model].text.tokenize(tokenizer, captions_of(clips))
     features = compute_features(model, clips, token_ids, config, accelerator)
-    return evaluate(model.heads, features, accelerator)[0]
+    audio, text = embeddings(model.heads, features, accelerator)
+    return split_metrics(audio, text, features.clip_of_caption, further)

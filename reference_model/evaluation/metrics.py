@@ -24,13 +24,14 @@ class NotFinite(ValueError):
     """An embedding or a loss is NaN or inf. Ranks of such embeddings would look perfect."""
 
 
-def split_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> Metrics:
+def split_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor, further: Tensor | None = None) -> Metrics:
     """Compute the metrics of a split in both directions; a candidate that ties with a relevant one is ranked before it.
 
     Args:
         audio: embeddings of the N clips, ``[N, D]``.
         text: embeddings of the M captions, ``[M, D]``.
         clip_of_caption: integers ``[M]`` in [0, N): the row of ``audio`` that each caption belongs to.
+        further: integers ``[P, 2]``, captions and clips, by their rows, that are relevant to each other besides.
 
     Returns:
         ``{"text_to_audio": {...}, "audio_to_text": {...}}``, each with R@1, R@5, R@10, R@50, mAP@10 and mAP@16 in
@@ -44,9 +45,13 @@ def split_metrics(audio: Tensor, text: Tensor, clip_of_caption: Tensor) -> Metri
     for name, embeddings in (("audio", audio), ("text", text)):
         if not embeddings.isfinite().all():
             raise NotFinite(f"expected finite {name} embeddings, got NaN or inf; the model has diverged")
-    clips = torch.arange(len(audio), device=audio.device)
     ks = sorted({*RECALLS, *AVERAGE_PRECISIONS})
-    metrics = retrieval_metrics(text, audio, clip_of_caption, clips, ks=ks)
+    if further is None:
+        clips = torch.arange(len(audio), device=audio.device)
+        metrics = retrieval_metrics(text, audio, clip_of_caption, clips, ks=ks)
+    else:
+        own = torch.stack([torch.arange(len(text), device=text.device), clip_of_caption], 1)
+        metrics = retrieval_metrics(text, audio, relevant=torch.cat([own, further.to(own.device)]), ks=ks)
     return {"text_to_audio": _named(metrics.x_to_y), "audio_to_text": _named(metrics.y_to_x)}
 
 

@@ -8,42 +8,26 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from crossmodal_losses import RetrievalMetrics, retrieval_metrics
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import SAMPLE_RATE, decode
+from reference_model.evaluation.embedded import read_embeddings
 from reference_model.run_folder import TEST_EMBEDDINGS
-from reference_model.runtime.records import check_form
-from reference_model.runtime.tensors import load_tensors
 
 QUERIES = 4  # in each direction
 QUERIES_AT_ONCE = 1024  # rows of the similarity matrix in memory at a time
 SHOWN = 3  # candidates of a query
 SOUND_SECONDS = 10.0  # longest sound on the page
 SOUND_COMPRESSION = 0.9  # of 0 to 1: about 40 kbit/s, half the size of the default
-
-
-class StoredClip(TypedDict):
-    """A clip of the test set."""
-
-    file_name: str
-    captions: Annotated[list[str], Field(min_length=1)]
-
-
-class TestSetRecord(TypedDict):
-    """The record beside the embeddings of a test set."""
-
-    clips: Annotated[list[StoredClip], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -60,21 +44,12 @@ class EmbeddedTestSet:
     def read(cls, folder: Path) -> "EmbeddedTestSet":
         """Read what a finished run has stored in its folder."""
         path = folder / TEST_EMBEDDINGS
-        tensors, record = load_tensors(path)
-        check_form(record, TestSetRecord, "the clips of a test set", path)
-        clips = record["clips"]
-        clip_of_caption = torch.repeat_interleave(torch.tensor([len(clip["captions"]) for clip in clips]))
-        file_names = [clip["file_name"] for clip in clips]
-        captions = [caption for clip in clips for caption in clip["captions"]]
-        audio, text = (tensors.get(name, torch.empty(0)) for name in ("audio", "text"))
-        fits = audio.ndim == text.ndim == 2 and audio.shape[1] == text.shape[1] > 0 and audio.is_floating_point()
-        fits = fits and (len(audio), len(text)) == (len(clips), len(captions)) and text.is_floating_point()
-        if not fits or not (audio.isfinite().all() and text.isfinite().all()):
-            got = f"{list(audio.shape)} and {list(text.shape)}, or numbers that are not finite"
-            raise InputError(
-                f"expected embeddings of {len(clips)} clips and {len(captions)} captions in {path}, got {got}"
-            )
-        return cls(audio.float(), text.float(), clip_of_caption, file_names, captions)
+        stored = read_embeddings(path)
+        if stored.clips is None:
+            raise InputError(f"expected the clips of a test set in {path}, got embeddings alone")
+        file_names = [clip["file_name"] for clip in stored.clips]
+        captions = [caption for clip in stored.clips for caption in clip["captions"]]
+        return cls(stored.audio, stored.text, stored.clip_of_caption, file_names, captions)
 
     @cached_property
     def metrics(self) -> RetrievalMetrics:

@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 from reference_model import InputError, reason_of
 from reference_model.config import WITHOUT_EFFECT, Config, Encoders, in_current_form
 from reference_model.data.layouts import clip_seconds
+from reference_model.evaluation.others import OTHERS
 from reference_model.paper import ROW_SETTINGS, Experiment, experiment_name
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS, stored_reason
 from reference_model.runtime import lease
@@ -140,7 +141,7 @@ class Grid:
     def merge_with_stored(self, out: Path) -> "Grid":
         """Return this grid merged with the one in the folder, if there is one; refuse a folder of something else."""
         if not (out / GRID).exists():
-            if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+            if out.exists() and (not out.is_dir() or any(_is_foreign(path) for path in out.iterdir())):
                 expected = "new or a grid's folder"
                 raise InputError(f"expected {out} to be {expected}, got no {GRID} there; choose another --out")
             return self
@@ -195,6 +196,11 @@ class Grid:
             self.runs(out)
         except InputError as error:
             raise InputError(f"expected {KIND} in {out / GRID}, got: {reason_of(error)}") from error
+
+
+def _is_foreign(path: Path) -> bool:
+    """Return whether a new folder of results does not hold this: all but hidden files, and other models' metrics."""
+    return not path.name.startswith(".") and path.name != OTHERS
 
 
 def plan(grid: Grid, out: Path) -> str:

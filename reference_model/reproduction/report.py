@@ -9,6 +9,7 @@ from filelock import FileLock
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reference_model.evaluation.metrics import TITLES, sum_of_recalls
+from reference_model.evaluation.others import OtherModel, read_others
 from reference_model.reproduction import claims, plots
 from reference_model.reproduction import table_formats as formats
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
@@ -66,7 +67,7 @@ def write_report(grid: Grid, results: Path, out: Path | None = None) -> Path:
         hours=_hours(done),
         titles=list(TITLES.values()),
         metric_names=[metric for _, metric in RECALL_COLUMNS],
-        runs=[_run_line(run) for run in runs],
+        runs=[*map(_run_line, runs), *map(_other_line, read_others(results))],
         settings=grid.settings,
         versions=_versions(done),
     )
@@ -142,6 +143,25 @@ def _run_line(run: Run) -> dict[str, Any]:
             "remark": "collapsed" if metrics["collapsed"] else "",
         }
     return line
+
+
+def _other_line(record: OtherModel) -> dict[str, Any]:
+    """Return the line of a model that was not trained here: its recalls, and mAP and median rank as the remark."""
+    metrics: dict[str, Any] = dict(record["metrics"])
+    remarks = [f"{record['dataset']}, {record['split']}", record["source"]]
+    if record["relevance"] is not None:
+        remarks.append(f"relevance of {record['relevance']}")
+    for metric in ("mAP@10", "mAP@16", "median_rank"):
+        values = [f"{metrics[direction][metric]:.1f}" for direction in TITLES if metric in metrics[direction]]
+        remarks += [f"{metric.replace('_', ' ')} {' and '.join(values)}"] if values else []
+    return {
+        "name": record["model"],
+        "state": "another model",
+        "minutes": "",
+        "epoch": "",
+        "cells": [f"{metrics[direction][metric]:.1f}" for direction, metric in RECALL_COLUMNS],
+        "remark": "; ".join(remarks),
+    }
 
 
 def _versions(done: Sequence[Run]) -> list[str]:

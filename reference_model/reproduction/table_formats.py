@@ -49,6 +49,8 @@ def notes(table: Table) -> list[str]:
         found.append("Failed: an error, which `reproduce --plan` shows.")
     if _has_paper_rows(table):
         found.append("Difference: ours less the paper's, in units of the paper's standard deviation σ.")
+    if table["others"]:
+        found.append("† Another model, not trained here; `evaluate` measured it by the same protocol.")
     found.append("Bold: the best of each column among the rows that are compared.")
     return found
 
@@ -105,7 +107,7 @@ class Cell:
 class Line:
     """A printed line of the table: some texts and six numbers."""
 
-    kind: str  # "ours", "paper", "difference" or "chance"
+    kind: str  # "ours", "paper", "difference", "other" or "chance"
     texts: list[str]
     cells: list[Cell]
     starts_block: bool = False
@@ -117,7 +119,7 @@ def header(table: Table) -> list[str]:
 
 
 def lines(table: Table) -> list[Line]:
-    """Return the lines: for every row ours, the paper's and the difference where it has one; at the end chance."""
+    """Return the lines: for every row ours, the paper's and the difference where it has one; others; chance."""
     found = []
     for block in row_blocks(table):
         best = {source: best_cells(block, source) for source in ("ours", "paper")}
@@ -133,10 +135,22 @@ def lines(table: Table) -> list[Line]:
             if row["difference"] is not None:
                 cells = [Cell(row["difference"][d][metric], in_paper_stds=True) for d, metric in RECALL_COLUMNS]
                 found.append(Line("difference", _texts(table, None, "", "difference"), cells))
+    for other in table["others"]:
+        cells = [Cell(other["recalls"][direction][metric]) for direction, metric in RECALL_COLUMNS]
+        found.append(Line("other", _texts(table, None, _other_model(table, other), ""), cells))
     for dataset, chance in table["chance"].items():
         cells = [Cell(chance[direction][metric]) for direction, metric in RECALL_COLUMNS]
         found.append(Line("chance", _texts(table, None, f"Chance, {dataset}", ""), cells))
     return found
+
+
+def _other_model(table: Table, other: TableRow) -> str:
+    """Return the name of another model, its data set, and what differs from the conditions of the other rows."""
+    remarks = [] if other["relevance"] is None else [f"relevance of {other['relevance']}"]
+    pool = table["pools"].get(other["dataset"], {})
+    if (pool.get("clips"), pool.get("captions")) != (other["clips"], other["captions"]):
+        remarks.append(f"{other['clips']} clips, {other['captions']} captions")
+    return f"{other['model']}†, {other['dataset']}" + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _texts(table: Table, first_row: TableRow | None, objective: str, source: str) -> list[str]:
@@ -179,7 +193,7 @@ def latex(table: Table) -> str:
     ]
     previous = None
     for line in lines(table):
-        if line.starts_block or (line.kind == "chance" and previous != "chance"):
+        if line.starts_block or (line.kind in ("other", "chance") and previous != line.kind):
             found.append(r"\midrule")
         previous = line.kind
         found.append(" & ".join([*map(_escape, line.texts), *map(_latex_cell, line.cells)]) + r" \\")
@@ -202,6 +216,7 @@ _LATEX_ESCAPES = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "σ": r"$\sigma$",
+    "†": r"$\dagger$",
 }
 
 

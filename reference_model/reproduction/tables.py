@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_model.evaluation.metrics import DIRECTIONS
+from reference_model.evaluation.others import OtherModel, read_others
 from reference_model.paper import DATASET_SIZES, published
 from reference_model.reproduction.grid import FINISHED, Grid, Run
 from reference_model.run_folder import METRICS, TableMetrics, stored_metrics
@@ -22,9 +23,11 @@ Cells = dict[str, dict[str, Any]]  # direction to metric to a value
 
 
 def make_table(grid: Grid, number: str, out: Path) -> Table:
-    """Return the content of ``table_NUMBER.json``, from the runs in ``out`` that are done."""
+    """Return the content of ``table_NUMBER.json``, from the runs in ``out`` that are done, and from other models."""
     runs = [run for run in grid.runs(out) if run.experiment in grid.tables[number]]
     rows = [make_row(name, grid, [run for run in runs if run.experiment == name]) for name in grid.tables[number]]
+    datasets = {run.config.dataset for run in runs}
+    others = [record for record in read_others(out) if record["dataset"] in datasets and record["split"] == "test"]
     pools, chance = {}, {}
     for run in runs:
         dataset = run.config.dataset
@@ -39,7 +42,28 @@ def make_table(grid: Grid, number: str, out: Path) -> Table:
                 direction: {metric: metrics["chance"][direction][metric] for metric in ("R@1", "R@5", "R@10")}
                 for direction in DIRECTIONS
             }
-    return {"table": number, "seeds": grid.seeds, "pools": pools, "rows": rows, "chance": chance}
+    return {
+        "table": number,
+        "seeds": grid.seeds,
+        "pools": pools,
+        "rows": rows,
+        "others": [other_row(record) for record in others],
+        "chance": chance,
+    }
+
+
+def other_row(record: OtherModel) -> TableRow:
+    """Return the row of a model that was not trained here, from its record."""
+    metrics: dict[str, Any] = dict(record["metrics"])
+    cells: Cells = {}
+    for direction, metric in RECALL_COLUMNS:
+        cells.setdefault(direction, {})[metric] = metrics[direction][metric]
+    return {
+        **{name: record[name] for name in ("model", "source", "dataset", "relevance")},
+        "clips": metrics["text_to_audio"]["pool"],
+        "captions": metrics["audio_to_text"]["pool"],
+        "recalls": cells,
+    }
 
 
 def make_row(name: str, grid: Grid, runs: Sequence[Run]) -> TableRow:

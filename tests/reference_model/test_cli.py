@@ -239,7 +239,16 @@ def test_from_files_to_the_table(tmp_path: Path, command_line: CommandLine) -> N
     assert "Learning rate 0.001." in table.output
     assert f"{out}/report.html shows it all" in table.output
     assert json.loads((out / "runs/synthetic-frozen-nt_xent-seed-3/metrics.json").read_text())["clips"]["test"] == 4
+    other = out / "runs/synthetic-frozen-nt_xent-seed-3/test_embeddings.safetensors"
+    place = ["--data", data, "--dataset", "Synthetic", "--out", out / "others/mine.json"]
+    command_line("evaluate", "--embeddings", other, *place, "--name", "Mine")
+    command_line("report", "--results", out)
+    (row,) = [line for line in (out / "table_1.md").read_text().splitlines() if "| Mine†, Synthetic |" in line]
+    assert row.count(" | ") == 8
     before = (out / "report.html").read_text()
+    assert "<td>Mine†, Synthetic</td>" in before
+    assert "<td>Mine</td><td>another model</td>" in before
+    assert "mAP@10 " in before
     again = command_line("report", "--results", out)
     assert "report.html opens in any browser" in again.output
     assert (out / "report.html").read_text() == before

@@ -3,6 +3,7 @@
 A door is a function that reads a file. Each gets 1,000 files that are mutated from a good one, the same every time.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -24,11 +26,17 @@ from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.dataset import Clip
 from reference_model.data.manifest import ManifestRow, read_manifest, write_manifest
+from reference_model.evaluation.embedded import read_embeddings
+from reference_model.evaluation.judge import judge
+from reference_model.evaluation.metrics import split_metrics
+from reference_model.evaluation.others import write_other
 from reference_model.models import bert, panns
 from reference_model.models.features import cached_features
 from reference_model.paper import select_rows
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
 from reference_model.reproduction.grid import Grid, plan
+from reference_model.reproduction.table_formats import latex, markdown
+from reference_model.reproduction.tables import make_table
 from reference_model.run_folder import stored_metrics, stored_reason, stored_time
 from reference_model.runtime.files import write_json
 from reference_model.runtime.records import read_json
@@ -104,6 +112,27 @@ def test_test_embeddings(trained: Path, config: Config, tmp_path: Path) -> None:
         clips_as_queries(test, elsewhere)
 
     try_all(tmp_path / "test_embeddings.safetensors", mutated_safetensors, read)
+
+
+def test_embeddings_of_numpy(tmp_path: Path) -> None:
+    record = json.dumps({"clips": [{"file_name": "a.wav", "captions": ["a", "b"]}]})
+    arrays: dict[str, Any] = {"audio": np.ones((1, 2)), "text": np.ones((2, 2)), "clip_of_caption": np.zeros(2, int)}
+    np.savez(path := tmp_path / "a.npz", **arrays, record=record)
+    try_all(path, mutated_bytes, lambda: judge(read_embeddings(path), None))
+
+
+def test_other_models(tmp_path: Path) -> None:
+    metrics = split_metrics(torch.eye(2), torch.eye(2), torch.arange(2))
+    about: dict[str, Any] = {"model": "CLAP", "source": "clap:it", "dataset": "Clotho", "split": "test"}
+    write_other(path := tmp_path / "others/clap.json", metrics, **about, relevance=None)
+    grid = small_grid(select_rows(["1"], datasets=["Clotho"], encoders=["frozen"]), [0])
+
+    def read() -> None:
+        table = make_table(grid, "1", tmp_path)
+        markdown(table)
+        latex(table)
+
+    try_all(path, mutated_json, read)
 
 
 def test_weights(tmp_path: Path) -> None:

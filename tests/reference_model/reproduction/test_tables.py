@@ -13,9 +13,11 @@ from grids import clotho_table, diverge, finish, in_cells, runs_by_name, small_g
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reference_model import InputError
 from reference_model.paper import select_rows
 from reference_model.reproduction.table_formats import latex, markdown
 from reference_model.reproduction.tables import RECALL_COLUMNS, TableRow, aggregate, best_cells, difference, make_table
+from reference_model.runtime.files import write_json
 
 
 def test_the_json_has_what_the_table_shows(tmp_path: Path) -> None:
@@ -128,6 +130,52 @@ def test_another_data_set_has_nothing_beside(tmp_path: Path) -> None:
         "|  | Chance, Synthetic | 5.0 | 25.0 | 50.0 | 5.0 | 25.0 | 50.0 |\n\n"
         f"{COMPARED}\n"
     )
+
+
+def other(model: str, dataset: str, clips: int, **changes: Any) -> dict[str, Any]:
+    """Return the record of another model, with recalls 1 to 6."""
+    metrics = in_cells([1, 2, 3, 4, 5.06, 6])
+    metrics["text_to_audio"]["pool"], metrics["audio_to_text"]["pool"] = clips, 5 * clips
+    return {"model": model, "source": "clap:it", "dataset": dataset, "split": "test", "relevance": None,
+            "metrics": metrics, **changes}  # fmt: skip
+
+
+def test_other_models_are_rows_of_the_same_table(tmp_path: Path) -> None:
+    """On the same clips, on some of them, and with a table of relevance; not of other data sets or splits."""
+    grid = small_grid(select_rows(["1"], datasets=["Synthetic"], encoders=["frozen"], losses=["nt_xent"]), (0,))
+    finish(grid.runs(tmp_path)[0], 12, 20, 29, 11, 21, 31)
+    plain = make_table(grid, "1", tmp_path)
+    (tmp_path / "others").mkdir()
+    for number, record in enumerate(
+        (
+            other("A & B | *", "Synthetic", 20),
+            other("CLAP", "Synthetic", 19, relevance="t_1.csv"),
+            other("CLAP", "Clotho", 20),
+            other("CLAP", "Synthetic", 20, split="val"),
+        )
+    ):
+        write_json(tmp_path / f"others/{number}.json", record)
+    table = make_table(grid, "1", tmp_path)
+    numbers, chance = "| 1.0 | 2.0 | 3.0 | 4.0 | 5.1 | 6.0 |\n", "|  |  | Chance"
+    rows = (
+        f"|  |  | A &amp; B \\| \\*†, Synthetic {numbers}"
+        f"|  |  | CLAP†, Synthetic (relevance of t_1.csv; 19 clips, 95 captions) {numbers}"
+    )
+    note = "† Another model, not trained here; `evaluate` measured it by the same protocol. "
+    expected = markdown(plain).replace(chance, rows + chance).replace(COMPARED, note + COMPARED)
+    assert markdown(table) == expected
+    assert {**table, "others": []} == plain
+    lines = latex(table).splitlines()
+    assert lines.count(r"\midrule") == 3  # before the block, the other models, and chance
+    assert r" &  & A \& B | *$\dagger$, Synthetic & $1.0$ & $2.0$ & $3.0$ & $4.0$ & $5.1$ & $6.0$ \\" in lines
+
+
+def test_a_damaged_record_of_another_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    write_json(tmp_path / "others/a.json", {})
+    grid = small_grid(select_rows(["1"]), (0,))
+    with pytest.raises(InputError, match=r"expected the metrics of another model in .*a\.json, got no entry model"):
+        make_table(grid, "1", tmp_path)
 
 
 def test_seeds_that_are_missing_diverged_failed_or_collapsed(tmp_path: Path) -> None:
