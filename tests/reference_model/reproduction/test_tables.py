@@ -170,6 +170,15 @@ def test_other_models_are_rows_of_the_same_table(tmp_path: Path) -> None:
     assert r" &  & A \& B | *$\dagger$, Synthetic & $1.0$ & $2.0$ & $3.0$ & $4.0$ & $5.1$ & $6.0$ \\" in lines
 
 
+def test_other_models_may_be_judged_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    write_json(tmp_path / "others/0.json", other("CLAP", "Synthetic", 20))
+    grid = small_grid(select_rows(["1"], datasets=["Synthetic"], encoders=["frozen"]), (0,))
+    grid.write(tmp_path)
+    table = make_table(grid, "1", tmp_path)
+    assert "|  |  | CLAP†, Synthetic (20 clips, 100 captions) | 1.0 |" in markdown(table)
+
+
 def test_a_damaged_record_of_another_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     write_json(tmp_path / "others/a.json", {})
