@@ -101,12 +101,14 @@ def select_rows(
     datasets: Sequence[str] = (),
     encoders: Sequence[str] = (),
     losses: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
     learning_rate: float | None = None,
 ) -> dict[str, list[Experiment]]:
     """Return the rows of these tables by the table's number, in the order of the table.
 
-    Without data sets, encoders or losses, those of all rows are taken. A data set that the paper does not have takes
-    the rows of AudioCaps. The learning rate replaces that of every row. A table without rows is an InputError.
+    Without data sets, encoders, losses or batch sizes, those of all rows are taken. A data set that the paper does not
+    have takes the rows of AudioCaps. The learning rate replaces that of every row. A table without rows is an
+    InputError.
     """
     replaced = {} if learning_rate is None else {"learning_rate": learning_rate}
     kept: dict[str, list[Experiment]] = {}
@@ -118,9 +120,12 @@ def select_rows(
             if row["dataset"] == (dataset if dataset in DATASET_SIZES else DEFAULT_DATASET)
             and row["encoders"] in (encoders or [row["encoders"]])
             and row["loss"] in (losses or [row["loss"]])
+            and row["batch_size"] in (batch_sizes or [row["batch_size"]])
         ]
         if not kept[table]:
-            raise InputError(f"expected rows of table {table}, got none of these data sets, encoders and losses")
+            raise InputError(
+                f"expected rows of table {table}, got none of these data sets, encoders, losses, batch sizes"
+            )
     return kept
 
 

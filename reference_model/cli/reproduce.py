@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--encoders", multiple=True, type=ENCODERS, help="Only these rows.")
 @click.option("--losses", multiple=True, type=click.Choice(list(LOSS_NAMES)), help="Only these rows.")
+@click.option("--batch-sizes", multiple=True, type=int, help="Only these rows.")
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
 @run_options
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
@@ -56,7 +57,7 @@ def reproduce(
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
-    chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "learning_rate")}
+    chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "batch_sizes", "learning_rate")}
     training = {name: options.pop(name) for name in ("jobs", "features", "checkpoint_minutes")}
     requested = Grid.from_rows(select_rows(tables, **chosen), seeds, run_settings(options))
     whole = requested.merge_with_stored(out)  # with the runs of earlier commands, which the tables show too

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from reference_model.cli.group import CONTEXT, Group
-from reference_model.cli.options import FOLDER
+from reference_model.cli.options import FILE, FOLDER
 from reference_model.runtime.signals import handle_signals
 
 
@@ -28,3 +28,15 @@ def recordings(out: Path, packages: Path) -> None:
     with handle_signals():
         made = make_recordings(out, packages)
     click.echo(f"next: python -m reference_model synthesize --sounds {made / SOUNDS} --phrases {made / PHRASES} ...")
+
+
+@main.command()
+@click.option("--results", type=FOLDER, required=True, help="A folder with folders of reproduce in it.")
+@click.option("--sources", type=FILE, required=True, help="sources.csv of the recordings.")
+@click.option("--out", type=FOLDER, show_default="reference_model/results/evidence", help="Is replaced.")
+def keep(results: Path, sources: Path, out: Path | None) -> None:
+    """Write tables, claims and reports, without sounds, to where they are committed."""
+    from reference_model.evidence.results import KEPT, keep_results
+
+    for folder in keep_results(results, sources, out or KEPT):
+        click.echo(f"{folder} holds the tables, the claims and the report")

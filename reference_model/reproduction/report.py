@@ -45,8 +45,11 @@ def write_tables(grid: Grid, results: Path, out: Path | None = None) -> list[Tab
     return tables
 
 
-def write_report(grid: Grid, results: Path, out: Path | None = None) -> Path:
-    """Write ``report.html``, to ``out`` or else to the results; all is inside it, and it fetches nothing."""
+def write_report(grid: Grid, results: Path, out: Path | None = None, *, sounds: bool = True) -> Path:
+    """Write ``report.html``, to ``out`` or else to the results; all is inside it, and it fetches nothing.
+
+    Without ``sounds``, no clip can be listened to in it.
+    """
     out, runs = out or results, grid.runs(results)
     done = [run for run in runs if (run.folder / METRICS).exists()]
     blocks = _blocks(done)
@@ -63,7 +66,7 @@ def write_report(grid: Grid, results: Path, out: Path | None = None) -> Path:
         claims=claims.check(tables),
         curves=[{"title": title, "image": _curves(block)} for title, block in blocks.items()],
         similarities=[{"title": title, "image": _similarities(block)} for title, block in blocks.items()],
-        examples=[_examples(title, block) for title, block in blocks.items()],
+        examples=[_examples(title, block, sounds) for title, block in blocks.items()],
         hours=_hours(done),
         titles=list(TITLES.values()),
         metric_names=[metric for _, metric in RECALL_COLUMNS],
@@ -111,10 +114,11 @@ def _similarities(runs: Sequence[Run]) -> str:
     return plots.data_url(plots.plot_similarities(joined))
 
 
-def _examples(title: str, runs: Sequence[Run]) -> dict[str, Any]:
+def _examples(title: str, runs: Sequence[Run], sounds: bool) -> dict[str, Any]:
     best = max(runs, key=lambda run: sum_of_recalls(stored_metrics(run.folder)["val"]))
     test = EmbeddedTestSet.read(best.folder)
-    captions, clips = captions_as_queries(test, best.config), clips_as_queries(test, best.config)
+    config = best.config if sounds else None
+    captions, clips = captions_as_queries(test, config), clips_as_queries(test, config)
     return {"title": title, "run": best.name, "captions": captions, "clips": clips}
 
 

@@ -1,14 +1,20 @@
-"""The command line of the evidence."""
+"""The command line of the evidence, and the results that are kept."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
+from grids import settings
 
 from reference_model import InputError
-from reference_model.evidence import recordings
+from reference_model.config import Config
+from reference_model.evidence import recordings, results
 from reference_model.evidence.commands import main
+from reference_model.reproduction.grid import Grid
+from reference_model.reproduction.report import write_report
 
 
 def test_the_command_that_makes_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +27,31 @@ def test_the_command_that_makes_recordings(tmp_path: Path, monkeypatch: pytest.M
     made.side_effect = InputError("expected a package")
     refused = CliRunner().invoke(main, arguments)
     assert (refused.exit_code, refused.output) == (1, "Error: expected a package\n")
+
+
+def test_results_are_kept_without_sounds(
+    config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"dataset": "Synthetic", "encoders": "fine-tuned", "loss": "nt_xent", "batch_size": 16, "learning_rate": 1e-3}
+    grid, folder, sources = (
+        Grid.from_rows({"1": [row]}, (0,), settings(replace(config, epochs=1))),
+        tmp_path / "a",
+        tmp_path / "s.csv",
+    )
+    grid.write(folder / "grid")
+    shutil.copytree(trained, grid.runs(folder / "grid")[0].folder)
+    arguments = ["keep", "--results", str(folder), "--sources", str(sources), "--out", str(tmp_path / "kept")]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert refused.output == f"Error: expected folders of reproduce in {folder}, and {sources}, got none\n"
+    sources.write_text("label\n")
+    monkeypatch.setattr(results, "describe_environment", lambda: "a machine")
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    kept = tmp_path / "kept"
+    assert {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()} == {
+        "s.csv", "grid/made.md", "grid/report.html", "grid/claims.md", "grid/claims.json",
+        *(f"grid/table_1.{suffix}" for suffix in ("md", "tex", "json", "png")),
+    }  # fmt: skip
+    assert (kept / "grid/made.md").read_text().startswith("Made by `make evidence` on a machine: 1 runs of 0.0")
+    assert "audio/mpeg" not in (kept / "grid/report.html").read_text()
+    assert "audio/mpeg" in write_report(grid, folder / "grid").read_text()

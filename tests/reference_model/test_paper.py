@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from crossmodal_losses import LOSSES
-from reference_model.paper import PAPER_TABLES, experiments, row_for, select_rows
+from reference_model import InputError
+from reference_model.paper import LOSS_NAMES, PAPER_TABLES, experiments, row_for, select_rows
 
 TABLES = json.loads(PAPER_TABLES.read_text())
 
@@ -76,6 +77,13 @@ def test_every_loss_has_a_row_to_take_settings_from(loss: str, encoders: str) ->
     row, words = row_for("Clotho", encoders, "arcface")  # a new loss takes the row of NT-Xent
     assert row == experiments()[f"clotho-{encoders}-nt_xent"]
     assert words == f"table 1, Clotho, {encoders}, NT-Xent, for it has no row of arcface"
+
+
+def test_rows_of_one_batch_size_can_be_chosen() -> None:
+    rows = select_rows(("2",), datasets=("Mine",), batch_sizes=(128,))["2"]
+    assert [(row["loss"], row["batch_size"]) for row in rows] == [(loss, 128) for loss in LOSS_NAMES]
+    with pytest.raises(InputError, match="expected rows of table 1, got none of these"):
+        select_rows(("1",), batch_sizes=(128,))
 
 
 def test_another_learning_rate_replaces_that_of_every_row() -> None:

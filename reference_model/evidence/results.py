@@ -1,0 +1,54 @@
+"""The results that are kept of ``make evidence``: tables, claims and reports, without any sound."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from reference_model import InputError
+from reference_model.reproduction.grid import GRID, Grid
+from reference_model.reproduction.report import write_report, write_tables
+from reference_model.run_folder import METRICS, stored_time
+from reference_model.runtime.environment import describe_environment
+from reference_model.runtime.files import atomic_folder, write_text
+
+KEPT = Path(__file__).parents[1] / "results" / "evidence"
+MADE = "made.md"  # says how long the runs took, and on which machine
+
+
+def keep_results(results: Path, sources: Path, out: Path = KEPT) -> list[Path]:
+    """Replace ``out`` by the tables, claims and reports of every folder of ``reproduce`` in ``results``.
+
+    Args:
+        results: the folder that holds a folder for each grid of runs.
+        sources: the table of the recordings' origin, which is copied beside them.
+
+    Returns:
+        The folders of the grids in ``out``.
+
+    Raises:
+        InputError: there are no grids, or no table.
+    """
+    folders = sorted(path.parent for path in results.glob(f"*/{GRID}"))
+    if not folders or not sources.is_file():
+        raise InputError(f"expected folders of reproduce in {results}, and {sources}, got none")
+
+    def write(kept: Path) -> None:
+        for folder in folders:
+            _keep(folder, kept / folder.name)
+        shutil.copyfile(sources, kept / sources.name)
+
+    atomic_folder(out, write)
+    return [out / folder.name for folder in folders]
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Make the tables and the report of one grid in another folder, and say what they cost."""
+    grid = Grid.read(folder)
+    with TemporaryDirectory() as made:  # locks stay there
+        write_tables(grid, folder, Path(made))
+        write_report(grid, folder, Path(made), sounds=False)
+        shutil.copytree(made, kept, ignore=shutil.ignore_patterns(".*"))
+    times = [stored_time(run.folder) for run in grid.runs(folder) if (run.folder / METRICS).exists()]
+    hours = sum(time["seconds"] for time in times) / 3600
+    made_by = f"Made by `make evidence` on {describe_environment()}"
+    write_text(kept / MADE, f"{made_by}: {len(times)} runs of {hours:.2f} hours added up.\n")
