@@ -58,7 +58,7 @@ example: $(REFERENCE)/complete
 	$(in_reference) reference_model synthesize --out example/data
 	$(in_reference) reference_model pretrain --data example/data --out example/encoders
 	$(in_reference) reference_model reproduce --data example/data --dataset Synthetic --model tiny \
-		--audio-checkpoint example/encoders/ResNet38_tiny.pth --bert example/encoders/bert \
+		--audio-checkpoint example/encoders/ResNet38_tiny.pth --text-encoder example/encoders/bert \
 		--epochs 15 --decay-every 6 --jobs 2 --workers 0 --out example/results
 	$(in_reference) benchmarks.readme example
 

@@ -21,7 +21,12 @@ Precision = Literal["no", "bf16", "fp16"]
 FrozenMode = Literal["eval", "train"]
 WeightedRule = Literal["equation-6", "mined"]
 SelectOn = Literal["both-directions", "text-to-audio"]
+Pooling = Literal["first", "mean"]
+Trained = Literal["both", "audio", "text"]
+# Files of published weights, by the names of PANNs' networks; any other audio encoder has the Hugging Face layout.
+AUDIO_CHECKPOINTS = {"panns-resnet38": "ResNet38_mAP=0.434.pth", "panns-cnn14": "Cnn14_mAP=0.431.pth"}
 WITHOUT_EFFECT = ("data", "workers")  # on the result of a run: where the data is, and how many processes read it
+PAPER_ENCODERS: dict[str, Any] = {"audio_encoder": "panns-resnet38", "text_pooling": "first", "trained": "both"}
 LARGEST = {"clip_seconds": 3600.0, "workers": 1024}  # what the memory and the processes of a machine allow
 LARGEST_FLOAT, LARGEST_INT = 3.4e38, 2**63 - 1  # that torch can hold
 
@@ -35,17 +40,20 @@ class Config:
     clip_seconds: float  # the fixed length of a clip; see DATA_SETS in data/layouts.py
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
     encoders: Encoders  # table 1, column "Fine-tune"
+    trained: Trained  # the encoders that learn where they are fine-tuned; the other one is frozen
     frozen_mode: FrozenMode  # of frozen encoders; train: they drop out, and batch-norm statistics drift
     spec_augment: bool  # erase stripes of the spectrogram, after bn0, while the audio encoder is in train mode
-    dropout: float  # of BERT and of the residual blocks, in train mode
+    dropout: float  # of the text encoder and of the residual blocks, in train mode
     clip_norm: float  # the gradient is scaled down to this norm; 0: it is not
     direction_weights: tuple[float, float]  # of the anchors audio, and of the anchors text; (1, 1): equations 2 to 7
     weighted_rule: WeightedRule  # the loss that triplet_weighted is: equation 6, or triplet_weighted_mined
     mask_same_clip: bool  # captions of one clip are no negatives of each other; without effect in nt_xent
     select_on: SelectOn  # the best epoch has the highest sum of R@1, R@5 and R@10 on the validation set
-    model: Size  # full: ResNet-38 of PANNs and BERT; tiny: small ones, for two CPU cores
-    audio_checkpoint: str | None  # ResNet38_mAP=0.434.pth (Zenodo 3987831); None: new weights, for the tiny model alone
-    bert: str | None  # a name, or a local folder; None: new weights, for the tiny model alone
+    model: Size  # of the heads and of PANNs' networks; full: the paper's; tiny: small ones, for two CPU cores
+    audio_encoder: str  # a name of AUDIO_CHECKPOINTS; or one of the Hugging Face hub, or a local folder
+    audio_checkpoint: str | None  # of PANNs' networks (Zenodo 3987831); None: new weights, for the tiny model alone
+    text_encoder: str | None  # a name, or a local folder; None: a small BERT with new weights, for the tiny model alone
+    text_pooling: Pooling  # what stands for a caption: the output for its first token (section 2.2), or the mean
     batch_size: int  # section 3.2: AudioCaps 32, Clotho 24; the last incomplete batch of an epoch is dropped
     learning_rate: float  # Adam; section 3.2: 1e-4; table 1: 5e-5 where triplet losses do not converge on Clotho
     epochs: int  # section 3.2: 50
@@ -71,9 +79,16 @@ class Config:
         self._check_types()
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
-        for name in ("audio_checkpoint", "bert"):
+        of_panns = self.audio_encoder in AUDIO_CHECKPOINTS
+        for name in ("audio_checkpoint", "text_encoder") if of_panns else ("text_encoder",):
             if getattr(self, name) is None and self.model == "full":
                 raise InputError(f"expected {name} for the full model, got none; only the tiny one can begin anew")
+        if not of_panns:
+            known = " or ".join(AUDIO_CHECKPOINTS)
+            if self.audio_checkpoint is not None:
+                raise InputError(f"expected no audio_checkpoint but that of {known}, got one of {self.audio_encoder}")
+            if self.spec_augment:
+                raise InputError(f"expected spec_augment with {known} alone, got it with {self.audio_encoder}")
         for name in ("clip_seconds", "batch_size", "learning_rate", "epochs", "decay_every"):
             if not getattr(self, name) > 0:
                 raise InputError(f"expected {name} > 0, got {getattr(self, name)}")
@@ -108,6 +123,13 @@ class Config:
             largest = LARGEST.get(name, LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT)
             if isinstance(value, int | float) and not abs(value) <= largest:
                 raise InputError(f"expected {name} to be a number of at most {largest:g}, got {reprlib.repr(value)}")
+
+    @property
+    def frozen_encoders(self) -> tuple[str, ...]:
+        """Return the encoders that do not learn, of "audio" and "text"."""
+        if self.encoders == "frozen":
+            return ("audio", "text")
+        return {"both": (), "audio": ("text",), "text": ("audio",)}[self.trained]
 
     def new_loss(self) -> PairLoss:
         """Return the loss of the run."""
@@ -152,8 +174,9 @@ def _form() -> Any:
 def in_current_form(stored: Any) -> Any:
     """Convert stored settings from their older forms.
 
-    There ``protocol`` is nested and the decay factor a setting, or ``nt_xent_factor`` in place of direction weights.
-    Everything else, such as a decay factor other than the paper's, stays as it is: the caller refuses it.
+    There ``protocol`` is nested and the decay factor a setting, or ``nt_xent_factor`` in place of direction weights, or
+    the encoders are the paper's and ``bert`` is the text encoder. Everything else, such as a decay factor other than
+    the paper's, stays as it is: the caller refuses it.
     """
     if not isinstance(stored, dict):
         return stored
@@ -165,4 +188,6 @@ def in_current_form(stored: Any) -> Any:
     if "nt_xent_factor" in settings and "direction_weights" not in settings:  # a factor of NT-Xent alone
         factor = settings.pop("nt_xent_factor")
         settings["direction_weights"] = [1.0, 1.0] if factor == 1 else {"nt_xent": [factor, factor]}
+    if "bert" in settings and "text_encoder" not in settings:
+        settings |= {"text_encoder": settings.pop("bert"), **PAPER_ENCODERS}
     return settings

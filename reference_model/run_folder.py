@@ -16,7 +16,8 @@ CHECKPOINT = "checkpoint.safetensors"  # while the run is under way
 LOG = "log.txt"
 TENSORBOARD = "tensorboard"  # a folder
 CURVES = "curves.png"
-TEXT_ENCODER = "text_encoder"  # a folder: BERT's settings and the tokenizer
+TEXT_ENCODER = "text_encoder"  # a folder: settings and tokenizer
+AUDIO_ENCODER = "audio_encoder"  # a folder, of those in the Hugging Face layout alone: settings and feature extractor
 FROZEN_WEIGHTS = "frozen.safetensors"  # the parameters of frozen encoders; BEST_WEIGHTS holds everything else
 BEST_WEIGHTS = "best.safetensors"  # of the best epoch so far
 TEST_EMBEDDINGS = "test_embeddings.safetensors"  # of the best weights: audio [N, D] and text [M, D]
@@ -24,7 +25,7 @@ TIME = "time.json"  # seconds of work, and the machine
 METRICS = "metrics.json"  # when the run is finished
 DIVERGED = "diverged.json"  # when the run has diverged
 
-# In the folder of a saved model, which has CONFIG, TEXT_ENCODER and METRICS too.
+# In the folder of a saved model, which has CONFIG, the encoders' folders and METRICS too.
 MODEL_WEIGHTS = "model.safetensors"  # all weights
 
 

@@ -26,10 +26,11 @@ from benchmarks.measure import Call, interleaved, peak_memory
 from benchmarks.results import Record, write_table
 from benchmarks.training.frozen_runs import config
 from reference_model.data.audio import SAMPLE_RATE
-from reference_model.models.bert import BertEncoder
-from reference_model.models.dual_encoder import DualEncoder
+from reference_model.models.bert import train_tokenizer
+from reference_model.models.dual_encoder import DualEncoder, Inputs
 from reference_model.models.logmel import LogMel
 from reference_model.models.resnet38 import ResNet38
+from reference_model.models.text import TextEncoder
 from reference_model.training.step import Step
 
 TOKENS = 20
@@ -51,29 +52,28 @@ class Autocast(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, waveforms: Tensor, **tokens: Tensor) -> Any:
+    def forward(self, audio: Inputs, text: Inputs) -> Any:
         """Return the embeddings of clips and captions."""
-        with torch.autocast(waveforms.device.type, torch.bfloat16):
-            return self.model(waveforms, **tokens)
+        with torch.autocast(audio["waveforms"].device.type, torch.bfloat16):
+            return self.model(audio, text)
 
 
 def new_model() -> DualEncoder:
     """Return the full model with new weights, always the same, in train mode."""
     torch.manual_seed(0)
-    bert = BertModel(BertConfig(), add_pooling_layer=False)
-    return DualEncoder(ResNet38(), BertEncoder(bert), frozen=False, constant=False).train()
+    bert = BertModel(config := BertConfig(), add_pooling_layer=False)
+    return DualEncoder(ResNet38(), TextEncoder(bert, config, train_tokenizer([""]), "first")).train()
 
 
 def batch(size: int, seconds: float, device: str) -> dict[str, Any]:
     """Return a batch of noise and random tokens."""
-    return {
-        "audio": {"waveforms": 0.1 * torch.randn(size, round(seconds * SAMPLE_RATE), device=device)},
-        "text": {
-            "input_ids": torch.randint(1000, 30_000, (size, TOKENS), device=device),
-            "attention_mask": torch.ones(size, TOKENS, dtype=torch.int64, device=device),
-        },
-        "ids": torch.arange(size, device=device),
+    tokens = {
+        "input_ids": torch.randint(1000, 30_000, (size, TOKENS), device=device),
+        "attention_mask": torch.ones(size, TOKENS, dtype=torch.int64, device=device),
     }
+    waveforms = 0.1 * torch.randn(size, round(seconds * SAMPLE_RATE), device=device)
+    ids = torch.arange(size, device=device)
+    return {"audio": {"audio": {"waveforms": waveforms}}, "text": {"text": tokens}, "ids": ids}
 
 
 def plain(size: int, seconds: float, device: str) -> Call:

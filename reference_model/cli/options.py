@@ -6,7 +6,18 @@ from typing import Any, get_args
 
 import click
 
-from reference_model.config import Encoders, FrozenMode, Precision, SelectOn, Size, WeightedRule
+from reference_model.config import (
+    AUDIO_CHECKPOINTS,
+    PAPER_ENCODERS,
+    Encoders,
+    FrozenMode,
+    Pooling,
+    Precision,
+    SelectOn,
+    Size,
+    Trained,
+    WeightedRule,
+)
 from reference_model.paper import DECAY_EVERY, EPOCHS, PROTOCOLS
 
 Command = Callable[..., None]
@@ -30,7 +41,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 _PROTOCOL_OPTIONS: dict[str, tuple[Any, str]] = {
     "frozen_mode": (click.Choice(get_args(FrozenMode)), "Frozen encoders: constant, or with dropout and drift."),
     "spec_augment": (bool, "Erase stripes of the spectrograms, where the audio encoder is in train mode."),
-    "dropout": (float, "Dropout of BERT and of the residual blocks, in train mode."),
+    "dropout": (float, "Dropout of the text encoder and of the residual blocks, in train mode."),
     "clip_norm": (float, "Scale larger gradients down to this norm; 0: none."),
     "direction_weights": ((float, float), "Of the loss with audio, and with text, as anchors; 0.5 0.5 is their mean."),
     "weighted_rule": (click.Choice(get_args(WeightedRule)), "The loss that triplet_weighted is."),
@@ -58,16 +69,34 @@ def _in_words(value: Any) -> str:
 # Settings of a run that are no part of a row of the tables.
 run_options = with_options(
     click.option("--data", default="data", help="The folder that holds a folder for each data set."),
-    click.option("--model", type=SIZE, default="full", help="full: ResNet-38 and BERT; tiny: for two CPU cores."),
+    click.option("--model", type=SIZE, default="full", help="full: the paper's sizes; tiny: for two CPU cores."),
     click.option(
-        "--audio-checkpoint",
-        show_default="ResNet38_mAP=0.434.pth, of the tiny model new weights",
-        help="The file from Zenodo, record 3987831; for the tiny model that of pretrain.",
+        "--audio-encoder",
+        default=PAPER_ENCODERS["audio_encoder"],
+        help=f"{', '.join(AUDIO_CHECKPOINTS)}; or any of Hugging Face by name, or its folder, with its own rate.",
     ),
     click.option(
-        "--bert",
-        show_default="bert-base-uncased, of the tiny model a small one with new weights",
-        help="BERT by name, or its folder.",
+        "--audio-checkpoint",
+        show_default=", ".join(AUDIO_CHECKPOINTS.values()) + "; of the tiny model new weights",
+        help="The file of PANNs from Zenodo, record 3987831; for the tiny model that of pretrain.",
+    ),
+    click.option(
+        "--text-encoder",
+        show_default="bert-base-uncased; of the tiny model a small BERT with new weights",
+        help="Any of Hugging Face by name, or its folder.",
+    ),
+    click.option(
+        "--text-pooling",
+        type=click.Choice(get_args(Pooling)),
+        default=PAPER_ENCODERS["text_pooling"],
+        help="What stands for a caption: the output for its first token, or the mean over its tokens.",
+    ),
+    click.option(
+        "--train",
+        "trained",
+        type=click.Choice(get_args(Trained)),
+        default=PAPER_ENCODERS["trained"],
+        help="With fine-tuned encoders: those that learn. Features of the other one are computed once.",
     ),
     click.option("--epochs", type=int, default=EPOCHS, help="Each sees every caption once."),
     click.option("--decay-every", type=int, default=DECAY_EVERY, help="Epochs between falls of the rate to 1/10."),
@@ -102,7 +131,10 @@ def run_settings(options: Mapping[str, Any], row: Mapping[str, Any] | None = Non
     settings = dict(options)
     defaults = {**PROTOCOLS[settings.pop("protocol_name")], **(row or {})}
     if settings["model"] == "full":
-        defaults |= {"audio_checkpoint": "ResNet38_mAP=0.434.pth", "bert": "bert-base-uncased"}
+        checkpoint = AUDIO_CHECKPOINTS.get(settings["audio_encoder"])
+        defaults |= {"audio_checkpoint": checkpoint, "text_encoder": "bert-base-uncased"}
+    if settings["audio_encoder"] not in AUDIO_CHECKPOINTS:
+        defaults["spec_augment"] = False
     if settings["direction_weights"] is not None:
         settings["direction_weights"] = list(settings["direction_weights"])  # as grid.json has them
     return {name: defaults.get(name) if value is None else value for name, value in settings.items()}

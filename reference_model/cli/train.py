@@ -54,7 +54,7 @@ def pretrain(
             seed=seed,
         )
     made = [] if only == "text" else [f"--audio-checkpoint {out / AUDIO}"]
-    made += [] if only == "audio" else [f"--bert {out / TEXT}"]
+    made += [] if only == "audio" else [f"--text-encoder {out / TEXT}"]
     click.echo(f"next: train or reproduce --model tiny {' '.join(made)}")
 
 

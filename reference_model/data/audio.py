@@ -1,4 +1,4 @@
-"""Audio files: finding and checking them, reading them as waveforms at 32 kHz, and writing those."""
+"""Audio files: finding and checking them, reading them as waveforms, and writing those at 32 kHz."""
 
 import os
 import struct
@@ -19,7 +19,7 @@ from reference_model.data.containers import UNKNOWN_LENGTH
 from reference_model.data.decoding import TOLERANCE, AudioInfo, Fault, inspect, mono_blocks
 from reference_model.data.resampling import resample
 
-SAMPLE_RATE = 32_000  # Hz, of every waveform in memory; section 3.2
+SAMPLE_RATE = 32_000  # Hz, of prepared files, and of waveforms unless an encoder asks for others; section 3.2
 HOP = 320  # samples between the frames of a spectrogram; section 3.2
 SHORTEST = 31 * HOP  # samples; ResNet-38 halves time five times, and of a shorter clip nothing would remain
 LONGEST = 300  # seconds; what follows in longer files is never decoded
@@ -117,8 +117,8 @@ def check_audio(files: Iterable[Path]) -> None:
         raise InputError("\n".join([f"expected readable audio, got {len(bad)} bad of {len(paths)} files:", *bad]))
 
 
-def decode(path: Path, seconds: float | None = None) -> Tensor:
-    """Decode an audio file of any rate and channel count to 32 kHz mono, ``[samples]``: the resampled channel mean.
+def decode(path: Path, seconds: float | None = None, rate: int = SAMPLE_RATE) -> Tensor:
+    """Decode an audio file of any rate and channel count to mono at ``rate`` Hz, ``[samples]``: the resampled mean.
 
     With ``seconds``, only this much of its beginning is decoded, and a little more for the resampling filter; without,
     ``LONGEST`` seconds at most. That takes 1 GB at 192 kHz and 0.5 GB at 48 kHz, whatever the file promises. Files that
@@ -130,9 +130,9 @@ def decode(path: Path, seconds: float | None = None) -> Tensor:
             raise ValueError("no file, but a folder or the like")
         is_prepared = path.is_file() and _prepared_samples(path) is not None
         blocks = _prepared_blocks(path, limit) if is_prepared else mono_blocks(path, limit)
-        rate, first = next(blocks)
+        stored_rate, first = next(blocks)
         waveform = resample(
-            (_finite(block, path) for block in chain([first], (b for _, b in blocks))), rate, SAMPLE_RATE
+            (_finite(block, path) for block in chain([first], (b for _, b in blocks))), stored_rate, rate
         )
     except InputError:
         raise
@@ -140,7 +140,7 @@ def decode(path: Path, seconds: float | None = None) -> Tensor:
         raise InputError(f"expected readable audio, got {path}: empty (no samples)") from None
     except Exception as error:  # whatever a decoder raises, it is this file's fault alone
         raise InputError(f"expected readable audio, got {path}: {_reason(error)}") from error
-    return waveform if seconds is not None else waveform[: LONGEST * SAMPLE_RATE]
+    return waveform if seconds is not None else waveform[: LONGEST * rate]
 
 
 def _finite(block: Tensor, path: Path) -> Tensor:
@@ -157,10 +157,10 @@ def _prepared_blocks(path: Path, seconds: float) -> Iterator[tuple[int, Tensor]]
         yield SAMPLE_RATE, block
 
 
-def load_waveform(path: Path, seconds: float) -> Tensor:
-    """Decode an audio file to 32 kHz mono of a fixed length, ``[samples]``, cut or zero-padded at its end."""
-    samples = round(seconds * SAMPLE_RATE)
-    waveform = decode(path, seconds)[:samples]
+def load_waveform(path: Path, seconds: float, rate: int = SAMPLE_RATE) -> Tensor:
+    """Decode an audio file to mono at ``rate`` Hz of a fixed length, ``[samples]``, cut or zero-padded at its end."""
+    samples = round(seconds * rate)
+    waveform = decode(path, seconds, rate)[:samples]
     return torch.nn.functional.pad(waveform, (0, samples - len(waveform)))
 
 

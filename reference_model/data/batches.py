@@ -5,39 +5,65 @@ import itertools
 import multiprocessing.util  # registers a function at exit, which _kill_workers has to precede
 import signal
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate
 
 from reference_model import InputError
-from reference_model.data.audio import load_waveform
+from reference_model.data.audio import SAMPLE_RATE, load_waveform
 from reference_model.data.dataset import Clip, clip_of_caption
 
 
-class Waveforms(Dataset[Tensor]):
-    """Each clip once: ``[samples]`` at 32 kHz, cut or zero-padded to a fixed length in seconds."""
+class FrontEnd:
+    """Makes the inputs of an audio encoder of a waveform, in the processes that read audio; this one changes nothing.
 
-    def __init__(self, clips: list[Clip], seconds: float) -> None:
-        self.clips, self.seconds = clips, seconds
+    ``rate`` is that of the waveform, in Hz. The inputs are tensors by the names that the encoder has for them, without
+    the dimension of the batch.
+    """
+
+    rate = SAMPLE_RATE
+
+    def __call__(self, waveform: Tensor) -> dict[str, Tensor]:
+        """Return the inputs for a waveform, ``[samples]``."""
+        return {"waveforms": waveform}
+
+
+class Waveforms(Dataset[Tensor]):
+    """Each clip once: ``[samples]``, cut or zero-padded to a fixed length in seconds."""
+
+    def __init__(self, clips: list[Clip], seconds: float, rate: int = SAMPLE_RATE) -> None:
+        self.clips, self.seconds, self.rate = clips, seconds, rate
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Tensor:
-        return load_waveform(self.clips[index].path, self.seconds)
+        return load_waveform(self.clips[index].path, self.seconds, self.rate)
 
 
 class Pairs(Dataset[dict[str, Any]]):
-    """Every caption with its clip, for training; ``token_ids`` are those of ``captions_of(clips)``."""
+    """Every caption with its clip, for training; ``token_ids`` are those of ``captions_of(clips)``.
 
-    def __init__(self, clips: list[Clip], token_ids: list[list[int]], seconds: float) -> None:
-        self.waveforms = Waveforms(clips, seconds)
-        self.token_ids = token_ids
+    The audio or the text of a pair is left out where its features are ``known``.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        token_ids: list[list[int]],
+        seconds: float,
+        front_end: FrontEnd | None = None,
+        *,
+        known: Collection[str] = (),
+    ) -> None:
+        self.front_end = front_end or FrontEnd()
+        self.waveforms = Waveforms(clips, seconds, self.front_end.rate)
+        self.token_ids, self.known = token_ids, known
         self.clip_of_caption = clip_of_caption(clips).tolist()
 
     def __len__(self) -> int:
@@ -45,7 +71,12 @@ class Pairs(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = self.clip_of_caption[index]
-        return {"waveform": self.waveforms[clip], "token_ids": self.token_ids[index], "id": clip}
+        pair: dict[str, Any] = {"id": clip, "caption": index}
+        if "audio" not in self.known:
+            pair["audio"] = self.front_end(self.waveforms[clip])
+        if "text" not in self.known:
+            pair["text"] = self.token_ids[index]
+        return pair
 
 
 def pad_tokens(token_ids: list[list[int]]) -> dict[str, Tensor]:
@@ -58,12 +89,12 @@ def pad_tokens(token_ids: list[list[int]]) -> dict[str, Tensor]:
 
 
 def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack pairs into the inputs of the dual encoder, by modality, and the ids of their clips, ``[B]``."""
-    return {
-        "audio": {"waveforms": torch.stack([pair["waveform"] for pair in pairs])},
-        "text": pad_tokens([pair["token_ids"] for pair in pairs]),
-        "ids": torch.tensor([pair["id"] for pair in pairs]),
-    }
+    """Stack pairs into the inputs of the encoders, by modality, and the ids of their captions and clips, ``[B]``."""
+    batch: dict[str, Any] = {name: torch.tensor([pair[name] for pair in pairs]) for name in ("caption", "id")}
+    for modality, stack in (("audio", default_collate), ("text", pad_tokens)):
+        if modality in pairs[0]:
+            batch[modality] = {modality: stack([pair[modality] for pair in pairs])}
+    return {"captions": batch.pop("caption"), "ids": batch.pop("id"), **batch}
 
 
 class DistributedBatchSampler(Sampler[list[int]]):

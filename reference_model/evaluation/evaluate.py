@@ -16,7 +16,6 @@ from reference_model.evaluation.embedded import stored_clips
 from reference_model.evaluation.metrics import Metrics, split_metrics
 from reference_model.evaluation.relevance import read_relevance
 from reference_model.models.dual_encoder import Heads, saved_model
-from reference_model.models.encoders import MODELS
 from reference_model.models.features import Features, compute_features
 from reference_model.run_folder import BEST_WEIGHTS, CONFIG, MODEL_WEIGHTS
 from reference_model.runtime.devices import make_accelerator
@@ -55,13 +54,13 @@ def evaluate_run(folder: Path, *, split: str, data: str | None, relevance: Path 
     if not (folder / BEST_WEIGHTS).is_file() and not (folder / MODEL_WEIGHTS).is_file():
         raise InputError(f"expected a run with a finished epoch in {folder}, got no {BEST_WEIGHTS}")
     config = Config.read(folder / CONFIG)
-    model, tokenizer = saved_model(config, folder)
+    model = saved_model(config, folder)
     accelerator = make_accelerator(config.precision)
     clips = read_split(data or config.data, config.dataset, split)
     further = None if relevance is None else read_relevance(relevance, stored_clips(clips))
     check_audio(clip.path for clip in clips)
     model.to(accelerator.device)
-    token_ids = MODELS[config.model].text.tokenize(tokenizer, captions_of(clips))
+    token_ids = model.text_encoder.tokenize(captions_of(clips))
     features = compute_features(model, clips, token_ids, config, accelerator)
     audio, text = embeddings(model.heads, features, accelerator)
     return split_metrics(audio, text, features.clip_of_caption, further)

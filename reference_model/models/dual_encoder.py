@@ -1,16 +1,28 @@
 """Section 2.2: two encoders and, on each, a head, a multilayer perceptron into the shared embedding space."""
 
-from functools import partial
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerFast
 
 from reference_model.config import Config
-from reference_model.models.encoders import MODELS, AudioEncoder, TextEncoder
-from reference_model.run_folder import BEST_WEIGHTS, FROZEN_WEIGHTS, MODEL_WEIGHTS, TEXT_ENCODER
+from reference_model.models.encoders import (
+    SIZES,
+    AudioEncoder,
+    new_audio_encoder,
+    new_text_encoder,
+    saved_audio_encoder,
+    saved_text_encoder,
+)
+from reference_model.models.hugging_face_audio import HuggingFaceAudioEncoder
+from reference_model.models.text import TextEncoder
+from reference_model.run_folder import AUDIO_ENCODER, BEST_WEIGHTS, FROZEN_WEIGHTS, MODEL_WEIGHTS, TEXT_ENCODER
+from reference_model.runtime.files import atomic_folder
 from reference_model.runtime.tensors import load_weights
+
+MODALITIES = ("audio", "text")
+Inputs = Mapping[str, Tensor]  # of an encoder, by name
 
 
 class Heads(nn.Module):
@@ -34,8 +46,9 @@ class Heads(nn.Module):
 class DualEncoder(nn.Module):
     """Map clips and captions to normalised embeddings, ``[B, embedding_size]`` each, in float32: f and g of equation 1.
 
-    The heads have 2048 hidden units in the paper's published code, and 1024 outputs in the paper. ``frozen`` encoders
-    do not train. If they are ``constant`` too they stay in eval mode: no dropout, no drift of batch-norm statistics.
+    The heads have 2048 hidden units in the paper's published code, and 1024 outputs in the paper. ``frozen`` encoders,
+    of "audio" and "text", do not train. Those that are ``constant`` too stay in eval mode: no dropout, no drift of
+    batch-norm statistics.
     """
 
     def __init__(
@@ -45,33 +58,43 @@ class DualEncoder(nn.Module):
         *,
         hidden_size: int = 2048,
         embedding_size: int = 1024,
-        frozen: bool,
-        constant: bool,
+        frozen: Collection[str] = (),
+        constant: Collection[str] = (),
     ) -> None:
         super().__init__()
-        self.audio_encoder = audio_encoder.requires_grad_(not frozen)
-        self.text_encoder = text_encoder.requires_grad_(not frozen)
+        self.audio_encoder, self.text_encoder = audio_encoder, text_encoder
         self.heads = Heads(
             audio_encoder.output_size, text_encoder.output_size, hidden_size=hidden_size, embedding_size=embedding_size
         )
-        self.frozen, self.constant = frozen, frozen and constant
+        self.constant = [modality for modality in MODALITIES if modality in frozen and modality in constant]
+        for modality in frozen:
+            self.encoder(modality).requires_grad_(False)
+
+    def encoder(self, modality: str) -> AudioEncoder | TextEncoder:
+        """Return the encoder of "audio" or "text"."""
+        return self.audio_encoder if modality == "audio" else self.text_encoder
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether both encoders are constant."""
+        return len(self.constant) == len(MODALITIES)
 
     def train(self, mode: bool = True) -> "DualEncoder":
         """Set train or eval mode; constant encoders stay in eval mode."""
         super().train(mode)
-        if self.constant:
-            self.audio_encoder.eval()
-            self.text_encoder.eval()
+        for modality in self.constant:
+            self.encoder(modality).eval()
         return self
 
     def forward(
-        self, waveforms: Tensor | None = None, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+        self, audio: Inputs | Tensor | None = None, text: Inputs | Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return audio and text embeddings; None for the one whose input is None."""
-        embeddings: tuple[Tensor | None, Tensor | None] = self.heads(
-            None if waveforms is None else self.audio_encoder(waveforms),
-            None if input_ids is None else self.text_encoder(input_ids, attention_mask),
+        """Return audio and text embeddings, of inputs of the encoders or of their features; None for what is None."""
+        features = (
+            given if given is None or isinstance(given, Tensor) else self.encoder(modality)(**given)
+            for modality, given in (("audio", audio), ("text", text))
         )
+        embeddings: tuple[Tensor | None, Tensor | None] = self.heads(*features)
         return embeddings
 
     def frozen_parameters(self) -> dict[str, Tensor]:
@@ -83,33 +106,33 @@ class DualEncoder(nn.Module):
         frozen = self.frozen_parameters()
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
-
-def new_model(config: Config, captions: list[str]) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
-    """Build the model as training starts with it, and its tokenizer; a new one learns its words from captions."""
-    audio, text, dropout = MODELS[config.model].audio, MODELS[config.model].text, config.dropout
-    build = audio.new if config.audio_checkpoint is None else partial(audio.published, config.audio_checkpoint)
-    audio_encoder = build(dropout=dropout, spec_augment=config.spec_augment)
-    if config.bert is None:
-        text_encoder, tokenizer = text.new(captions, dropout=dropout)
-    else:
-        text_encoder, tokenizer = text.published(config.bert, dropout=dropout)
-    return _with_heads(config, audio_encoder, text_encoder), tokenizer
+    def save_encoders(self, folder: Path) -> None:
+        """Save settings, tokenizer and feature extractor: what :func:`saved_model` reads besides weights and config."""
+        atomic_folder(folder / TEXT_ENCODER, self.text_encoder.save)
+        if isinstance(self.audio_encoder, HuggingFaceAudioEncoder):
+            atomic_folder(folder / AUDIO_ENCODER, self.audio_encoder.save)
 
 
-def saved_model(config: Config, folder: Path) -> tuple[DualEncoder, PreTrainedTokenizerFast]:
-    """Load a saved model, or a run's with its best weights, and its tokenizer; nothing but the folder is read."""
-    text_encoder, tokenizer = MODELS[config.model].text.saved(folder / TEXT_ENCODER)
-    model = _with_heads(config, MODELS[config.model].audio.new(), text_encoder)
+def new_model(config: Config, captions: list[str]) -> DualEncoder:
+    """Build the model as training starts with it; a new text encoder learns its words from captions."""
+    return _with_heads(config, new_audio_encoder(config), new_text_encoder(config, captions))
+
+
+def saved_model(config: Config, folder: Path) -> DualEncoder:
+    """Load a saved model, or a run's with its best weights; nothing but the folder is read."""
+    text_encoder = saved_text_encoder(config, folder)
+    model = _with_heads(config, saved_audio_encoder(config, folder), text_encoder)
     if (folder / MODEL_WEIGHTS).is_file():
         load_weights(folder / MODEL_WEIGHTS, model.state_dict())
-        return model, tokenizer
-    if model.frozen:
-        load_weights(folder / FROZEN_WEIGHTS, model.frozen_parameters())
+        return model
+    if frozen := model.frozen_parameters():
+        load_weights(folder / FROZEN_WEIGHTS, frozen)
     load_weights(folder / BEST_WEIGHTS, model.trainable_state_dict())
-    return model, tokenizer
+    return model
 
 
 def _with_heads(config: Config, audio_encoder: AudioEncoder, text_encoder: TextEncoder) -> DualEncoder:
-    sizes = {"hidden_size": MODELS[config.model].hidden_size, "embedding_size": MODELS[config.model].embedding_size}
-    frozen, constant = config.encoders == "frozen", config.frozen_mode == "eval"
+    sizes = {"hidden_size": SIZES[config.model].hidden_size, "embedding_size": SIZES[config.model].embedding_size}
+    frozen = config.frozen_encoders
+    constant = frozen if config.frozen_mode == "eval" else ()
     return DualEncoder(audio_encoder, text_encoder, **sizes, frozen=frozen, constant=constant)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from reference_model.data.batches import data_loader, pad_tokens, read_batches
+from reference_model.data.batches import FrontEnd, data_loader, pad_tokens, read_batches
 from reference_model.models.dual_encoder import DualEncoder
 from reference_model.runtime.signals import raise_if_stop_requested
 
@@ -33,15 +33,18 @@ class BatchEncoder:
     def clips(self, waveforms: Dataset[Any]) -> Iterator[tuple[Tensor, list[str | None]]]:
         """Encode clips, of which the data set has the waveforms, ``[samples]``, or the reasons why there are none.
 
+        The waveforms have the rate of the audio encoder's front-end.
+
         Yields for every batch the features of the clips with waveforms, ``[b, output_size]``, and for every clip the
         reason or None.
         """
         number: int = len(waveforms)  # type: ignore[arg-type]
         workers = self.workers if number > ENCODING_BATCH else 0
-        loader = data_loader(waveforms, workers, self.device, batch_size=ENCODING_BATCH, collate_fn=_separate)
+        inputs = _Inputs(waveforms, self.model.audio_encoder.front_end)
+        loader = data_loader(inputs, workers, self.device, batch_size=ENCODING_BATCH, collate_fn=_separate)
         nothing = torch.empty(0, self.model.audio_encoder.output_size, device=self.device)
         for batch, reasons in _with_progress(read_batches(loader), len(loader), "embedding clips"):
-            yield nothing if batch is None else self._run(self.model.audio_encoder, waveforms=batch), reasons
+            yield nothing if batch is None else self._run(self.model.audio_encoder, **batch), reasons
 
     def captions(self, token_ids: list[list[int]]) -> Iterator[Tensor]:
         """Encode captions, batch by batch; yields their features, ``[b, output_size]``."""
@@ -62,11 +65,25 @@ def _with_progress(batches: Iterable[Any], number: int, description: str) -> Ite
         yield batch
 
 
-def _separate(items: list[Tensor | str]) -> tuple[Tensor | None, list[str | None]]:
-    """Stack the waveforms, ``[b, samples]``, if there are any; the list has a reason, or None, for every item."""
-    waveforms = [item for item in items if isinstance(item, Tensor)]
+class _Inputs(Dataset[Any]):
+    """Items are the inputs of the audio encoder, or the reason why a clip has none."""
+
+    def __init__(self, waveforms: Dataset[Any], front_end: FrontEnd) -> None:
+        self.waveforms, self.front_end = waveforms, front_end
+
+    def __len__(self) -> int:
+        return len(self.waveforms)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | str:
+        item = self.waveforms[index]
+        return item if isinstance(item, str) else self.front_end(item)
+
+
+def _separate(items: list[dict[str, Tensor] | str]) -> tuple[dict[str, Tensor] | None, list[str | None]]:
+    """Stack the inputs, ``[b, ...]`` each, if there are any; the list has a reason, or None, for every item."""
+    inputs = [item for item in items if not isinstance(item, str)]
     reasons = [item if isinstance(item, str) else None for item in items]
-    return torch.stack(waveforms) if waveforms else None, reasons
+    return default_collate(inputs) if inputs else None, reasons
 
 
 def unique(token_ids: list[list[int]]) -> tuple[list[list[int]], Tensor]:

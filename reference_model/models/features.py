@@ -20,11 +20,10 @@ from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data.batches import DistributedBatchSampler, Waveforms
+from reference_model.data.batches import DistributedBatchSampler, WaveformBatches, Waveforms
 from reference_model.data.dataset import Clip, clip_of_caption
 from reference_model.models.dual_encoder import DualEncoder
 from reference_model.models.encode import BatchEncoder, unique
-from reference_model.models.encoders import MODELS
 from reference_model.runtime.files import NotWritten
 from reference_model.runtime.tensors import load_tensors, save_tensors
 
@@ -35,8 +34,8 @@ PART = 256  # clips, or captions
 class Features:
     """Features of one split; equal captions share a row."""
 
-    audio: Tensor  # [N, 2048], one row for each clip
-    text: Tensor  # [T, 768], one row for each unique caption
+    audio: Tensor  # [N, audio_size], one row for each clip
+    text: Tensor  # [T, text_size], one row for each unique caption
     text_of_caption: Tensor  # integers [M]: for every caption its row of text
     clip_of_caption: Tensor  # integers [M]: for every caption its row of audio
 
@@ -54,13 +53,25 @@ class Features:
 
 
 def compute_features(
-    model: DualEncoder, clips: list[Clip], token_ids: list[list[int]], config: Config, accelerator: Accelerator
+    model: DualEncoder,
+    clips: list[Clip],
+    token_ids: list[list[int]],
+    config: Config,
+    accelerator: Accelerator,
+    known: Mapping[str, Tensor] | None = None,
 ) -> Features:
-    """Compute the features of clips and of all their captions in eval mode, on the accelerator's device."""
+    """Compute the features of clips and of all their captions in eval mode, on the accelerator's device.
+
+    Those of constant encoders are taken from ``known``, if it has them: see :func:`cached_features`.
+    """
     encoder = BatchEncoder(model.eval(), accelerator.device, accelerator.autocast, config.workers)
     sentences, text_of_caption = unique(token_ids)
-    audio, text = torch.cat(_encode_clips(encoder, clips, config)), torch.cat(list(encoder.captions(sentences)))
-    return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
+    rows = dict(known or {})
+    if "audio" not in rows:
+        rows["audio"] = torch.cat(_encode_clips(encoder, clips, config))
+    if "text" not in rows:
+        rows["text"] = torch.cat(list(encoder.captions(sentences)))
+    return Features(rows["audio"], rows["text"], text_of_caption, clip_of_caption(clips)).to(accelerator.device)
 
 
 def cached_features(
@@ -71,26 +82,39 @@ def cached_features(
     token_ids: list[list[int]],
     config: Config,
     accelerator: Accelerator,
-) -> Features:
+) -> dict[str, Tensor]:
     """Read the features of constant encoders from the cache ``folder``; compute what it lacks, and save that there.
 
     The checksums are the SHA-256 of the audio files. Features of other data sets and encoders may lie there too.
+
+    Returns:
+        For "audio" and "text", where that encoder is constant: a row for each clip, or for each unique caption.
     """
     encoder = BatchEncoder(model.eval(), accelerator.device, accelerator.autocast, config.workers)
-    sentences, text_of_caption = unique(token_ids)
+    sentences, _ = unique(token_ids)
     machine = [config.precision, accelerator.device.type]
-    settings = [MODELS[config.model].audio.front_end, config.clip_seconds, *machine]
-    rows = folder / f"audio-{cache_key(checksum(model.audio_encoder.state_dict()), settings, checksums)}"
-    width = model.audio_encoder.output_size
-    audio = _cached(rows, len(clips), width, lambda part: _encode_clips(encoder, clips[part], config), accelerator)
-    rows = folder / f"text-{cache_key(checksum(model.text_encoder.state_dict()), machine, sentences)}"
-    width = model.text_encoder.output_size
-    text = _cached(rows, len(sentences), width, lambda part: list(encoder.captions(sentences[part])), accelerator)
-    return Features(audio, text, text_of_caption, clip_of_caption(clips)).to(accelerator.device)
+    settings = [model.audio_encoder.settings, config.clip_seconds, *machine]
+    works: dict[str, tuple[list[object], int, Callable[[slice], list[Tensor]]]] = {
+        "audio": ([settings, checksums], len(clips), lambda part: _encode_clips(encoder, clips[part], config)),
+        "text": (
+            [[*model.text_encoder.settings, *machine], sentences],
+            len(sentences),
+            lambda part: list(encoder.captions(sentences[part])),
+        ),
+    }
+    known = {}
+    for modality in model.constant:
+        depends_on, number, encode = works[modality]
+        key = cache_key(checksum(model.encoder(modality).state_dict()), *depends_on)
+        width = model.encoder(modality).output_size
+        rows = _cached(folder / f"{modality}-{key}", number, width, encode, accelerator)
+        known[modality] = rows.to(accelerator.device)
+    return known
 
 
 def _encode_clips(encoder: BatchEncoder, clips: list[Clip], config: Config) -> list[Tensor]:
-    return [features for features, _ in encoder.clips(Waveforms(clips, config.clip_seconds))]
+    rate = encoder.model.audio_encoder.front_end.rate
+    return [features for features, _ in encoder.clips(Waveforms(clips, config.clip_seconds, rate))]
 
 
 def _cached(
@@ -155,3 +179,17 @@ class FeatureBatches:
         self.sampler.first = step
         for captions in self.sampler:
             yield self.features.pairs(torch.tensor(captions, device=self.features.audio.device))
+
+
+class MixedBatches:
+    """Batches of pairs of which one encoder is constant: its features, and the inputs of the other."""
+
+    def __init__(self, batches: WaveformBatches, known: Mapping[str, Tensor], token_ids: list[list[int]]) -> None:
+        self.batches, self.known = batches, known
+        self.text_of_caption = unique(token_ids)[1].to(batches.device)
+
+    def from_step(self, step: int) -> Iterator[dict[str, Any]]:
+        """Yield the batches of an epoch without the first ``step``."""
+        for batch in self.batches.from_step(step):
+            rows = {"audio": batch["ids"], "text": self.text_of_caption[batch["captions"]]}
+            yield batch | {name: {name: features[rows[name]]} for name, features in self.known.items()}

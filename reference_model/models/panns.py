@@ -1,17 +1,19 @@
-"""Published checkpoints of PANNs (Kong et al. 2020): read without running their code, and loaded into ResNet-38."""
+"""Published checkpoints of PANNs (Kong et al. 2020): read without running their code, and loaded into the networks."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reference_model import InputError
-from reference_model.models.resnet38 import ResNet38
+from reference_model.models.convolutional import PannsEncoder
 from reference_model.runtime.files import require_file
+
+Network = TypeVar("Network", bound=PannsEncoder)
 
 # Constructors of arrays and of numbers in a pickle that NumPy wrote.
 _CONSTRUCTORS: list[Any] = [np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
@@ -27,13 +29,12 @@ _ALLOWED: list[Any] = [
 _DROPPED = ("fc", "spectrogram_extractor", "logmel_extractor")
 
 
-def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> ResNet38:
-    """Build ResNet-38 with the weights of a PANNs checkpoint, ``ResNet38_mAP=0.434.pth`` at width 1.
+def from_panns(encoder: Network, path: str | Path) -> Network:
+    """Load the weights of a PANNs checkpoint, such as ``ResNet38_mAP=0.434.pth``, into a network, and return it.
 
-    The file is on Zenodo, record 3987831. It is a pickle; only tensors, containers and NumPy arrays are read from it,
-    and a file that holds anything else is refused before any of its code runs.
+    The files are on Zenodo, record 3987831. They are pickles; only tensors, containers and NumPy arrays are read, and a
+    file that holds anything else is refused before any of its code runs.
     """
-    encoder = ResNet38(width=width, dropout=dropout, spec_augment=spec_augment)
     weights = read_panns(path)
     try:
         encoder.load_state_dict(weights)
@@ -45,7 +46,7 @@ def from_panns(path: str | Path, *, width: float = 1.0, dropout: float = 0.1, sp
             if weights[name].shape != expected[name].shape
         ]
         raise InputError(
-            f"expected the {len(expected)} arrays of ResNet-38 in {path}, got {len(weights)}; "
+            f"expected the {len(expected)} arrays of {type(encoder).__name__} in {path}, got {len(weights)}; "
             f"{len(wrong)} do not fit, such as {wrong[0]}"
         ) from error
     return encoder

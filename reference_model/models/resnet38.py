@@ -1,41 +1,9 @@
-"""Section 2.2, audio encoder: ResNet-38 of PANNs (Kong et al. 2020) without its two last linear layers.
+"""Section 2.2, audio encoder: ResNet-38 of PANNs (Kong et al. 2020) without its two last linear layers."""
 
-Architecture and parameter names are those of the published checkpoints, which load strictly (see ``panns.py``). The
-paper says that "an average and max pooling layer is applied to aggregate along the frequency dimension"; the
-published architecture, and this module, take the mean over frequency, then maximum plus mean over time.
-"""
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference_model.data.audio import SAMPLE_RATE, SHORTEST
-from reference_model.models.logmel import MEL_BINS, LogMel, SpecAugment
-
-
-def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
-    """Build a convolution without bias that keeps the size of its input."""
-    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-    nn.init.xavier_uniform_(layer.weight)
-    return layer
-
-
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions, each with batch norm and ReLU, then average pooling, on ``[B, C, T, F]``."""
-
-    def __init__(self, inputs: int, outputs: int, *, pool: int) -> None:
-        super().__init__()
-        self.conv1 = _convolution(inputs, outputs, 3)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _convolution(outputs, outputs, 3)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``[B, outputs, T / pool, F / pool]``."""
-        x = F.relu_(self.bn1(self.conv1(x)))
-        x = F.relu_(self.bn2(self.conv2(x)))
-        return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
+from reference_model.models.convolutional import ConvBlock, PannsEncoder, convolution, in_channels_last
 
 
 class BasicBlock(nn.Module):
@@ -44,13 +12,13 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int, dropout: float) -> None:
         super().__init__()
         self.stride, self.dropout = stride, dropout
-        self.conv1 = _convolution(inputs, outputs, 3)
+        self.conv1 = convolution(inputs, outputs, 3)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _convolution(outputs, outputs, 3)
+        self.conv2 = convolution(outputs, outputs, 3)
         self.bn2 = nn.BatchNorm2d(outputs)
         nn.init.zeros_(self.bn2.weight)  # a new block is the identity
         self.downsample = (
-            nn.Sequential(nn.AvgPool2d(2), _convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+            nn.Sequential(nn.AvgPool2d(2), convolution(inputs, outputs, 1), nn.BatchNorm2d(outputs))
             if stride == 2
             else None
         )
@@ -65,7 +33,7 @@ class BasicBlock(nn.Module):
         return F.relu_(x + shortcut)
 
 
-class ResNet38(nn.Module):
+class ResNet38(PannsEncoder):
     """Encode waveforms at 32 kHz, ``[B, samples]``, as vectors, ``[B, output_size]``; output_size = 2048 x width.
 
     ``width`` is a factor on the number of channels: 1 is the published network with its 68.5 million parameters, 1/8 a
@@ -73,12 +41,9 @@ class ResNet38(nn.Module):
     """
 
     def __init__(self, *, width: float = 1.0, dropout: float = 0.1, spec_augment: bool = False) -> None:
-        super().__init__()
+        super().__init__(spec_augment=spec_augment)
         channels = [round(c * width) for c in (64, 64, 128, 256, 512, 2048)]
         self.output_size = channels[-1]
-        self.logmel = LogMel()
-        self.bn0 = nn.BatchNorm2d(MEL_BINS)
-        self.spec_augment = SpecAugment() if spec_augment else nn.Identity()
         self.conv_block1 = ConvBlock(1, channels[0], pool=2)
         self.resnet = nn.Sequential()
         for layer, depth in enumerate((3, 4, 6, 3), start=1):
@@ -87,20 +52,10 @@ class ResNet38(nn.Module):
             rest = [BasicBlock(outputs, outputs, stride=1, dropout=dropout) for _ in range(depth - 1)]
             self.resnet.add_module(f"layer{layer}", nn.Sequential(first, *rest))
         self.conv_block_after1 = ConvBlock(channels[4], channels[5], pool=1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are faster so, on CPU and GPU
+        in_channels_last(self)
 
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """Return the features of the clips, ``[B, output_size]``."""
-        if waveforms.dim() != 2 or waveforms.shape[1] < SHORTEST:
-            raise ValueError(
-                f"expected waveforms of shape [B, samples] with at least {SHORTEST} samples "
-                f"({SHORTEST / SAMPLE_RATE:.2f} s at 32 kHz), got {list(waveforms.shape)}"
-            )
-        x = self.logmel(waveforms)[:, None]  # [B, 1, T, F]
-        x = self.bn0(x.transpose(1, 3)).transpose(1, 3)  # over the mel bins
-        x = self.spec_augment(x)
+    def blocks(self, x: Tensor) -> Tensor:
+        """Map spectrograms, ``[B, 1, T, F]``, to ``[B, output_size, T / 32, F / 32]``."""
         x = F.dropout(self.conv_block1(x), 0.2, self.training)
         x = F.dropout(F.avg_pool2d(self.resnet(x), 2), 0.2, self.training)
-        x = F.dropout(self.conv_block_after1(x), 0.2, self.training)
-        x = x.mean(3)  # over frequency: [B, C, T]
-        return x.amax(2) + x.mean(2)
+        return F.dropout(self.conv_block_after1(x), 0.2, self.training)

@@ -15,11 +15,12 @@ from threading import RLock
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from reference_model import InputError
 from reference_model.config import Config
-from reference_model.data.audio import SAMPLE_RATE
 from reference_model.data.dataset import SPLITS, captions_of, read_split
 from reference_model.models.dual_encoder import DualEncoder, new_model
 from reference_model.reproduction.grid import Run
@@ -121,41 +122,51 @@ def _cost(config: Config) -> Cost:
     clips = {name: read_split(config.data, config.dataset, name) for name in SPLITS}
     accelerator = make_accelerator(config.precision)
     device = accelerator.device
-    model, _ = new_model(config, captions_of(clips["train"]))
+    model = new_model(config, captions_of(clips["train"]))
     model.to(device)
     trained_gigabytes = sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_PER_FLOAT / 1e9
     model_gigabytes = sum(p.numel() for p in model.state_dict().values()) * BYTES_PER_FLOAT / 1e9
-    pairs = config.batch_size if model.constant or device.type == "cuda" else min(config.batch_size, PAIRS_ON_CPU)
+    pairs = config.batch_size if model.is_constant or device.type == "cuda" else min(config.batch_size, PAIRS_ON_CPU)
     with accelerator.autocast():
         clip_seconds = seconds_per_clip(model, config.clip_seconds)
-    module = model.heads if model.constant else model
+    module = model.heads if model.is_constant else model
     step = Step(module, replace(config, batch_size=pairs), accelerator)
     step_seconds = seconds_per_step(step, _batch(model, config, pairs, device)) * config.batch_size / pairs
     accelerator.free_memory()
 
     captions = {name: len(captions_of(split)) for name, split in clips.items()}
     steps = config.epochs * (captions["train"] // config.batch_size)
-    evaluated_clips = 0 if model.constant else config.epochs * len(clips["val"]) + len(clips["test"])
-    all_clips, all_captions = sum(map(len, clips.values())), sum(captions.values())
-    feature_numbers = all_clips * model.audio_encoder.output_size + all_captions * model.text_encoder.output_size
+    audio_is_constant = "audio" in model.constant
+    evaluated_clips = 0 if audio_is_constant else config.epochs * len(clips["val"]) + len(clips["test"])
+    items = {"audio": sum(map(len, clips.values())), "text": sum(captions.values())}
+    feature_numbers = sum(items[modality] * model.encoder(modality).output_size for modality in model.constant)
     return Cost(
         seconds=steps * step_seconds + evaluated_clips * clip_seconds,
         gigabytes=model_gigabytes,
         temporary_gigabytes=3 * trained_gigabytes,  # weights, and Adam's two moments of each
-        features_seconds=all_clips * clip_seconds if model.constant else 0.0,
-        features_gigabytes=feature_numbers * BYTES_PER_FLOAT / 1e9 if model.constant else 0.0,
+        features_seconds=items["audio"] * clip_seconds if audio_is_constant else 0.0,
+        features_gigabytes=feature_numbers * BYTES_PER_FLOAT / 1e9,
     )
 
 
 def _batch(model: DualEncoder, config: Config, pairs: int, device: torch.device) -> dict[str, Any]:
-    ids = torch.arange(pairs, device=device)
-    if model.constant:
-        audio = torch.randn(pairs, model.audio_encoder.output_size, device=device)
-        text = torch.randn(pairs, model.text_encoder.output_size, device=device)
-        return {"audio": {"audio": audio}, "text": {"text": text}, "ids": ids}
-    waveforms = torch.randn(pairs, round(config.clip_seconds * SAMPLE_RATE), device=device)
     tokens = torch.ones(pairs, TOKENS, dtype=torch.long, device=device)
-    return {"audio": {"waveforms": waveforms}, "text": {"input_ids": tokens, "attention_mask": tokens}, "ids": ids}
+    inputs: dict[str, Any] = {
+        "audio": _noise(model, config.clip_seconds, pairs, device),
+        "text": {"input_ids": tokens, "attention_mask": tokens},
+    }
+    for modality in model.constant:
+        inputs[modality] = torch.randn(pairs, model.encoder(modality).output_size, device=device)
+    ids = torch.arange(pairs, device=device)
+    return {"ids": ids, **{modality: {modality: given} for modality, given in inputs.items()}}
+
+
+def _noise(model: DualEncoder, clip_seconds: float, clips: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the audio encoder's inputs for clips of noise."""
+    front_end = model.audio_encoder.front_end
+    waveforms = torch.randn(clips, round(clip_seconds * front_end.rate))
+    inputs: dict[str, Tensor] = default_collate([front_end(waveform) for waveform in waveforms])
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def seconds_per_step(step: Step, batch: dict[str, Any]) -> float:
@@ -172,15 +183,15 @@ def seconds_per_step(step: Step, batch: dict[str, Any]) -> float:
 def seconds_per_clip(model: DualEncoder, clip_seconds: float) -> float:
     """Measure the encoding of a clip in eval mode; the model is left in train mode."""
     device = next(model.parameters()).device
-    waveforms = torch.randn(PAIRS_ON_CPU, round(clip_seconds * SAMPLE_RATE), device=device)
+    inputs = _noise(model, clip_seconds, PAIRS_ON_CPU, device)
     model.eval()
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        model.audio_encoder(waveforms).sum().item()
+        model.audio_encoder(**inputs).sum().item()
         times.append(time.perf_counter() - started)
     model.train()
-    return min(times) / len(waveforms)
+    return min(times) / PAIRS_ON_CPU
 
 
 def duration(seconds: float) -> str:

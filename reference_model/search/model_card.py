@@ -130,7 +130,7 @@ def _settings(config: Config) -> dict[str, Any]:
     settings = config.as_dict()
     for where in ("data", "workers"):
         del settings[where]
-    for name in ("audio_checkpoint", "bert"):
+    for name in ("audio_checkpoint", "audio_encoder", "text_encoder"):
         if settings[name] is not None and Path(settings[name]).is_absolute():
             settings[name] = Path(settings[name]).name
     return settings

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast
 
 from reference_model import InputError, reason_of
 from reference_model.config import Config
@@ -17,9 +16,9 @@ from reference_model.data.audio import check_audio, find_fault, load_waveform
 from reference_model.data.dataset import read_captions
 from reference_model.models.dual_encoder import DualEncoder, saved_model
 from reference_model.models.encode import BatchEncoder, unique
-from reference_model.models.encoders import MODELS
+from reference_model.models.encoders import FILES_OF_ENCODERS, encoder_files
 from reference_model.models.features import cache_key, checksum
-from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIGHTS, TEXT_ENCODER, stored_metrics
+from reference_model.run_folder import BEST_WEIGHTS, CONFIG, METRICS, MODEL_WEIGHTS, stored_metrics
 from reference_model.runtime.files import atomic_folder, require_file, write_json, write_text
 from reference_model.runtime.tensors import save_tensors
 from reference_model.search.hub import OnHub, local_folder
@@ -52,21 +51,15 @@ class Retriever(OnHub):
     same device; in other batches the last bits differ. Their precision is the run's; float32 for fp16 on a CPU.
 
     Args:
-        model: the model of a run, with its ``tokenizer`` and its settings, ``config``.
+        model: the model of a run, with its settings, ``config``.
         metrics: those of the finished run, for the model card.
         device: where to compute; None: on the GPU if there is one.
     """
 
     def __init__(
-        self,
-        model: DualEncoder,
-        tokenizer: PreTrainedTokenizerFast,
-        config: Config,
-        *,
-        metrics: dict[str, Any] | None = None,
-        device: Device = None,
+        self, model: DualEncoder, config: Config, *, metrics: dict[str, Any] | None = None, device: Device = None
     ) -> None:
-        self.tokenizer, self.config = tokenizer, config
+        self.config = config
         self._metrics: dict[str, Any] | Path | None = metrics  # or the folder that has them
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -75,7 +68,6 @@ class Retriever(OnHub):
             raise InputError(f"expected a device of this machine, got {device}: {reason_of(error)}") from error
         self.precision = "no" if config.precision == "fp16" and self.device.type == "cpu" else config.precision
         self.embedding_size: int = model.heads.audio[-1].out_features  # type: ignore[assignment]
-        self._spec = MODELS[config.model]
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)  # Accelerate allows one per process
         self._autocast = partial(torch.autocast, self.device.type, dtype) if dtype else nullcontext
         self._encoder = BatchEncoder(self.model, self.device, self._autocast, config.workers)
@@ -88,7 +80,7 @@ class Retriever(OnHub):
             InputError: the folder is neither, or this machine has no such device.
         """
         config = _read_config(folder := local_folder(folder, download=download))
-        retriever = cls(*saved_model(config, folder), config, device=device)
+        retriever = cls(saved_model(config, folder), config, device=device)
         retriever._metrics = folder if (folder / METRICS).exists() else None
         return retriever
 
@@ -107,7 +99,7 @@ class Retriever(OnHub):
         def write(beside: Path) -> None:
             save_tensors(beside / MODEL_WEIGHTS, self.model.state_dict())
             write_json(beside / CONFIG, self.config.as_dict())
-            self._spec.text.save(beside / TEXT_ENCODER, self.model.text_encoder, self.tokenizer)
+            self.model.save_encoders(beside)
             if self.metrics is not None:
                 write_json(beside / METRICS, self.metrics)
             write_text(beside / README, _model_card(self))
@@ -129,7 +121,7 @@ class Retriever(OnHub):
         if len(files) > 1:
             check_audio(files)
         batches, remaining = [], iter(files)
-        for features, reasons in self._encoder.clips(_ReadableWaveforms(files, self.config.clip_seconds)):
+        for features, reasons in self._encoder.clips(self._waveforms(files)):
             for reason, path in zip(reasons, remaining, strict=False):
                 if reason:
                     raise InputError(f"expected readable audio, got {printable(str(path))}: {reason}")
@@ -153,7 +145,7 @@ class Retriever(OnHub):
         _check_captions(captions)
         if not captions:
             return torch.empty(0, self.embedding_size)
-        sentences, text_of_caption = unique(self._spec.text.tokenize(self.tokenizer, list(captions)))
+        sentences, text_of_caption = unique(self.model.text_encoder.tokenize(list(captions)))
         return self._apply_head(text=torch.cat(list(self._encoder.captions(sentences))))[text_of_caption]
 
     def find_audio(
@@ -188,7 +180,7 @@ class Retriever(OnHub):
         def embed(names: list[str]) -> Iterator[ItemEmbeddings]:
             remaining = iter(names)
             files = [folder / name for name in names]
-            for features, reasons in self._encoder.clips(_ReadableWaveforms(files, self.config.clip_seconds)):
+            for features, reasons in self._encoder.clips(self._waveforms(files)):
                 embeddings = self._apply_head(audio=features)
                 rows = (row if row.isfinite().all() else "its embedding is not finite" for row in embeddings)
                 yield [(name, reason or next(rows)) for reason, name in zip(reasons, remaining, strict=False)]
@@ -218,21 +210,24 @@ class Retriever(OnHub):
 
         def embed(names: list[str]) -> Iterator[ItemEmbeddings]:
             remaining = iter(names)
-            for features in self._encoder.captions(self._spec.text.tokenize(self.tokenizer, names)):
+            for features in self._encoder.captions(self.model.text_encoder.tokenize(names)):
                 yield [(name, row) for row, name in zip(self._apply_head(text=features), remaining, strict=False)]
 
         return load_or_update(index_path(file, self._text_key, index), versions, embed)
 
     @cached_property
     def _audio_key(self) -> str:
-        settings = [self._spec.audio.front_end, self.config.clip_seconds, self.precision, self.device.type]
+        settings = [self.model.audio_encoder.settings, self.config.clip_seconds, self.precision, self.device.type]
         return f"audio-{_index_key(self.model.audio_encoder, self.model.heads.audio, settings)}"
 
     @cached_property
     def _text_key(self) -> str:
         encoder, head = self.model.text_encoder, self.model.heads.text
-        settings = [*self._spec.text.settings(encoder, self.tokenizer), self.precision, self.device.type]
+        settings = [*encoder.settings, *encoder.tokenizer_settings, self.precision, self.device.type]
         return f"text-{_index_key(encoder, head, settings)}"
+
+    def _waveforms(self, files: list[Path]) -> Dataset[Tensor | str]:
+        return _ReadableWaveforms(files, self.config.clip_seconds, self.model.audio_encoder.front_end.rate)
 
     def _apply_head(self, **features: Tensor) -> Tensor:
         """Map features of clips or of captions to embeddings, ``[B, D]``, on the CPU."""
@@ -256,15 +251,7 @@ def _refuse_what_is_no_saved_model(folder: Path) -> None:
 def _difference_from_saved_model(folder: Path) -> str | None:
     if not folder.is_dir():
         return "a file"
-    in_text_encoder = {name for spec in MODELS.values() for name in (*spec.text.files, *spec.text.other_files)}
-    names = {
-        CONFIG,
-        MODEL_WEIGHTS,
-        METRICS,
-        README,
-        TEXT_ENCODER,
-        *(f"{TEXT_ENCODER}/{name}" for name in in_text_encoder),
-    }
+    names = {CONFIG, MODEL_WEIGHTS, METRICS, README, *FILES_OF_ENCODERS}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     if foreign := sorted(found - names):
         return f"a folder with {foreign[0]}"
@@ -300,8 +287,7 @@ def _read_config(folder: Path) -> Config:
         missing.insert(0, f"{MODEL_WEIGHTS} or {BEST_WEIGHTS}")
     if not missing:
         config = Config.read(folder / CONFIG)
-        files = [f"{TEXT_ENCODER}/{name}" for name in MODELS[config.model].text.files]
-        missing = [name for name in files if not (folder / name).is_file()]
+        missing = [name for name in encoder_files(config) if not (folder / name).is_file()]
     if missing:
         got = f"no {missing[0]}" if folder.is_dir() else "a file" if folder.exists() else "nothing"
         raise InputError(f"expected a saved model, or a run with a finished epoch, in {folder}, got {got}")
@@ -311,8 +297,8 @@ def _read_config(folder: Path) -> Config:
 class _ReadableWaveforms(Dataset[Tensor | str]):
     """Items are waveforms, ``[samples]``, or the reason why a file has none."""
 
-    def __init__(self, files: list[Path], seconds: float) -> None:
-        self.files, self.seconds = files, seconds
+    def __init__(self, files: list[Path], seconds: float, rate: int) -> None:
+        self.files, self.seconds, self.rate = files, seconds, rate
 
     def __len__(self) -> int:
         return len(self.files)
@@ -321,6 +307,6 @@ class _ReadableWaveforms(Dataset[Tensor | str]):
         if found := find_fault(self.files[index]):
             return f"{found.status}: {found.reason}"
         try:
-            return load_waveform(self.files[index], self.seconds)
+            return load_waveform(self.files[index], self.seconds, self.rate)
         except InputError as error:
             return str(error)

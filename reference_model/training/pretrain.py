@@ -27,9 +27,10 @@ from reference_model.data.audio import LONGEST, SAMPLE_RATE, SHORTEST, check_aud
 from reference_model.data.batches import Waveforms
 from reference_model.data.dataset import Clip, captions_of, clip_of_caption, csv_rows, data_folder, read_split
 from reference_model.data.layouts import DATA_SETS, clip_seconds
-from reference_model.models import bert as text_encoder
+from reference_model.models import bert, hugging_face
 from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.resnet38 import ResNet38
+from reference_model.models.text import tokenize
 from reference_model.runtime.files import atomic_folder, atomic_write, require_same_settings, write_json
 from reference_model.runtime.lease import lock_folder
 from reference_model.runtime.records import read_json
@@ -96,9 +97,9 @@ def _pretrain_missing(clips: list[Clip], tags: dict[str, list[str]], out: Path, 
         atomic_write(out / AUDIO, lambda path: torch.save(checkpoint, path))
     if text_epochs is not None and not (out / TEXT).exists():
         torch.manual_seed(seed)
-        tokenizer = text_encoder.train_tokenizer(captions_of(clips))
-        bert = train_bert(clips, tokenizer, text_epochs)
-        atomic_folder(out / TEXT, partial(text_encoder.save_pretrained, bert=bert, tokenizer=tokenizer))
+        tokenizer = bert.train_tokenizer(captions_of(clips))
+        model = train_bert(clips, tokenizer, text_epochs)
+        atomic_folder(out / TEXT, partial(bert.save_pretrained, bert=model, tokenizer=tokenizer))
 
 
 def tags_of(clips: list[Clip], data: str | Path, dataset: str) -> dict[str, list[str]]:
@@ -152,7 +153,7 @@ class CaptionPairs(Dataset[dict[str, Any]]):
     """Every caption followed by a second one: with equal chances one of the same clip (label 0) or any (label 1)."""
 
     def __init__(self, clips: list[Clip], tokenizer: PreTrainedTokenizerFast) -> None:
-        self.sentences = text_encoder.tokenize(tokenizer, captions_of(clips))
+        self.sentences = tokenize(tokenizer, captions_of(clips))
         self.clips = clip_of_caption(clips).tolist()
 
     def __len__(self) -> int:
@@ -164,15 +165,15 @@ class CaptionPairs(Dataset[dict[str, Any]]):
         captions = range(len(self.sentences)) if label else of_clip
         first, second = self.sentences[index], self.sentences[captions[int(torch.randint(len(captions), ()))]][1:]
         return {
-            "input_ids": (first + second)[: text_encoder.LONGEST],
-            "token_type_ids": ([0] * len(first) + [1] * len(second))[: text_encoder.LONGEST],
+            "input_ids": (first + second)[: hugging_face.LONGEST],
+            "token_type_ids": ([0] * len(first) + [1] * len(second))[: hugging_face.LONGEST],
             "next_sentence_label": label,
         }
 
 
 def train_bert(clips: list[Clip], tokenizer: PreTrainedTokenizerFast, epochs: int) -> Any:
     """Train a small BERT on the captions, and return it without the heads of the two tasks."""
-    model = BertForPreTraining(text_encoder.tiny(tokenizer).bert.config)
+    model = BertForPreTraining(bert.tiny(tokenizer).config)
     pairs = CaptionPairs(clips, tokenizer)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
     loader = DataLoader(pairs, min(BATCH_SIZE, len(pairs)), shuffle=True, drop_last=True, collate_fn=collate)

@@ -2,13 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from reference_model import InputError
@@ -18,11 +18,10 @@ from reference_model.data.batches import DistributedBatchSampler, Pairs, Wavefor
 from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
 from reference_model.data.manifest import audio_checksums
 from reference_model.models.dual_encoder import DualEncoder, new_model
-from reference_model.models.encoders import MODELS
-from reference_model.models.features import FeatureBatches, Features, cached_features
+from reference_model.models.features import FeatureBatches, MixedBatches, cached_features, compute_features
 from reference_model.paper import DATASET_SIZES
-from reference_model.run_folder import CHECKPOINT, CONFIG, FROZEN_WEIGHTS, TEXT_ENCODER
-from reference_model.runtime.files import atomic_folder, write_json
+from reference_model.run_folder import CHECKPOINT, CONFIG, FROZEN_WEIGHTS
+from reference_model.runtime.files import write_json
 from reference_model.runtime.signals import raise_if_stop_requested
 from reference_model.runtime.tensors import load_record, save_tensors
 from reference_model.training.checkpoint import fingerprint
@@ -57,47 +56,59 @@ def make_model(config: Config, folder: Path, clips: Clips, accelerator: Accelera
 
     Settings and encoders of the run are written once encoders and audio files are known to be as expected.
     """
-    captions, text = {split: captions_of(of_split) for split, of_split in clips.items()}, MODELS[config.model].text
+    captions = {split: captions_of(of_split) for split, of_split in clips.items()}
     torch.manual_seed(config.seed)
-    model, tokenizer = new_model(config, captions["train"])
+    model = new_model(config, captions["train"])
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # statistics of the whole batch, not of a process's part
     check_audio(clip.path for split in SPLITS for clip in clips[split])
     raise_if_stop_requested()
     if accelerator.is_main_process:
         write_json(folder / CONFIG, config.as_dict())
-        atomic_folder(folder / TEXT_ENCODER, lambda beside: text.save(beside, model.text_encoder, tokenizer))
-        if model.frozen and not (folder / CHECKPOINT).exists():
-            save_tensors(folder / FROZEN_WEIGHTS, model.frozen_parameters())
-    return model.to(accelerator.device), {split: text.tokenize(tokenizer, captions[split]) for split in SPLITS}
+        model.save_encoders(folder)
+        if (frozen := model.frozen_parameters()) and not (folder / CHECKPOINT).exists():
+            save_tensors(folder / FROZEN_WEIGHTS, frozen)
+    return model.to(accelerator.device), {split: model.text_encoder.tokenize(captions[split]) for split in SPLITS}
 
 
 def constant_features(
     config: Config, folder: Path, model: DualEncoder, clips: Clips, token_ids: TokenIds, accelerator: Accelerator
-) -> dict[str, Features]:
+) -> dict[str, dict[str, Tensor]]:
     """Return the features of every split by constant encoders, from ``folder`` or computed and kept there."""
-    features = {}
-    for split in SPLITS:
+    known = {}
+    for split in SPLITS if model.constant else ():
         checksums = audio_checksums(config.data, config.dataset, split, clips[split])
-        features[split] = cached_features(folder, model, clips[split], checksums, token_ids[split], config, accelerator)
-    return features
+        known[split] = cached_features(folder, model, clips[split], checksums, token_ids[split], config, accelerator)
+    return known
 
 
 class EpochBatches:
-    """The batches of this process: features, or waveforms and tokens; their order follows from seed and epoch."""
+    """The batches of this process: of each encoder its inputs or, where it is constant, its features.
+
+    Their order follows from seed and epoch.
+    """
 
     def __init__(
-        self, config: Config, clips: list[Clip], token_ids: list[list[int]], features: Features | None, on: Accelerator
+        self,
+        config: Config,
+        model: DualEncoder,
+        clips: list[Clip],
+        token_ids: list[list[int]],
+        known: Mapping[str, Tensor],
+        on: Accelerator,
     ) -> None:
-        pairs = Pairs(clips, token_ids, config.clip_seconds)
+        front_end = model.audio_encoder.front_end
+        pairs = Pairs(clips, token_ids, config.clip_seconds, front_end, known=known.keys())
         self.order: DistributedSampler[Any] = DistributedSampler(pairs, 1, 0, seed=spread_seed(config.seed))
         whole = BatchSampler(self.order, config.batch_size, drop_last=True)
         self.sampler = DistributedBatchSampler(whole, on.process_index, on.num_processes)
-        self.batches: FeatureBatches | WaveformBatches
-        if features is None:
-            self.batches = WaveformBatches(pairs, self.sampler, config.workers, on.device)
-        else:
+        self.batches: FeatureBatches | MixedBatches
+        if model.is_constant:
+            features = compute_features(model, clips, token_ids, config, on, known)
             self.batches = FeatureBatches(features, self.sampler)
+        else:
+            read = WaveformBatches(pairs, self.sampler, config.workers, on.device)
+            self.batches = MixedBatches(read, known, token_ids)
 
     def __len__(self) -> int:
         return len(self.sampler)

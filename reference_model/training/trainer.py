@@ -83,12 +83,10 @@ class Trainer:
         self.progress = Progress()
         self.clips = clips = read_clips(config, folder, accelerator)
         self.model, self.token_ids = model, token_ids = make_model(config, folder, clips, accelerator)
-        self.features: dict[str, Features] = {}
-        if model.constant:
-            self.features = constant_features(config, feature_folder, model, clips, token_ids, accelerator)
-        features = self.features.get("train")
-        self.batches = EpochBatches(config, clips["train"], token_ids["train"], features, accelerator)
-        self.step = Step(model.heads if model.constant else model, config, accelerator)
+        self.known = constant_features(config, feature_folder, model, clips, token_ids, accelerator)
+        train = (clips["train"], token_ids["train"], self.known.get("train", {}))
+        self.batches = EpochBatches(config, model, *train, accelerator)
+        self.step = Step(model.heads if model.is_constant else model, config, accelerator)
         self.origin = {"data": fingerprint(clips), "frozen": checksum(model.frozen_parameters())}  # stay the same
         if (folder / run_folder.CHECKPOINT).exists():
             self._load_checkpoint()
@@ -163,7 +161,7 @@ class Trainer:
         if record["frozen"] != self.origin["frozen"]:
             raise InputError(
                 f"expected the frozen encoders that {folder} was begun with, got others in "
-                f"{config.audio_checkpoint} or {config.bert}; choose another --out"
+                f"{config.audio_checkpoint or config.audio_encoder} or {config.text_encoder}; choose another --out"
             )
         if record["versions"] != versions():
             log.warning("begun with %s, continued with %s: not to the bit the same", record["versions"], versions())
@@ -212,9 +210,8 @@ class Trainer:
         return measured
 
     def _features(self, split: str) -> Features:
-        if self.model.constant:
-            return self.features[split]
-        return compute_features(self.model, self.clips[split], self.token_ids[split], self.config, self.accelerator)
+        of_split = (self.clips[split], self.token_ids[split], self.config, self.accelerator, self.known.get(split))
+        return compute_features(self.model, *of_split)
 
     def _best(self) -> dict[str, Any] | None:
         """Return the record of the epoch with the highest sum of recalls, the first of equal ones."""

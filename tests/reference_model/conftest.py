@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from runs import CommandLine
 
 from reference_model.cli.app import main
-from reference_model.config import Config
+from reference_model.config import PAPER_ENCODERS, Config
 from reference_model.data.corpus import Corpus
 from reference_model.data.synthetic import synthesize
 from reference_model.paper import PROTOCOLS
@@ -41,7 +41,7 @@ def config(corpus: Path) -> Config:
         encoders="fine-tuned",
         model="tiny",
         audio_checkpoint=None,
-        bert=None,
+        text_encoder=None,
         batch_size=16,
         learning_rate=1e-3,
         epochs=2,
@@ -50,6 +50,7 @@ def config(corpus: Path) -> Config:
         seed=0,
         precision="no",
         workers=0,
+        **PAPER_ENCODERS,
         **PROTOCOLS["paper"],
     )
 

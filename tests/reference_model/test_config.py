@@ -13,7 +13,7 @@ from runs import at_step
 from torch import Tensor, nn
 
 from reference_model import InputError
-from reference_model.config import Config
+from reference_model.config import PAPER_ENCODERS, Config
 from reference_model.evaluation.evaluate import evaluate, evaluate_run
 from reference_model.models.dual_encoder import new_model
 from reference_model.models.logmel import SpecAugment
@@ -30,7 +30,7 @@ from reference_model.training.trainer import train
     [
         ({"loss": "arcface"}, "expected loss to be one of triplet_sum, .* got arcface"),
         ({"model": "full"}, "expected audio_checkpoint for the full model, got none; only the tiny one can begin anew"),
-        ({"model": "full", "audio_checkpoint": "a.pth"}, "expected bert for the full model, got none"),
+        ({"model": "full", "audio_checkpoint": "a.pth"}, "expected text_encoder for the full model, got none"),
         ({"model": "Tiny"}, "expected model to be one of full, tiny, got Tiny"),
         ({"encoders": "thawed"}, "expected encoders to be one of frozen, fine-tuned, got thawed"),
         ({"precision": "fp8"}, "expected precision to be one of no, bf16, fp16, got fp8"),
@@ -94,7 +94,8 @@ def test_settings_in_the_older_form_are_read(tmp_path: Path) -> None:
     assert Config.read(path) == Config(
         data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_max", encoders="frozen", frozen_mode="train",
         spec_augment=True, dropout=0.2, clip_norm=2.0, direction_weights=(1, 1), weighted_rule="mined",
-        mask_same_clip=True, select_on="text-to-audio", model="tiny", audio_checkpoint=None, bert=None, batch_size=24,
+        mask_same_clip=True, select_on="text-to-audio", model="tiny", audio_checkpoint=None, text_encoder=None,
+        **PAPER_ENCODERS, batch_size=24,
         learning_rate=1e-4, epochs=50, decay_every=20, gradient_cache_micro_batch=None, seed=2, precision="no",
         workers=2,
     )  # fmt: skip
@@ -116,6 +117,9 @@ def in_the_older_form(path: Path) -> None:
     """Rewrite a config.json as earlier versions did."""
     settings = json.loads(path.read_text())
     settings["nt_xent_factor"], _ = settings.pop("direction_weights")
+    settings["bert"] = settings.pop("text_encoder")
+    for name in PAPER_ENCODERS:
+        del settings[name]
     names = PROTOCOLS["paper"].keys() - {"direction_weights"} | {"nt_xent_factor"}
     nested = {name: settings.pop(name) for name in names}
     path.write_text(json.dumps({**settings, "protocol": nested, "decay_factor": 0.1}))
@@ -152,10 +156,11 @@ def test_an_interrupted_run_in_the_older_form_continues(config: Config, tmp_path
 def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: Config) -> None:
     with pytest.raises(TypeError):
         Config(**PROTOCOLS["paper"])  # none has a default
-    full = replace(config, model="full", audio_checkpoint="a", bert="b")
+    full = replace(config, model="full", audio_checkpoint="a", text_encoder="b")
     changes: dict[str, Any] = {
         "dataset": "Mine", "clip_seconds": 1.0, "loss": "triplet_max", "encoders": "frozen", "audio_checkpoint": "c",
-        "bert": "c", "batch_size": 8, "learning_rate": 1e-4, "epochs": 3, "decay_every": 2,
+        "text_encoder": "c", "audio_encoder": "panns-cnn14", "text_pooling": "mean",
+        "trained": "audio", "batch_size": 8, "learning_rate": 1e-4, "epochs": 3, "decay_every": 2,
         "gradient_cache_micro_batch": 4, "seed": 1, "precision": "bf16",
     }  # fmt: skip
     changes |= PROTOCOLS["released"]
@@ -191,11 +196,11 @@ def test_the_two_protocols_differ_in_every_setting() -> None:
 
 @pytest.mark.parametrize("name, dropout, spec_augment", [("paper", 0.1, False), ("released", 0.2, True)])
 def test_dropout_and_stripes_reach_the_encoders(config: Config, name: str, dropout: float, spec_augment: bool) -> None:
-    model, _ = new_model(replace(config, **PROTOCOLS[name]), CAPTIONS)
+    model = new_model(replace(config, **PROTOCOLS[name]), CAPTIONS)
     blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
     assert len(blocks) == 16
     assert {block.dropout for block in blocks} == {dropout}
-    bert = model.text_encoder.bert.config
+    bert = model.text_encoder.config
     assert bert.hidden_dropout_prob == bert.attention_probs_dropout_prob == dropout
     assert {m.p for m in model.text_encoder.modules() if isinstance(m, nn.Dropout)} == {dropout}
     assert isinstance(model.audio_encoder.spec_augment, SpecAugment) == spec_augment
@@ -205,8 +210,8 @@ def test_frozen_encoders_are_constant_or_drift(config: Config, tmp_path: Path) -
     """The published code leaves frozen encoders in train mode: no weight changes, but statistics and dropout do."""
     config = replace(config, encoders="frozen", epochs=1)
     torch.manual_seed(0)
-    constant, _ = new_model(config, CAPTIONS)
-    drifting, _ = new_model(replace(config, **PROTOCOLS["released"]), CAPTIONS)
+    constant = new_model(config, CAPTIONS)
+    drifting = new_model(replace(config, **PROTOCOLS["released"]), CAPTIONS)
     waveforms = torch.randn(4, 16_000)
     for model, drifts in ((constant, False), (drifting, True)):
         before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -24,13 +24,14 @@ from transformers import BertConfig, BertModel
 
 from reference_model import InputError
 from reference_model.config import Config
+from reference_model.data.batches import FrontEnd
 from reference_model.data.dataset import Clip
 from reference_model.data.manifest import ManifestRow, read_manifest, write_manifest
 from reference_model.evaluation.embedded import read_embeddings
 from reference_model.evaluation.judge import judge
 from reference_model.evaluation.metrics import split_metrics
 from reference_model.evaluation.others import write_other
-from reference_model.models import bert, panns
+from reference_model.models import bert, panns, text
 from reference_model.models.features import cached_features
 from reference_model.paper import select_rows
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
@@ -162,9 +163,10 @@ def test_checkpoint(trained: Path, tmp_path: Path) -> None:
 def test_features(config: Config, tmp_path: Path) -> None:
     """Of one clip and one caption: all features are there, and the encoders have no weights."""
     encoder: Any = nn.Identity()
-    encoder.output_size = 3
-    model: Any = SimpleNamespace(audio_encoder=encoder, text_encoder=encoder)
+    encoder.output_size, encoder.settings, encoder.front_end = 3, [], FrontEnd()
+    model: Any = SimpleNamespace(audio_encoder=encoder, text_encoder=encoder, constant=["audio", "text"])
     model.eval = lambda: model
+    model.encoder = lambda _: encoder
     clips, accelerator = [Clip(tmp_path / "a.wav", ("a",))], Accelerator(cpu=True)
 
     def read() -> None:
@@ -213,8 +215,8 @@ def bert_folder(tmp_path: Path) -> Path:
 
 
 def encode_with(folder: Path) -> None:
-    encoder, tokenizer = bert.pretrained(str(folder))
-    for sentence in bert.tokenize(tokenizer, ["a dog barks (loud)", "zebra"]):
+    encoder = text.published(str(folder))
+    for sentence in encoder.tokenize(["a dog barks (loud)", "zebra"]):
         encoder(torch.tensor([sentence]), torch.ones(1, len(sentence)))
 
 
@@ -232,7 +234,7 @@ def test_bert(bert_folder: Path, name: str) -> None:
 
 
 def test_an_index_of_weights(bert_folder: Path) -> None:
-    bert.pretrained(str(bert_folder))[0].bert.save_pretrained(bert_folder, max_shard_size=500)
+    text.published(str(bert_folder)).model.save_pretrained(bert_folder, max_shard_size=500)
     (bert_folder / "model.safetensors").unlink()
     assert len(list(bert_folder.glob("*.safetensors"))) > 2
     index = bert_folder / "model.safetensors.index.json"
@@ -242,7 +244,7 @@ def test_an_index_of_weights(bert_folder: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_saved_bert(bert_folder: Path, name: str) -> None:
     (bert_folder / "model.safetensors").unlink()
-    try_all(bert_folder / name, mutated_json, lambda: bert.untrained(bert_folder), number=MUTATIONS // 4)
+    try_all(bert_folder / name, mutated_json, lambda: text.saved(bert_folder, pooling="first"), number=MUTATIONS // 4)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,8 @@ def test_a_saved_bert(bert_folder: Path, name: str) -> None:
     [
         ("clip_seconds", float("inf")), ("clip_seconds", 1e12), ("learning_rate", float("inf")), ("workers", 1.5),
         ("learning_rate", float("nan")), ("seed", 2**70), ("epochs", 10**400), ("workers", 10**6), ("data", 5),
-        ("dataset", None), ("data", "a\0b"), ("bert", "\ud800"), ("loss", []), ("precision", {}), ("spec_augment", 1),
+        ("dataset", None), ("data", "a\0b"), ("text_encoder", "\ud800"), ("loss", []), ("precision", {}),
+        ("spec_augment", 1),
         ("clip_norm", 1e39), ("batch_size", True), ("encoders", ["frozen"]),
     ],
 )  # fmt: skip
@@ -265,7 +268,7 @@ def test_weights_that_are_not_finite(bert_folder: Path, tmp_path: Path) -> None:
         weights["embeddings.word_embeddings.weight"][1, 2] = bad
         save_file(weights, bert_folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(InputError, match=r"got .*/bert: a file with NaN or inf in embeddings\.word_embeddings"):
-            bert.pretrained(str(bert_folder))
+            text.published(str(bert_folder))
         with pytest.raises(InputError, match=r"expected finite weights in .*, got NaN or inf in embeddings\.word_emb"):
             load_weights(bert_folder / "model.safetensors", weights)
         torch.save({"model": {"bn0.weight": torch.tensor([1.0, bad])}}, tmp_path / "a.pth")

@@ -15,7 +15,6 @@ from reference_model.data.dataset import captions_of, read_split
 from reference_model.evaluation import evaluate
 from reference_model.evaluation import metrics as evaluation
 from reference_model.evaluation.metrics import NotFinite, split_metrics
-from reference_model.models.bert import tokenize
 from reference_model.models.dual_encoder import saved_model
 from reference_model.models.features import compute_features
 from reference_model.runtime.devices import make_accelerator
@@ -76,10 +75,10 @@ def test_a_run_is_measured_again_on_its_own_data_and_elsewhere(trained: Path, co
 
 def test_metrics_and_diagnosis_are_those_of_the_embeddings(trained: Path, corpus: Path) -> None:
     config, accelerator = Config.read(trained / "config.json"), make_accelerator("no")
-    model, tokenizer = saved_model(config, trained)
+    model = saved_model(config, trained)
     model.to(accelerator.device)
     clips = read_split(corpus, "Synthetic", "test")
-    features = compute_features(model, clips, tokenize(tokenizer, captions_of(clips)), config, accelerator)
+    features = compute_features(model, clips, model.text_encoder.tokenize(captions_of(clips)), config, accelerator)
     audio, text = evaluate.embeddings(model.heads, features, accelerator)
     assert (audio.shape, text.shape, audio.requires_grad) == ((6, 256), (30, 256), False)
     metrics, diagnosis = evaluate.evaluate(model.heads, features, accelerator)

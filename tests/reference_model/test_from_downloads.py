@@ -76,7 +76,7 @@ def test_with_the_published_encoders(prepared: Callable[[str], Path], command_li
     folder, audio, bert = prepared("Clotho"), Path("ResNet38_mAP=0.434.pth"), Path("bert")
     torch.save(panns(ResNet38()), audio)
     save_bert(bert, ["a tone of 200 hertz, hissing"] * 2)
-    encoders = ("--audio-checkpoint", audio, "--bert", bert, *SMALL)
+    encoders = ("--audio-checkpoint", audio, "--text-encoder", bert, *SMALL)
     command_line("train", "--experiment", "clotho-frozen-nt_xent", *encoders)
     run, name = Path("runs/clotho-frozen-nt_xent-seed-0"), "conv_block_after1.conv2.weight"
     metrics = json.loads((run / "metrics.json").read_text())

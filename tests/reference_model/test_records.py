@@ -13,7 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.manifest import read_manifest
-from reference_model.models import bert
+from reference_model.models import text
 from reference_model.models.panns import read_panns
 from reference_model.runtime.records import read_json
 from reference_model.runtime.tensors import load_record, load_tensors
@@ -69,8 +69,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "a.safetensors": load_tensors,
     "b.safetensors": load_record,
     "ResNet38.pth": read_panns,
-    "bert/config.json": lambda path: bert.pretrained(str(path.parent)),
-    "bert/model.safetensors": lambda path: bert.untrained(path.parent),
+    "bert/config.json": lambda path: text.published(str(path.parent)),
+    "bert/model.safetensors": lambda path: text.saved(path.parent, pooling="first"),
 }
 
 

@@ -84,8 +84,8 @@ writers = {
     "torch": lambda path: files.atomic_write(path, lambda beside: torch.save({"x": torch.zeros(9000)}, beside)),
     "wav": lambda path: files.atomic_write(path, lambda b: soundfile.write(b, numpy.zeros(9000), 8000, format="WAV")),
     "png": lambda path: write_figure(path, Figure()),
-    "saved BERT": lambda path: files.atomic_folder(path, lambda beside: bert.save(beside, encoder, tokenizer)),
-    "BERT": lambda path: files.atomic_folder(path, lambda b: bert.save_pretrained(b, encoder.bert, tokenizer)),
+    "saved BERT": lambda path: files.atomic_folder(path, encoder.save),
+    "BERT": lambda path: files.atomic_folder(path, lambda b: bert.save_pretrained(b, encoder.model, tokenizer)),
 }
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))

@@ -34,7 +34,11 @@ def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
         sampler = DistributedBatchSampler(BatchSampler(order, 8, drop_last=True), 0, 1)
         loader = batches.WaveformBatches(pairs, sampler, workers, torch.device("cpu"))
         return [
-            (batch["text"]["input_ids"].flatten().tolist(), batch["ids"].tolist(), batch["audio"]["waveforms"])
+            (
+                batch["text"]["text"]["input_ids"].flatten().tolist(),
+                batch["ids"].tolist(),
+                batch["audio"]["audio"]["waveforms"],
+            )
             for batch in loader.from_step(step)
         ]
 

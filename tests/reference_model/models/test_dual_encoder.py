@@ -1,50 +1,26 @@
 """The encoders of each model, the heads on them, frozen and fine-tuned, and one training step at full size."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from crossmodal_losses import NTXent
-from reference_model.config import Config, Size
+from reference_model.config import Config
 from reference_model.data.batches import pad_tokens
-from reference_model.models import bert as text_encoder
+from reference_model.models.bert import train_tokenizer
 from reference_model.models.dual_encoder import DualEncoder, Heads, new_model
-from reference_model.models.encoders import MODELS, ModelSpec
 from reference_model.models.resnet38 import ResNet38
+from reference_model.models.text import TextEncoder
 
 CAPTIONS = ["A low hum", "A high hum and a click", "Two clicks", "Nothing but hiss"]
 
 
-def batch(tokens: list[list[int]], samples: int) -> dict[str, torch.Tensor]:
+def batch(tokens: list[list[int]], samples: int) -> dict[str, Any]:
     waveforms = 0.1 * torch.randn(len(tokens), samples, generator=torch.Generator().manual_seed(0))
-    return {"waveforms": waveforms, **pad_tokens(tokens)}
-
-
-# The encoders of each model: built anew, from published weights and from a folder by their entry in MODELS alone.
-
-
-@pytest.mark.parametrize("spec, size", [(MODELS["full"], 2048), (MODELS["tiny"], 256)], ids=["full", "tiny"])
-def test_the_encoders_of_a_model(spec: ModelSpec, size: int, tmp_path: Path) -> None:
-    """Every cache on disk is named by their settings, which change only together with the features."""
-    assert MODELS.keys() == set(get_args(Size))
-    audio = spec.audio.new(dropout=0.3, spec_augment=True)
-    assert audio.output_size == size
-    assert {block.dropout for block in audio.modules() if hasattr(block, "downsample")} == {0.3}
-    assert json.dumps(spec.audio.front_end) == '{"rate": 32000, "window": 1024, "hop": 320, "mel": [64, 50, 14000]}'
-    encoder, tokenizer = spec.text.new(CAPTIONS, dropout=0.1)
-    activation, tokenizer_settings, longest = settings = spec.text.settings(encoder, tokenizer)
-    assert (activation, tokenizer_settings["model"]["type"], longest) == (["gelu", 4, 1e-12], "WordPiece", 64)
-    spec.text.save(tmp_path, encoder, tokenizer)
-    assert set(spec.text.files) <= {path.name for path in tmp_path.iterdir()}
-    again, same_tokenizer = spec.text.saved(tmp_path)
-    again.load_state_dict(encoder.state_dict())
-    assert spec.text.tokenize(same_tokenizer, CAPTIONS) == spec.text.tokenize(tokenizer, CAPTIONS)
-    assert spec.text.settings(again, same_tokenizer) == settings  # though the tokenizers were used meanwhile
+    return {"audio": {"waveforms": waveforms}, "text": pad_tokens(tokens)}
 
 
 def test_a_head_is_two_linear_layers_with_a_relu_between_them_and_a_norm_of_one() -> None:
@@ -64,8 +40,8 @@ def test_a_head_is_two_linear_layers_with_a_relu_between_them_and_a_norm_of_one(
 @pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
 def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: Any) -> None:
     torch.manual_seed(0)
-    model, tokenizer = new_model(replace(config, encoders=encoders), CAPTIONS)
-    inputs = batch(text_encoder.tokenize(tokenizer, CAPTIONS), 16_000)
+    model = new_model(replace(config, encoders=encoders), CAPTIONS)
+    inputs = batch(model.text_encoder.tokenize(CAPTIONS), 16_000)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     x, y = model(**inputs)
@@ -78,7 +54,7 @@ def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: Any) -> 
     if encoders == "frozen":
         assert not in_encoders  # neither weights nor batch-norm statistics
         model.heads.eval()
-        assert torch.equal(model(inputs["waveforms"])[0], model(inputs["waveforms"])[0])
+        assert torch.equal(model(inputs["audio"])[0], model(inputs["audio"])[0])
     else:
         assert {"audio_encoder.conv_block1.conv1.weight", "audio_encoder.bn0.running_mean"} <= in_encoders
         assert any(name.startswith("text_encoder.bert.encoder.layer.0") for name in in_encoders)
@@ -87,8 +63,9 @@ def test_frozen_encoders_stay_and_heads_learn(config: Config, encoders: Any) -> 
 def test_one_training_step_at_full_size() -> None:
     """ResNet-38 and BERT-base with the paper's heads, new weights: every parameter is reached and moves."""
     torch.manual_seed(0)
-    bert = BertModel(BertConfig(), add_pooling_layer=False)
-    model = DualEncoder(ResNet38(), text_encoder.BertEncoder(bert), frozen=False, constant=False)
+    bert = BertModel(settings := BertConfig(), add_pooling_layer=False)
+    audio = ResNet38()
+    model = DualEncoder(audio, TextEncoder(bert, settings, train_tokenizer(CAPTIONS), "first"))
     assert sum(p.numel() for p in model.parameters()) > 180_000_000
     assert model.heads.audio[0].weight.shape == (2048, 2048)
     assert model.heads.audio[2].weight.shape == (1024, 2048)
@@ -98,9 +75,10 @@ def test_one_training_step_at_full_size() -> None:
     x, y = model(**inputs)
     assert x.shape == y.shape == (2, 1024)
     NTXent()(x, y).backward()
-    before = model.audio_encoder.conv_block_after1.conv2.weight.detach().clone()
+    weight = audio.conv_block_after1.conv2.weight
+    before = weight.detach().clone()
     torch.optim.Adam(model.parameters(), lr=1e-4).step()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    assert not torch.equal(before, model.audio_encoder.conv_block_after1.conv2.weight)
+    assert not torch.equal(before, weight)

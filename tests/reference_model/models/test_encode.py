@@ -30,7 +30,7 @@ class Items(list[Any], Dataset[Any]):  # type: ignore[misc]
 @pytest.fixture(scope="module")
 def model(config: Config) -> DualEncoder:
     torch.manual_seed(0)
-    return new_model(config, ["a low tone, then a high tone"] * 2)[0].eval()
+    return new_model(config, ["a low tone, then a high tone"] * 2).eval()
 
 
 def encoder(model: DualEncoder, workers: int = 0, autocast: Any = nullcontext) -> BatchEncoder:

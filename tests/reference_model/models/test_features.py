@@ -22,11 +22,10 @@ from reference_model.config import Config
 from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
 from reference_model.data.dataset import Clip, captions_of, read_split
 from reference_model.data.manifest import audio_checksums
-from reference_model.models import bert as text_encoder
-from reference_model.models import features
-from reference_model.models.bert import BertEncoder
+from reference_model.models import features, hugging_face
 from reference_model.models.dual_encoder import DualEncoder, new_model
 from reference_model.models.resnet38 import ResNet38
+from reference_model.models.text import TextEncoder
 from reference_model.training.step import Step
 from reference_model.training.trainer import train
 
@@ -40,8 +39,8 @@ def inputs_of(config: Config, split: str, number: int | None = None) -> tuple[Du
     """The model, the first clips of a split, and the tokens of their captions."""
     clips = read_split(config.data, config.dataset, split)[:number]
     torch.manual_seed(0)
-    model, tokenizer = new_model(config, captions_of(clips))
-    return model, clips, text_encoder.tokenize(tokenizer, captions_of(clips))
+    model = new_model(config, captions_of(clips))
+    return model, clips, model.text_encoder.tokenize(captions_of(clips))
 
 
 @pytest.mark.parametrize("loss, one_length", [("nt_xent", True), ("triplet_max", True), ("nt_xent", False)])
@@ -61,14 +60,16 @@ def test_training_on_features_is_training_through_the_encoders(
         assert (len(set(map(len, token_ids))) == 1) == one_length
         order = RandomSampler(token_ids, generator=torch.Generator().manual_seed(3))
         sampler = DistributedBatchSampler(BatchSampler(order, config.batch_size, drop_last=True), 0, 1)
-        batches: features.FeatureBatches | WaveformBatches
+        batches: features.FeatureBatches | features.MixedBatches
         if cached:
             checksums = audio_checksums(config.data, config.dataset, "train", clips)
-            kept = features.cached_features(tmp_path, model, clips, checksums, token_ids, config, accelerator)
+            known = features.cached_features(tmp_path, model, clips, checksums, token_ids, config, accelerator)
+            kept = features.compute_features(model, clips, token_ids, config, accelerator, known)
             batches, step = features.FeatureBatches(kept, sampler), Step(model.heads, config, accelerator)
         else:
             pairs = Pairs(clips, token_ids, config.clip_seconds)
-            batches, step = WaveformBatches(pairs, sampler, 0, accelerator.device), Step(model, config, accelerator)
+            read = WaveformBatches(pairs, sampler, 0, accelerator.device)
+            batches, step = features.MixedBatches(read, {}, token_ids), Step(model, config, accelerator)
         model.train()
         return [step(batch) for _ in range(3) for batch in batches.from_step(0)], model.heads.state_dict()
 
@@ -89,7 +90,7 @@ def test_runs_share_cached_features(frozen: Config, tmp_path: Path) -> None:
     assert len(list((data / "features").iterdir())) == 6  # three splits of audio and of text
     with (
         patch.object(ResNet38, "forward", autospec=True, side_effect=ResNet38.forward) as audio,
-        patch.object(BertEncoder, "forward", autospec=True, side_effect=BertEncoder.forward) as text,
+        patch.object(TextEncoder, "forward", autospec=True, side_effect=TextEncoder.forward) as text,
     ):
         assert {**train(replace(frozen, workers=1), tmp_path / "again"), "config": None} == {**first, "config": None}
         train(replace(frozen, loss="triplet_sum", batch_size=8, learning_rate=1e-4), tmp_path / "other")
@@ -157,5 +158,6 @@ def test_the_names_of_caches_follow_from_weights_settings_and_inputs_alone(
     front_end = {"rate": 32_000, "window": 1024, "hop": 320, "mel": [64, 50, 14_000]}
     sentences = [list(sentence) for sentence in dict.fromkeys(map(tuple, token_ids))]
     audio = name(sha256_of(model.audio_encoder.state_dict()), [front_end, 0.5, precision, "cpu"], ["a", "b"])
-    text = name(sha256_of(model.text_encoder.state_dict()), [precision, "cpu"], sentences)
+    settings = hugging_face.settings_of(model.text_encoder.config)
+    text = name(sha256_of(model.text_encoder.state_dict()), [settings, "first", precision, "cpu"], sentences)
     assert {path.name for path in tmp_path.iterdir()} == {f"audio-{audio}", f"text-{text}"}

@@ -37,15 +37,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResNet38, Path]
 
 def test_from_panns(published: tuple[ResNet38, Path]) -> None:
     encoder, path = published
-    torch.testing.assert_close(from_panns(path).state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(from_panns(ResNet38(), path).state_dict(), encoder.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_sampler_of_this_numpy_and_either_file_format(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "x.pth"
     torch.save({"iteration": 1, "model": {}, "sampler": SAMPLER}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"expected the 239 arrays of ResNet-38 in .* got 0; 239 do not fit"):
-        from_panns(path)
+    with pytest.raises(InputError, match=r"expected the 239 arrays of ResNet38 in .* got 0; 239 do not fit"):
+        from_panns(ResNet38(), path)
 
 
 class Hostile:
@@ -65,10 +65,10 @@ def test_hostile_checkpoints_are_refused_unrun(tmp_path: Path) -> None:
     for hostile in ({"iteration": 1, "model": {}, "sampler": attack}, attack):
         torch.save(hostile, path)
         with pytest.raises(InputError, match=r"NumPy arrays at .*x\.pth, got one that asks for posix\.system"):
-            from_panns(path)
+            from_panns(ResNet38(), path)
         path.write_bytes(pickle.dumps(hostile))
         with pytest.raises(InputError, match=r"truncated or of another format|one that asks for posix"):
-            from_panns(path)
+            from_panns(ResNet38(), path)
     assert not sentinel.exists()
 
 
@@ -77,11 +77,11 @@ def test_wrong_checkpoints_are_refused(published: tuple[ResNet38, Path], tmp_pat
     _, good = published
     path = tmp_path / "x.pth"
     with pytest.raises(InputError, match=r"got no file; it is on Zenodo, record 3987831"):
-        from_panns(path)
+        from_panns(ResNet38(), path)
     for content in (b"", b"this is no checkpoint", good.read_bytes()[:1_000_000]):
         path.write_bytes(content)
         with pytest.raises(InputError, match="got a file that is truncated or of another format"):
-            from_panns(path)
+            from_panns(ResNet38(), path)
     for value, words in (
         ([1, 2], "with the entry 'model' .* got list"),
         ({"weights": 1}, r"with the entry 'model' .* got \['weights'\]"),
@@ -90,4 +90,4 @@ def test_wrong_checkpoints_are_refused(published: tuple[ResNet38, Path], tmp_pat
     ):
         torch.save(value, path)
         with pytest.raises(InputError, match=words):
-            from_panns(path)
+            from_panns(ResNet38(), path)

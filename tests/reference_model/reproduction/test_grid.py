@@ -104,7 +104,11 @@ def test_a_grid_of_other_settings_is_refused(config: Config, tmp_path: Path) -> 
         (rows, {"epochs": 7}, "epochs 2 there, 7 here"),
         (rows, {"precision": "bf16"}, "precision no there, bf16 here"),
         (rows, PROTOCOLS["released"], "frozen_mode eval there, train here; spec_augment False there"),
-        (rows, {"model": "full", "audio_checkpoint": "a", "bert": "b"}, "model tiny there, full here; audio_checkp"),
+        (
+            rows,
+            {"model": "full", "audio_checkpoint": "a", "text_encoder": "b"},
+            "model tiny there, full here; audio_checkp",
+        ),
         (faster, {}, r"learning_rate of audiocaps-frozen-triplet_sum 0\.0001 there, 0\.001 here"),
     ]
     for others, change, words in changes:

@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -25,7 +24,6 @@ from torch import Tensor
 from reference_model import InputError
 from reference_model.data.audio import load_waveform
 from reference_model.models import encode
-from reference_model.models.encoders import BERT, MODELS
 from reference_model.runtime.signals import EXIT_STOPPED
 from reference_model.runtime.tensors import save_tensors
 from reference_model.search import index, retriever
@@ -52,9 +50,9 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded so far."""
     names = []
 
-    def load(path: Path, seconds: float) -> Tensor:
+    def load(path: Path, seconds: float, rate: int) -> Tensor:
         names.append(path.name)
-        return load_waveform(path, seconds)
+        return load_waveform(path, seconds, rate)
 
     monkeypatch.setattr(retriever, "load_waveform", load)
     return names
@@ -298,11 +296,11 @@ def test_an_update_that_was_stopped_continues(
     monkeypatch.setattr(encode, "ENCODING_BATCH", 1)
     embedded = []
 
-    def load(path: Path, seconds: float) -> Tensor:
+    def load(path: Path, seconds: float, rate: int) -> Tensor:
         embedded.append(path.name)
         if len(embedded) == 3:
             signal.raise_signal(number)
-        return load_waveform(path, seconds)
+        return load_waveform(path, seconds, rate)
 
     monkeypatch.setattr(retriever, "load_waveform", load)
     command = ["search", "--run", trained, "--audio", searched, "a low tone"]
@@ -372,12 +370,14 @@ def test_only_new_captions_are_embedded(trained: Path, tmp_path: Path, monkeypat
     """Equal captions are one item."""
     tokenized: list[str] = []
 
-    def tokenize(tokenizer: Any, captions: list[str]) -> list[list[int]]:
-        tokenized.extend(captions)
-        return BERT.tokenize(tokenizer, captions)
-
-    monkeypatch.setitem(MODELS, "tiny", replace(MODELS["tiny"], text=replace(BERT, tokenize=tokenize)))
     model = Retriever.from_pretrained(trained)
+    tokenize = model.model.text_encoder.tokenize
+
+    def listed(captions: list[str]) -> list[list[int]]:
+        tokenized.extend(captions)
+        return tokenize(captions)
+
+    monkeypatch.setattr(model.model.text_encoder, "tokenize", listed)
     file = tmp_path / "captions.txt"
     file.write_text("\ufeffa low tone\r\n\n  a high tone \na low tone\n", encoding="utf-8")
     assert model.caption_index(file).items == tokenized == ["a low tone", "a high tone"]

@@ -132,7 +132,7 @@ def test_other_weights_have_another_index(run: Path, clips: Path) -> None:
     with torch.no_grad():
         other.model.heads.audio.get_parameter("2.bias").add_(1)
     assert other.find_audio("a low tone", clips) != before
-    longer = Retriever(model.model, model.tokenizer, replace(model.config, clip_seconds=1.0))
+    longer = Retriever(model.model, replace(model.config, clip_seconds=1.0))
     longer.find_audio("a low tone", clips)
     assert len(list(clips.with_name("clips.index").glob("*.safetensors"))) == 3
     assert model.find_audio("a low tone", clips) == before
@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_model_is_refused(trained: Path, tmp_path: Path) -> 
 
 
 def test_half_precision_without_a_gpu_is_float32(model: Retriever, clips: Path) -> None:
-    half = Retriever(model.model, model.tokenizer, replace(model.config, precision="fp16"), device="cpu")
+    half = Retriever(model.model, replace(model.config, precision="fp16"), device="cpu")
     paths = sorted(clips.iterdir())
     assert torch.equal(half.embed_audio(paths), model.embed_audio(paths))
 
@@ -325,9 +325,9 @@ def test_the_model_card(trained: Path, config: Config) -> None:
         assert row in rest
     assert "has collapsed" not in card
     assert "**Warning: this model has collapsed.**" in collapsed
-    full = replace(config, model="full", audio_checkpoint="/home/me/a.pth", bert="google/bert", dataset="a\n|b")
+    full = replace(config, model="full", audio_checkpoint="/home/me/a.pth", text_encoder="google/bert", dataset="a\n|b")
     text = model_card(full, None, parameters=1, embedding_size=1)
-    for words in ("| audio_checkpoint | a.pth |", "| bert | google/bert |", "| dataset | a \\|b |"):
+    for words in ("| audio_checkpoint | a.pth |", "| text_encoder | google/bert |", "| dataset | a \\|b |"):
         assert words in text
     for words in ("knows no sound", "/home", config.data):
         assert words not in text

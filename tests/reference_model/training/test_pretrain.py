@@ -21,7 +21,7 @@ from reference_model.config import Config
 from reference_model.data.audio import load_waveform
 from reference_model.data.dataset import Clip, captions_of, read_split
 from reference_model.data.layouts import DATA_SETS, DataSet
-from reference_model.models import bert as text_encoder
+from reference_model.models import bert, text
 from reference_model.models.encoders import TINY_WIDTH
 from reference_model.models.panns import from_panns
 from reference_model.models.resnet38 import ResNet38
@@ -93,7 +93,7 @@ def test_the_audio_file_has_the_layout_of_the_published_one(corpus: Path, learne
     assert weights.keys() == encoder.state_dict().keys() | classifier
     tags = {tag for of_clip in pretrain.read_tags(corpus, "Synthetic", "train").values() for tag in of_clip}
     assert weights["fc_audioset.weight"].shape == (len(tags), 256)
-    loaded = from_panns(out / AUDIO, width=TINY_WIDTH)
+    loaded = from_panns(ResNet38(width=TINY_WIDTH), out / AUDIO)
     assert same(loaded.state_dict(), {name: weights[name] for name in weights.keys() - classifier})
     torch.manual_seed(0)
     assert not torch.equal(loaded.state_dict()["bn0.running_mean"], encoder.state_dict()["bn0.running_mean"])
@@ -105,12 +105,13 @@ def test_the_folder_of_bert_is_read_as_the_published_one(corpus: Path, learned: 
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
     assert {path.name for path in out.iterdir()} == {AUDIO, TEXT, "pretraining.json"}
-    encoder, tokenizer = text_encoder.pretrained(str(out / TEXT))
+    encoder = text.published(str(out / TEXT))
+    tokenizer = encoder.tokenizer
     _, stored = weights_of(out)
-    assert all(torch.equal(value, stored[name]) for name, value in encoder.bert.state_dict().items())
+    assert all(torch.equal(value, stored[name]) for name, value in encoder.model.state_dict().items())
     captions = captions_of(read_split(corpus, "Synthetic", "train"))
-    expected = text_encoder.train_tokenizer(captions)
-    assert text_encoder.tokenize(tokenizer, captions) == text_encoder.tokenize(expected, captions)
+    expected = bert.train_tokenizer(captions)
+    assert text.tokenize(tokenizer, captions) == text.tokenize(expected, captions)
     assert tokenizer.mask_token_id == expected.mask_token_id
     assert encoder.output_size == 128
 
@@ -159,8 +160,8 @@ def test_an_encoder_is_there_whole_or_not_at_all(
     assert half not in {path.name for path in tmp_path.iterdir()}
     assert not list(tmp_path.glob(".*"))
     make(corpus, tmp_path)
-    text_encoder.pretrained(str(tmp_path / TEXT))
-    from_panns(tmp_path / AUDIO, width=TINY_WIDTH)
+    text.published(str(tmp_path / TEXT))
+    from_panns(ResNet38(width=TINY_WIDTH), tmp_path / AUDIO)
 
 
 def test_encoders_of_other_settings_are_refused(corpus: Path, learned: tuple[Path, Losses]) -> None:
@@ -221,7 +222,9 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_learned(
 def test_training_begins_with_them(config: Config, learned: tuple[Path, Losses], tmp_path: Path) -> None:
     """A run of frozen encoders keeps their weights as they are in the files."""
     out, run = learned[0], tmp_path / "run"
-    config = replace(config, encoders="frozen", audio_checkpoint=str(out / AUDIO), bert=str(out / TEXT), epochs=1)
+    config = replace(
+        config, encoders="frozen", audio_checkpoint=str(out / AUDIO), text_encoder=str(out / TEXT), epochs=1
+    )
     trainer.train(config, run, features=tmp_path / "features")
     kept = {**load_file(run / "frozen.safetensors"), **load_file(run / "best.safetensors")}
     audio, text = weights_of(out)
@@ -264,8 +267,8 @@ CLIP_OF = [0, 0, 0, 1, 1, 2]
 
 def test_pairs_of_captions() -> None:
     """Label 0: both of one clip. Label 1: the second is any, of the same clip as well. Long pairs are cut."""
-    tokenizer = text_encoder.train_tokenizer(captions_of(CLIPS))
-    sentences = text_encoder.tokenize(tokenizer, captions_of(CLIPS))
+    tokenizer = bert.train_tokenizer(captions_of(CLIPS))
+    sentences = text.tokenize(tokenizer, captions_of(CLIPS))
     pairs = pretrain.CaptionPairs(CLIPS, tokenizer)
     assert len(pairs) == 6
     torch.manual_seed(0)
@@ -282,7 +285,7 @@ def test_pairs_of_captions() -> None:
     assert set(seen[1]) == {(i, j) for i in range(6) for j in range(6)}
     assert len(seen[1]) / 600 == pytest.approx(0.5, abs=0.06)
     long = [Clip(Path("a.wav"), ("word " * 40, "word " * 41))]
-    pair = pretrain.CaptionPairs(long, text_encoder.train_tokenizer(captions_of(long)))[0]
+    pair = pretrain.CaptionPairs(long, bert.train_tokenizer(captions_of(long)))[0]
     assert len(pair["input_ids"]) == 64
     assert pair["token_type_ids"] == [0] * 42 + [1] * 22
 
@@ -291,12 +294,12 @@ def test_words_are_masked_as_in_bert(fit: Mock) -> None:
     """15 % of the words, never [CLS], [SEP] or padding; of them 80 % read [MASK], 10 % a random word."""
     words = [f"{a}{b}" for a in "bcdfghjklm" for b in "aeiou"]
     clips = [Clip(Path(f"{k}.wav"), (" ".join(words[k : k + 5 + k % 20]),)) for k in range(30)] * 10
-    tokenizer = text_encoder.train_tokenizer(captions_of(clips))
+    tokenizer = bert.train_tokenizer(captions_of(clips))
     torch.manual_seed(0)
     fit.side_effect = None
-    bert = pretrain.train_bert(clips, tokenizer, 2)
+    trained = pretrain.train_bert(clips, tokenizer, 2)
     model, loader, epochs, _, loss_of = fit.call_args.args
-    assert bert is model.bert
+    assert trained is model.bert
     assert epochs == 2
     batches = [batch for _ in range(10) for batch in loader]
     assert len(batches) == 10 * (300 // 32)

@@ -123,14 +123,14 @@ def test_a_collapsed_run_is_marked(config: Config, tmp_path: Path, monkeypatch: 
     config = replace(config, loss="triplet_max", epochs=1)
 
     def collapsed_model(*arguments: Any) -> Any:
-        model, tokenizer = dual_encoder.new_model(*arguments)
+        model = dual_encoder.new_model(*arguments)
         for head in (model.heads.audio, model.heads.text):  # every embedding the same, and no gradient to part them
             last = head[2]
             assert isinstance(last, torch.nn.Linear)
             torch.nn.init.zeros_(last.weight)
             torch.nn.init.ones_(last.bias)
             head.requires_grad_(False)
-        return model, tokenizer
+        return model
 
     monkeypatch.setattr(setup, "new_model", collapsed_model)
     metrics = trainer.train(config, tmp_path / "collapsed")

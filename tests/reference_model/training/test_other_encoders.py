@@ -1,0 +1,147 @@
+"""Runs with other encoders than the paper's, and with one encoder that learns: frozen is cached, runs continue."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from published import panns
+from published_audio import FAMILIES
+from runs import Interrupted, at_step, interrupt
+from safetensors.torch import load_file
+from transformers import RobertaConfig, RobertaModel
+
+from reference_model import InputError
+from reference_model.config import Config
+from reference_model.evaluation.evaluate import evaluate_run
+from reference_model.models.bert import train_tokenizer
+from reference_model.models.cnn14 import Cnn14
+from reference_model.models.encode import BatchEncoder
+from reference_model.models.resnet38 import ResNet38
+from reference_model.models.text import TextEncoder
+from reference_model.search.retriever import Retriever
+from reference_model.training.trainer import train
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of published encoders, small ones with new weights."""
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    for name, make in FAMILIES.items():
+        for part in make():
+            part.save_pretrained(folder / name)
+    tokenizer = train_tokenizer(["a low tone, then a high hiss", "a rumble while a click sounds"] * 2)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    RobertaModel(RobertaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "roberta")
+    tokenizer.save_pretrained(folder / "roberta")
+    torch.save(panns(Cnn14(width=1 / 8)), folder / "Cnn14.pth")
+    return folder
+
+
+def with_encoders(config: Config, folder: Path, audio: str, **changes: Any) -> Config:
+    """The run with an audio encoder and a RoBERTa."""
+    text: dict[str, Any] = {"text_encoder": str(folder / "roberta"), "text_pooling": "mean"}
+    if audio == "panns-cnn14":
+        return replace(config, audio_encoder=audio, audio_checkpoint=str(folder / "Cnn14.pth"), **text, **changes)
+    return replace(config, audio_encoder=str(folder / audio), **text, **changes)
+
+
+@pytest.mark.parametrize("audio", ["panns-cnn14", "clap", "ast", "wav2vec2"])
+def test_a_run_is_trained_evaluated_and_searched(config: Config, encoders: Path, tmp_path: Path, audio: str) -> None:
+    """Fine-tuned; everything that is needed afterwards lies in the folder of the run."""
+    config = with_encoders(config, encoders, audio, epochs=1)
+    metrics = train(config, tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "best.safetensors")
+    assert any(name.startswith("text_encoder.roberta.") for name in weights)
+    assert any(name.startswith("audio_encoder.") for name in weights)
+    assert evaluate_run(tmp_path / "run", split="test", data=None) == metrics["test"]
+    retriever = Retriever.from_pretrained(tmp_path / "run")
+    retriever.save_pretrained(tmp_path / "saved")
+    retriever.save_pretrained(tmp_path / "saved")  # which is recognised as a saved model
+    clips = sorted((Path(config.data) / "Synthetic" / "waveforms" / "test").iterdir())
+    saved = Retriever.from_pretrained(tmp_path / "saved")
+    assert torch.equal(saved.embed_audio(clips), retriever.embed_audio(clips))
+    stored = load_file(tmp_path / "run" / "test_embeddings.safetensors")["audio"]
+    torch.testing.assert_close(saved.embed_audio(clips), stored, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("audio", ["panns-cnn14", "clap"])
+def test_frozen_encoders_run_once(
+    config: Config, encoders: Path, tmp_path: Path, audio: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_encoders(config, encoders, audio, epochs=2, encoders="frozen")
+    first = train(config, tmp_path / "first", features=tmp_path / "features")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(BatchEncoder, "_run", refuse)
+    again = train(config, tmp_path / "again", features=tmp_path / "features")
+    assert {**again, "config": None} == {**first, "config": None}
+
+
+@pytest.mark.parametrize("trained", ["audio", "text"])
+def test_one_encoder_learns_and_the_other_runs_once(
+    config: Config, tmp_path: Path, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the frozen one stay, and its features are those of the cache, in training and in evaluation."""
+    config = replace(config, trained=trained)
+    metrics = train(config, tmp_path / "run", features=tmp_path / "features")
+    frozen = "text" if trained == "audio" else "audio"
+    assert {path.name.split("-")[0] for path in (tmp_path / "features").iterdir()} == {frozen}
+    kept = load_file(tmp_path / "run" / "frozen.safetensors")
+    assert {name.split(".")[0] for name in kept} == {f"{frozen}_encoder"}
+    assert evaluate_run(tmp_path / "run", split="test", data=None) == metrics["test"]
+    encoder = {"text": TextEncoder, "audio": ResNet38}[frozen]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(encoder, "forward", refuse)
+    with at_step(7, interrupt), pytest.raises(Interrupted):
+        train(config, tmp_path / "again", features=tmp_path / "features", checkpoint_minutes=0)
+    again = train(config, tmp_path / "again", features=tmp_path / "features")
+    assert {**again, "config": None} == {**metrics, "config": None}
+
+
+def test_one_encoder_that_learns_beside_features_is_one_beside_the_frozen_encoder(
+    config: Config, tmp_path: Path
+) -> None:
+    """``frozen_mode`` train runs the frozen encoder at every step; without dropout it computes the same features."""
+    config = replace(config, trained="audio", dropout=0.0)
+    cached = train(config, tmp_path / "cached")
+    live = train(replace(config, frozen_mode="train"), tmp_path / "live")
+    for one, other in zip(cached["history"], live["history"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_settings_that_do_not_fit_the_encoders_are_refused(config: Config, encoders: Path) -> None:
+    for change, words in (
+        ({"spec_augment": True}, "expected spec_augment with panns-resnet38 or panns-cnn14 alone, got it with .*clap"),
+        ({"audio_checkpoint": "a.pth"}, "expected no audio_checkpoint but that of panns-resnet38 or panns-cnn14, got "),
+    ):
+        with pytest.raises(InputError, match=words):
+            with_encoders(config, encoders, "clap", **change)
+
+
+def test_a_model_is_read_from_its_folder_alone(config: Config, encoders: Path, tmp_path: Path) -> None:
+    """A run whose encoders were deleted, or whose feature extractor is damaged."""
+    train(with_encoders(config, encoders, "ast", epochs=1), tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings |= {"audio_encoder": "nobody/nothing", "text_encoder": "nobody/nothing"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    assert Retriever.from_pretrained(tmp_path / "run").embed_text(["a low tone"]).shape == (1, 256)
+    (tmp_path / "run" / "audio_encoder" / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"expected settings of an audio encoder in .*run/audio_encoder"):
+        Retriever.from_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "audio_encoder" / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"got no audio_encoder/preprocessor_config\.json"):
+        Retriever.from_pretrained(tmp_path / "run")
