@@ -7,6 +7,7 @@ numbers of clips determine everything.
 import csv
 import io
 import json
+import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -252,6 +253,32 @@ def wavcaps(folder: Path, clips: dict[str, list[Clip]], *, zipped: bool = True) 
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(content)
     return folder
+
+
+def split_archive(archive: Path, size: int) -> list[Path]:
+    """Cut a zip archive into parts of a size, as ``zip -s`` does; return their paths, that of the archive last."""
+    with zipfile.ZipFile(archive) as opened:
+        places, start = [info.header_offset for info in opened.infolist()], opened.start_dir
+    content = bytearray(archive.read_bytes())
+    last = (len(content) - 1) // size
+    position = start
+    for place in places:  # the part of a member, and its place there
+        struct.pack_into("<H", content, position + 34, place // size)
+        struct.pack_into("<L", content, position + 42, place % size)
+        position += 46 + sum(struct.unpack_from("<3H", content, position + 28))
+    end_64 = content.rfind(b"PK\6\6")
+    if end_64 > 0:
+        struct.pack_into("<2L", content, end_64 + 16, end_64 // size, start // size)
+        struct.pack_into("<Q", content, end_64 + 48, start % size)
+        struct.pack_into("<LQL", content, end_64 + 60, end_64 // size, end_64 % size, last + 1)
+    end = content.rfind(b"PK\5\6")
+    assert end // size == last, "expected another size: the end is in one part"
+    struct.pack_into("<2H", content, end + 4, last, start // size)
+    struct.pack_into("<L", content, end + 16, start % size if end_64 < 0 else 2**32 - 1)
+    paths = [*(archive.with_suffix(f".z{number + 1:02d}") for number in range(last)), archive]
+    for number, path in enumerate(paths):
+        path.write_bytes(content[number * size :][:size])
+    return paths
 
 
 def _one_row_a_clip(path: Path, clips: list[Clip]) -> None:

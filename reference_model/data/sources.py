@@ -7,7 +7,6 @@ gives, and no more than ``LARGEST`` bytes of an archive.
 import functools
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Protocol
 from reference_model import reason_of
 from reference_model.data.audio import SUFFIXES
 from reference_model.data.decoding import Fault
+from reference_model.data.zip_archives import Archive
 from reference_model.runtime.files import writing
 from reference_model.runtime.lease import PART
 
@@ -38,17 +38,16 @@ class ZipMember:
     def blocks(self) -> Iterator[bytes]:
         """Yield the unpacked content; any exception means that it cannot be read."""
         archive = _opened(self.archive, self.modified)
-        size = archive.getinfo(self.name).file_size  # no more is ever unpacked
-        if size > LARGEST:
+        if (size := archive.size(self.name)) > LARGEST:
             raise ValueError(f"{size} bytes when unpacked, more than {LARGEST}")
         with archive.open(self.name) as file:
             yield from iter(functools.partial(file.read, _BLOCK), b"")
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(archive: Path, modified: int) -> zipfile.ZipFile:  # noqa: ARG001 - another time, another archive
+def _opened(archive: Path, modified: int) -> Archive:  # noqa: ARG001 - another time, another archive
     """Open an archive; the last one stays open, because reading the list of 260,000 members takes seconds."""
-    return zipfile.ZipFile(archive)
+    return Archive(archive)
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,24 @@
 
 ::
 
-    RAW/json_files/SOURCE/*.json         {"data": [{"id": ..., "caption": ...}, ...]}
-    RAW/Zip_files/SOURCE/SOURCE.zip      or the files that were in it, in any folders; or RAW/waveforms/SOURCE
+    RAW/json_files/SOURCE/*.json       {"data": [{"id": ..., "caption": ...}, ...]}
+    RAW/Zip_files/SOURCE/SOURCE.zip    and its parts SOURCE.z01, SOURCE.z02, ...; or what was in it, in any folders
 
-SOURCE is one of ``SOURCES``; those that are not in ``json_files`` are left out. An id names a sound within its source
-alone, so the clip ``2219`` of SoundBible becomes ``SoundBible_2219.wav``.
+Files may be in ``RAW/waveforms/SOURCE`` too. SOURCE is one of ``SOURCES``; one that is not in ``json_files`` is left
+out. An id names a sound within its source alone, so the clip ``2219`` of SoundBible becomes ``SoundBible_2219.wav``.
 """
 
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from reference_model import InputError, reason_of
+from reference_model import InputError
 from reference_model.data.audio import SUFFIXES, audio_files_in
 from reference_model.data.dataset import Refusals, require_name
 from reference_model.data.sources import DownloadedClip, ZipMember
+from reference_model.data.zip_archives import Archive
 from reference_model.runtime.records import read_json
 
 SOURCES = ("AudioSet_SL", "BBC_Sound_Effects", "FreeSound", "SoundBible")
@@ -92,15 +92,12 @@ def _find_sounds(source: str, places: list[Path]) -> dict[str, list[_Sound]]:
     """Return the sounds of a source: files, or else members of archives; of several formats the one in SUFFIXES first.
 
     Raises:
-        InputError: there are none, or only parts of an archive.
+        InputError: there are none, or an archive cannot be read.
     """
     folders = [path for place in places for path in (place / source, place / f"{source}_flac") if path.is_dir()]
     archives = [path for folder in folders for path in sorted(folder.glob("*.zip"))]
-    split = [path for path in archives if path.with_suffix(".z01").exists()]
-    sounds = _by_stem(member for archive in archives if archive not in split for member in _members(archive))
+    sounds = _by_stem(member for archive in archives for member in _members(archive))
     sounds |= _by_stem((os.path.basename(name), folder / name) for folder in folders for name in audio_files_in(folder))
-    if not sounds and split:
-        raise InputError(f"expected {split[0]} in one piece, got parts beside it; {_join(split[0])}")
     if not sounds:
         where = " or ".join(str(place / source) for place in places)
         raise InputError(
@@ -111,22 +108,9 @@ def _find_sounds(source: str, places: list[Path]) -> dict[str, list[_Sound]]:
 
 def _members(archive: Path) -> Iterator[tuple[str, _Sound]]:
     """Yield the files in an archive with their names, without folders; nothing is unpacked."""
-    try:
-        modified = archive.stat().st_mtime_ns
-        with zipfile.ZipFile(archive) as opened:
-            entries = opened.infolist()
-    except Exception as error:  # whatever is wrong with it
-        got = f"{reason_of(error)}; {_join(archive)}, if it was in parts"
-        raise InputError(f"expected a whole zip archive at {archive}, got {got}") from error
-    if any(entry.volume for entry in entries):
-        raise InputError(f"expected {archive} in one piece, got the last part of several; {_join(archive)}")
-    for entry in entries:
-        yield entry.filename.rpartition("/")[2], ZipMember(archive, entry.filename, modified)
-
-
-def _join(archive: Path) -> str:
-    """Return the command that makes one archive of several parts."""
-    return f"zip -s 0 {archive.name} --out whole.zip, in its folder, joins all parts"
+    modified = archive.stat().st_mtime_ns
+    for member in Archive(archive).members:
+        yield member.filename.rpartition("/")[2], ZipMember(archive, member.filename, modified)
 
 
 def _by_stem(named: Iterable[tuple[str, _Sound]]) -> dict[str, list[_Sound]]:
