@@ -5,11 +5,15 @@ Pools, ties and metrics are those of our own runs: all clips and all captions of
 
 from pathlib import Path
 
+import torch
+
 from reference_model import InputError
-from reference_model.data.dataset import read_split
+from reference_model.data.audio import LONGEST, SAMPLE_RATE, SHORTEST, check_audio
+from reference_model.data.dataset import clip_of_caption, read_split
 from reference_model.evaluation.embedded import EmbeddedSplit, StoredClip, read_embeddings, stored_clips
 from reference_model.evaluation.metrics import Metrics, NotFinite, split_metrics
 from reference_model.evaluation.relevance import read_relevance
+from reference_model.models.clap import Clap
 
 
 def embeddings_of_split(path: Path, data: str, dataset: str | None, split: str) -> EmbeddedSplit:
@@ -35,6 +39,26 @@ def embeddings_of_split(path: Path, data: str, dataset: str | None, split: str) 
             got = "without" if name not in theirs else "with" if name not in ours else "with other captions of"
             raise InputError(f"{expected}, got a file {got} the clip {name!r}")
     return embedded
+
+
+def judge_clap(
+    name: str, data: str, dataset: str, split: str, *, seconds: float, workers: int, relevance: Path | None
+) -> Metrics:
+    """Embed a split with a ClapModel, by name or folder, and compute its metrics; clips are cut to a length.
+
+    Raises:
+        InputError: the model, the data or the table of relevance is not as expected.
+    """
+    if not SHORTEST / SAMPLE_RATE <= seconds <= LONGEST:
+        raise InputError(f"expected clip_seconds from {SHORTEST / SAMPLE_RATE} to {LONGEST}, got {seconds}")
+    clips = read_split(data, dataset, split)
+    if relevance is not None:
+        read_relevance(relevance, stored_clips(clips))  # a wrong one is refused before anything is computed
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = Clap(name, device)
+    check_audio(clip.path for clip in clips)
+    audio, text = model.embed(clips, seconds=seconds, device=device, workers=workers)
+    return judge(EmbeddedSplit(audio, text, clip_of_caption(clips), stored_clips(clips)), relevance)
 
 
 def _captions_by_name(clips: list[StoredClip]) -> dict[str, list[str]]:

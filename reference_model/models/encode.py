@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +11,17 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 from reference_model.data.batches import FrontEnd, data_loader, pad_tokens, read_batches
-from reference_model.models.dual_encoder import DualEncoder
 from reference_model.runtime.signals import raise_if_stop_requested
 
 # Clips or captions; the same for every batch size of training, so that all runs share the features.
 ENCODING_BATCH = 32
+
+
+class Encoders(Protocol):
+    """A model with an encoder of each modality, such as :class:`reference_model.models.dual_encoder.DualEncoder`."""
+
+    audio_encoder: Any  # with a front_end and an output_size
+    text_encoder: Any
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class BatchEncoder:
     Those of equal inputs are equal to the bit where batches, device and precision are equal.
     """
 
-    model: DualEncoder  # on the device, in any mode
+    model: Encoders  # on the device, in any mode
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]  # makes the context of mixed precision
     workers: int  # processes that read audio; clips of a single batch are read in this process

@@ -20,7 +20,7 @@ from grids import small_grid
 from mutations import mutated_bytes, mutated_json, mutated_safetensors
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ClapFeatureExtractor
 
 from reference_model import InputError
 from reference_model.config import Config
@@ -32,6 +32,7 @@ from reference_model.evaluation.judge import judge
 from reference_model.evaluation.metrics import split_metrics
 from reference_model.evaluation.others import write_other
 from reference_model.models import bert, panns, text
+from reference_model.models.clap import read_extractor
 from reference_model.models.features import cached_features
 from reference_model.paper import select_rows
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
@@ -134,6 +135,12 @@ def test_other_models(tmp_path: Path) -> None:
         latex(table)
 
     try_all(path, mutated_json, read)
+
+
+def test_feature_extractor_of_clap(tmp_path: Path) -> None:
+    ClapFeatureExtractor(max_length_s=1).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    try_all(path, mutated_json, lambda: read_extractor(str(tmp_path)), number=300)
 
 
 def test_weights(tmp_path: Path) -> None:

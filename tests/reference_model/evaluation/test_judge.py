@@ -157,16 +157,21 @@ def test_wrong_options_end_in_one_line(tmp_path: Path, command_line: CommandLine
     save_tensors(file, {"audio": torch.eye(2), "text": torch.eye(2), "clip_of_caption": torch.arange(2)})
     evaluate, out = ["evaluate", "--embeddings", file], ["--out", tmp_path / "o.json", "--dataset", "A"]
     for arguments, words in (
-        (["evaluate"], "one of --run, --embeddings, got none"),
-        ([*evaluate, "--run", tmp_path], "one of --run, --embeddings, got --run and --embeddings"),
-        (["evaluate", "--run", tmp_path, "--out", "o.json"], "--out with --embeddings, got it with --run"),
+        (["evaluate"], "one of --run, --model, --embeddings, got none"),
+        ([*evaluate, "--run", tmp_path], "one of --run, --model, --embeddings, got --run and --embeddings"),
+        (["evaluate", "--run", tmp_path, "--out", "o.json"], "--out with --model or --embeddings, got it with --run"),
         ([*evaluate, "--out", "o.json"], "--dataset with --out, got none"),
         ([*evaluate, *out[2:], "--out", "o.txt"], "a name that ends in .json as --out, got o.txt"),
         ([*evaluate, *out, "--name", " "], "a text in UTF-8 as --name, got ' '"),
         ([*evaluate, *out, "--name", "\udc80"], "a text in UTF-8 as --name, got '\\udc80'"),
         ([*evaluate, *out, "--data", tmp_path], "the captions of the test split at"),
         ([*evaluate, "--relevance", tmp_path / "t.csv"], "names and captions of the clips for --relevance, got none"),
+        (["evaluate", "--model", "clap:x"], "--dataset with --model, got none"),
+        (["evaluate", "--model", "clip:x", "--dataset", "A"], "clap:NAME or clap:FOLDER as --model, got clip:x"),
+        (["evaluate", "--model", "clap:", "--dataset", "A"], "clap:NAME or clap:FOLDER as --model, got clap:"),
+        ([*evaluate, "--clip-seconds", 3], "--clip-seconds with --model, got it with --embeddings"),
         ([*evaluate, "--name", "x"], "--name with --out, got it alone"),
+        (["evaluate", "--model", "clap:x", "--dataset", "A"], "--clip-seconds for a data set other than"),
     ):
         result = command_line(*arguments, status=1)
         assert result.stderr.startswith(f"Error: expected {words}"), result.stderr
