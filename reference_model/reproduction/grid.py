@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from reference_model import InputError, reason_of
 from reference_model.config import WITHOUT_EFFECT, Config, Encoders, in_current_form
 from reference_model.data.layouts import clip_seconds
-from reference_model.evaluation.others import OTHERS
+from reference_model.evaluation.others import OTHERS, read_others
 from reference_model.paper import ROW_SETTINGS, Experiment, experiment_name
 from reference_model.run_folder import CONFIG, DIVERGED, METRICS, stored_reason
 from reference_model.runtime import lease
@@ -139,7 +139,11 @@ class Grid:
         return Grid(tables, experiments, sorted({*self.seeds, *other.seeds}), other.settings)
 
     def merge_with_stored(self, out: Path) -> "Grid":
-        """Return this grid merged with the one in the folder, if there is one; refuse a folder of something else."""
+        """Return this grid merged with the one in the folder, if there is one; refuse a folder of something else.
+
+        A damaged record of another model is refused too: the tables could not be made after hours of training.
+        """
+        read_others(out)
         if not (out / GRID).exists():
             if out.exists() and (not out.is_dir() or any(_is_foreign(path) for path in out.iterdir())):
                 expected = "new or a grid's folder"

@@ -179,11 +179,14 @@ def test_other_models_may_be_judged_before_anything_is_trained(tmp_path: Path) -
     assert "|  |  | CLAP†, Synthetic (20 clips, 100 captions) | 1.0 |" in markdown(table)
 
 
-def test_a_damaged_record_of_another_model_is_named(tmp_path: Path) -> None:
+def test_a_damaged_record_of_another_model_is_named_before_anything_is_trained(tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     write_json(tmp_path / "others/a.json", {})
     grid = small_grid(select_rows(["1"]), (0,))
-    with pytest.raises(InputError, match=r"expected the metrics of another model in .*a\.json, got no entry model"):
+    words = r"expected the metrics of another model in .*a\.json, got no entry model"
+    with pytest.raises(InputError, match=words):
+        grid.merge_with_stored(tmp_path)
+    with pytest.raises(InputError, match=words):
         make_table(grid, "1", tmp_path)
 
 
