@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,16 @@ Trained = Literal["both", "audio", "text"]
 # Files of published weights, by the names of PANNs' networks; any other audio encoder has the Hugging Face layout.
 AUDIO_CHECKPOINTS = {"panns-resnet38": "ResNet38_mAP=0.434.pth", "panns-cnn14": "Cnn14_mAP=0.431.pth"}
 WITHOUT_EFFECT = ("data", "workers")  # on the result of a run: where the data is, and how many processes read it
-PAPER_ENCODERS: dict[str, Any] = {"audio_encoder": "panns-resnet38", "text_pooling": "first", "trained": "both"}
-LARGEST = {"clip_seconds": 3600.0, "workers": 1024}  # what the memory and the processes of a machine allow
+# Settings that earlier versions had not, with what they did.
+ADDED_SETTINGS: dict[str, Any] = {
+    "audio_encoder": "panns-resnet38",
+    "text_pooling": "first",
+    "trained": "both",
+    "learn_temperature": False,
+    "queue": 0,
+}
+# What the memory and the processes of a machine allow.
+LARGEST = {"clip_seconds": 3600.0, "workers": 1024, "queue": 2**24}
 LARGEST_FLOAT, LARGEST_INT = 3.4e38, 2**63 - 1  # that torch can hold
 
 
@@ -39,6 +48,8 @@ class Config:
     dataset: str  # AudioCaps, Clotho, Synthetic, or another folder in the same layout
     clip_seconds: float  # the fixed length of a clip; see DATA_SETS in data/layouts.py
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
+    learn_temperature: bool  # of the losses that have one; of sigmoid the bias too
+    queue: int  # embeddings of earlier pairs that are further negatives, in both directions; 0: none, as in the paper
     encoders: Encoders  # table 1, column "Fine-tune"
     trained: Trained  # the encoders that learn where they are fine-tuned; the other one is frozen
     frozen_mode: FrozenMode  # of frozen encoders; train: they drop out, and batch-norm statistics drift
@@ -98,7 +109,9 @@ class Config:
             raise InputError(f"expected clip_norm >= 0, where 0 is no clipping, got {self.clip_norm}")
         if self.gradient_cache_micro_batch is not None and self.gradient_cache_micro_batch < 1:
             raise InputError(f"expected gradient_cache_micro_batch >= 1, got {self.gradient_cache_micro_batch}")
-        for name in ("seed", "workers"):
+        if self.queue and self.gradient_cache_micro_batch is not None:
+            raise InputError("expected a queue or a gradient cache, got both")
+        for name in ("seed", "workers", "queue"):
             if getattr(self, name) < 0:
                 raise InputError(f"expected {name} >= 0, got {getattr(self, name)}")
         if round(self.clip_seconds * SAMPLE_RATE) < SHORTEST:
@@ -135,12 +148,16 @@ class Config:
         """Return the loss of the run."""
         mined = self.loss == "triplet_weighted" and self.weighted_rule == "mined"
         loss = LOSSES["triplet_weighted_mined" if mined else self.loss]
+        names = ("learn_temperature", "learn_bias") if self.learn_temperature else ()
+        learned: dict[str, Any] = {name: True for name in names if name in inspect.signature(loss).parameters}
+        if self.learn_temperature and not learned:
+            raise InputError(f"expected learn_temperature with a loss that has a temperature, got {self.loss}")
         if not loss.objective_type.pairs_once:
-            return loss(direction_weights=self.direction_weights)
+            return loss(direction_weights=self.direction_weights, **learned)
         if self.direction_weights != (1, 1):
             expected = f"expected direction_weights (1, 1) with {self.loss}, which counts every pair once"
             raise InputError(f"{expected}, got {self.direction_weights}")
-        return loss()
+        return loss(**learned)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings by name, as config.json holds them."""
@@ -189,5 +206,5 @@ def in_current_form(stored: Any) -> Any:
         factor = settings.pop("nt_xent_factor")
         settings["direction_weights"] = [1.0, 1.0] if factor == 1 else {"nt_xent": [factor, factor]}
     if "bert" in settings and "text_encoder" not in settings:
-        settings |= {"text_encoder": settings.pop("bert"), **PAPER_ENCODERS}
+        settings |= {"text_encoder": settings.pop("bert"), **ADDED_SETTINGS}
     return settings

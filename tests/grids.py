@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reference_model.config import PAPER_ENCODERS, Config
+from reference_model.config import ADDED_SETTINGS, Config
 from reference_model.paper import PROTOCOLS, ROW_SETTINGS, Experiment, select_rows
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, make_table
@@ -20,7 +20,7 @@ def small_grid(rows: dict[str, list[Experiment]], seeds: Sequence[int]) -> Grid:
     """Return a grid of rows as ``select_rows`` returns them, with the smallest settings."""
     shared = {
         "data": "data", "clip_seconds": 1.0, "model": "tiny",
-        "audio_checkpoint": None, "text_encoder": None, **PAPER_ENCODERS, "epochs": 1, "decay_every": 20,
+        "audio_checkpoint": None, "text_encoder": None, **ADDED_SETTINGS, "epochs": 1, "decay_every": 20,
         "gradient_cache_micro_batch": None, "precision": "no", "workers": 0, **PROTOCOLS["paper"],
     }  # fmt: skip
     return Grid.from_rows(rows, seeds, shared)

@@ -32,10 +32,10 @@ def at_step(number: int, act: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Apply ``act`` to the audio embeddings of a step, counted from 1 over all epochs, before their NT-Xent loss."""
     original, calls = LOSSES["nt_xent"].forward, 0
 
-    def forward(self: PairLoss, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(self: PairLoss, x: Tensor, y: Tensor, ids: Tensor | None = None, **negatives: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return original(self, act(x) if calls == number else x, y, ids)
+        return original(self, act(x) if calls == number else x, y, ids, **negatives)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LOSSES["nt_xent"], "forward", forward)

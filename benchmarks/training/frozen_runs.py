@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks import options
 from benchmarks.measure import Call, interleaved, synchronise
 from benchmarks.results import Record, write_table
-from reference_model.config import PAPER_ENCODERS, Config
+from reference_model.config import ADDED_SETTINGS, Config
 from reference_model.data.batches import DistributedBatchSampler
 from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import Heads
@@ -77,7 +77,7 @@ def config(dataset: str, batch_size: int, loss: str) -> Config:
         seed=0,
         precision="no",
         workers=0,
-        **PAPER_ENCODERS,
+        **ADDED_SETTINGS,
         **PROTOCOLS["paper"],
     )
 

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import click
 
 from reference_model.config import (
+    ADDED_SETTINGS,
     AUDIO_CHECKPOINTS,
-    PAPER_ENCODERS,
     Encoders,
     FrozenMode,
     Pooling,
@@ -72,7 +72,7 @@ run_options = with_options(
     click.option("--model", type=SIZE, default="full", help="full: the paper's sizes; tiny: for two CPU cores."),
     click.option(
         "--audio-encoder",
-        default=PAPER_ENCODERS["audio_encoder"],
+        default=ADDED_SETTINGS["audio_encoder"],
         help=f"{', '.join(AUDIO_CHECKPOINTS)}; or any of Hugging Face by name, or its folder, with its own rate.",
     ),
     click.option(
@@ -88,14 +88,14 @@ run_options = with_options(
     click.option(
         "--text-pooling",
         type=click.Choice(get_args(Pooling)),
-        default=PAPER_ENCODERS["text_pooling"],
+        default=ADDED_SETTINGS["text_pooling"],
         help="What stands for a caption: the output for its first token, or the mean over its tokens.",
     ),
     click.option(
         "--train",
         "trained",
         type=click.Choice(get_args(Trained)),
-        default=PAPER_ENCODERS["trained"],
+        default=ADDED_SETTINGS["trained"],
         help="With fine-tuned encoders: those that learn. Features of the other one are computed once.",
     ),
     click.option("--epochs", type=int, default=EPOCHS, help="Each sees every caption once."),
@@ -108,6 +108,13 @@ run_options = with_options(
         help="What the paper's text says, or what its published code did; the next options change it one by one.",
     ),
     *map(_protocol_option, _PROTOCOL_OPTIONS),
+    click.option("--learn-temperature", is_flag=True, help="Learn the temperature of the loss, and a bias it has."),
+    click.option(
+        "--queue",
+        type=int,
+        default=ADDED_SETTINGS["queue"],
+        help="Embeddings of earlier pairs that are further negatives; captions of one clip are none of each other.",
+    ),
     click.option(
         "--gradient-cache-micro-batch", type=int, help="Pairs embedded at a time: less memory, one more forward pass."
     ),

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reference_model import InputError
+from reference_model.beyond import TABLE as BEYOND
+from reference_model.beyond import TITLES, rows_of_tables
 from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings
-from reference_model.paper import LOSS_NAMES, SEEDS, TABLES, select_rows
+from reference_model.paper import SEEDS, TABLES
 from reference_model.runtime.signals import handle_signals
 
 if TYPE_CHECKING:
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--tables", multiple=True, type=click.Choice(TABLES), default=TABLES, help="One: --tables 1; or both.")
+@click.option(
+    "--tables",
+    multiple=True,
+    type=click.Choice((*TABLES, BEYOND)),
+    default=TABLES,
+    help="One: --tables 1; beyond: losses of later years beside NT-Xent.",
+)
 @click.option("--seeds", multiple=True, type=int, default=SEEDS, help="One or several: --seeds 0 --seeds 1.")
 @click.option(
     "--dataset",
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     help="Only these data sets. One that is not the paper's takes AudioCaps' rows.",
 )
 @click.option("--encoders", multiple=True, type=ENCODERS, help="Only these rows.")
-@click.option("--losses", multiple=True, type=click.Choice(list(LOSS_NAMES)), help="Only these rows.")
+@click.option("--losses", multiple=True, type=click.Choice(list(TITLES)), help="Only these rows.")
 @click.option("--batch-sizes", multiple=True, type=int, help="Only these rows.")
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
 @run_options
@@ -59,7 +67,7 @@ def reproduce(
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
     chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "batch_sizes", "learning_rate")}
     training = {name: options.pop(name) for name in ("jobs", "features", "checkpoint_minutes")}
-    requested = Grid.from_rows(select_rows(tables, **chosen), seeds, run_settings(options))
+    requested = Grid.from_rows(rows_of_tables(tables, **chosen), seeds, run_settings(options))
     whole = requested.merge_with_stored(out)  # with the runs of earlier commands, which the tables show too
     runs = requested.runs(out)
     check_before_training(runs)

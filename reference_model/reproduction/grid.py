@@ -20,6 +20,7 @@ from pydantic import Field, FiniteFloat, with_config
 from typing_extensions import TypedDict
 
 from reference_model import InputError, reason_of
+from reference_model.beyond import settings_of
 from reference_model.config import WITHOUT_EFFECT, Config, Encoders, in_current_form
 from reference_model.data.layouts import clip_seconds
 from reference_model.evaluation.others import OTHERS, read_others
@@ -87,7 +88,10 @@ class Row(TypedDict):
 
     dataset: str
     encoders: Encoders
-    loss: Literal["triplet_sum", "triplet_max", "triplet_weighted", "nt_xent"]  # those with a name in the tables
+    loss: Literal[  # those with a title in the tables
+        "triplet_sum", "triplet_max", "triplet_weighted", "nt_xent",
+        "sup_con", "sigmoid", "nt_xent_learned", "nt_xent_queue",
+    ]  # fmt: skip
     batch_size: int
     learning_rate: FiniteFloat
 
@@ -95,7 +99,7 @@ class Row(TypedDict):
 class GridForm(TypedDict):
     """The content of ``grid.json``."""
 
-    tables: Annotated[dict[Literal["1", "2"], Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    tables: Annotated[dict[Literal["1", "2", "beyond"], Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
     experiments: Annotated[dict[str, Row], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)]
     settings: dict[str, Any]
@@ -127,7 +131,7 @@ class Grid:
 
     def _config(self, row: Experiment, seed: int) -> Config:
         fixed = {"clip_seconds": clip_seconds(row["dataset"], self.settings["clip_seconds"])}
-        return Config(**{**self.settings, **row, **fixed, "seed": seed})
+        return Config(**{**self.settings, **row, **settings_of(row["loss"]), **fixed, "seed": seed})
 
     def merge(self, other: "Grid") -> "Grid":
         """Return the tables, rows and seeds of both grids, with the settings of the other."""

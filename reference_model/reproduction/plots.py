@@ -14,16 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from reference_model.beyond import TITLES as LOSS_TITLES
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
-from reference_model.paper import LOSS_NAMES
 from reference_model.reproduction.table_formats import block_title
 from reference_model.reproduction.tables import Table, TableRow, row_blocks
 from reference_model.training.curves import DPI, show_whole_epochs
 
 # The palette of Okabe and Ito: colour-blind readers can tell its colours apart.
 COLOURS = {"triplet_sum": "#0072B2", "triplet_max": "#E69F00", "triplet_weighted": "#CC79A7", "nt_xent": "#009E73"}
+COLOURS |= {"sup_con": "#56B4E9", "sigmoid": "#D55E00", "nt_xent_learned": "#F0E442", "nt_xent_queue": "#000000"}
 RANKS = (1, 5, 10)  # the k of R@k
 LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def colour_of(loss: str) -> str:
+    """Return the colour of the loss of a row."""
+    return COLOURS.get(loss, "#999999")
 
 
 def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> Figure:
@@ -40,8 +46,8 @@ def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str,
                 np.mean([record["val"][way][f"R@{k}"] for way in DIRECTIONS for k in RANKS]) for record in history
             ]
             for axes, values in ((above, losses), (below, recalls)):
-                axes.plot(epochs, values, style, color=COLOURS.get(loss), label=f"seed {seed}")
-        above.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
+                axes.plot(epochs, values, style, color=colour_of(loss), label=f"seed {seed}")
+        above.set_title(LOSS_TITLES.get(loss, loss), fontsize=10)
         below.set_xlabel("epoch")
         below.legend(fontsize=7)
         for axes in (above, below):
@@ -71,7 +77,7 @@ def _draw_bars(axes: Axes, block: Sequence[TableRow], direction: str) -> None:
     bars_per_row = 2 if any(row["paper"] is not None for row in block) else 1
     width = 0.8 / (len(block) * bars_per_row)
     for place, row in enumerate(block):
-        colour, name = COLOURS[row["loss"]], LOSS_NAMES[row["loss"]]
+        colour, name = colour_of(row["loss"]), LOSS_TITLES[row["loss"]]
         for source, shift in (("ours", 0), ("paper", 1)):
             if row[source] is None:
                 continue
@@ -99,8 +105,8 @@ def plot_similarities(pairs: Mapping[str, Sequence[NDArray[Any]]]) -> Figure:
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
     for axes, (loss, (positives, hardest_negatives)) in zip(panels, pairs.items(), strict=True):
         axes.hist(hardest_negatives, edges, density=True, color="#999999", alpha=0.8, label="hardest negatives")
-        axes.hist(positives, edges, density=True, color=COLOURS.get(loss), alpha=0.6, label="positives")
-        axes.set_title(LOSS_NAMES.get(loss, loss), fontsize=10)
+        axes.hist(positives, edges, density=True, color=colour_of(loss), alpha=0.6, label="positives")
+        axes.set_title(LOSS_TITLES.get(loss, loss), fontsize=10)
         axes.set(xlabel="cosine similarity", yticks=[])
         lowest = min(float(positives.min()), float(hardest_negatives.min()))
         axes.set_xlim(max(-1.0, lowest - 0.05), 1.02)

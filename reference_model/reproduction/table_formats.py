@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from reference_model.beyond import TABLE as BEYOND
+from reference_model.beyond import TITLES as LOSS_TITLES
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
-from reference_model.paper import LEARNING_RATE, LOSS_NAMES
+from reference_model.paper import LEARNING_RATE
 from reference_model.reproduction.grid import FINISHED
 from reference_model.reproduction.tables import RECALL_COLUMNS, Table, TableRow, best_cells, row_blocks
 from reference_model.runtime.markdown import escape
@@ -25,7 +27,8 @@ def caption(table: Table, show_name: Callable[[str], str] = str) -> str:
         for states in (("planned",), ("done",), FINISHED)
     )
     so_far = "" if finished == planned else f"; **{done} of {planned} runs so far**"
-    return f"Table {table['table']}. Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{so_far}."
+    name = "Beyond the paper" if table["table"] == BEYOND else f"Table {table['table']}"
+    return f"{name}. Recalls in %, {over}. {'; '.join(pools) or 'No run has finished'}{so_far}."
 
 
 def notes(table: Table) -> list[str]:
@@ -63,13 +66,15 @@ def _objective(table: Table, row: TableRow) -> str:
     marks = [f"{count} of {planned} {mark}" if planned > 1 else mark for mark, count in counts.items() if count]
     several_rates = len({other["learning_rate"] for other in table["rows"]}) > 1
     star = "*" if several_rates and row["learning_rate"] != LEARNING_RATE else ""
-    return LOSS_NAMES[row["loss"]] + star + (f" ({', '.join(marks)})" if marks else "")
+    return LOSS_TITLES[row["loss"]] + star + (f" ({', '.join(marks)})" if marks else "")
 
 
 def block_title(table: Table, row: TableRow) -> str:
     """Return what the rows of a block have in common, given one of them."""
     if table["table"] == "2":
         return f"{row['dataset']}, batch size {row['batch_size']}"
+    if table["table"] == BEYOND:
+        return f"{row['dataset']}, {row['encoders']}, batch size {row['batch_size']}"
     return f"{row['dataset']}, {row['encoders']}"
 
 
@@ -77,7 +82,7 @@ def _block_columns(table: Table) -> list[str]:
     """Return the headers of the first columns, which are filled only in the first line of a block."""
     if table["table"] == "2":
         return ["Dataset", "Batch size"] if len({row["dataset"] for row in table["rows"]}) > 1 else ["Batch size"]
-    return ["Dataset", "Fine-tune"]
+    return ["Dataset", "Fine-tune", *(["Batch size"] if table["table"] == BEYOND else [])]
 
 
 def _has_paper_rows(table: Table) -> bool:

@@ -110,7 +110,7 @@ def row_blocks(table: Table) -> list[list[TableRow]]:
     """Group the rows that are compared: same data set and encoders, in table 2 also the same batch size."""
     blocks: dict[Any, list[TableRow]] = {}
     for row in table["rows"]:
-        key = (row["dataset"], row["encoders"], row["batch_size"] if table["table"] == "2" else None)
+        key = (row["dataset"], row["encoders"], row["batch_size"] if table["table"] != "1" else None)
         blocks.setdefault(key, []).append(row)
     return list(blocks.values())
 

@@ -151,12 +151,12 @@ class Trainer:
         scaler, seconds = self.accelerator.scaler, time.monotonic() - self.started
         record = {**vars(self.progress), "seconds": seconds, "scaler": scaler and scaler.state_dict(), **self.origin}
         record |= {"config": self.config.as_dict(), "versions": versions(), "threads": torch.get_num_threads()}
-        path, weights = self.folder / run_folder.CHECKPOINT, self.model.trainable_state_dict()
+        path, weights = self.folder / run_folder.CHECKPOINT, self.model.trainable_state_dict() | self.step.state()
         save_checkpoint(path, weights, self.step.optimizer, record)
 
     def _load_checkpoint(self) -> None:
         config, folder = self.config, self.folder
-        path, weights = folder / run_folder.CHECKPOINT, self.model.trainable_state_dict()
+        path, weights = folder / run_folder.CHECKPOINT, self.model.trainable_state_dict() | self.step.state()
         record = load_checkpoint(path, weights, self.step.optimizer)
         if record["frozen"] != self.origin["frozen"]:
             raise InputError(

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from runs import CommandLine
 
 from reference_model.cli.app import main
-from reference_model.config import PAPER_ENCODERS, Config
+from reference_model.config import ADDED_SETTINGS, Config
 from reference_model.data.corpus import Corpus
 from reference_model.data.synthetic import synthesize
 from reference_model.paper import PROTOCOLS
@@ -50,7 +50,7 @@ def config(corpus: Path) -> Config:
         seed=0,
         precision="no",
         workers=0,
-        **PAPER_ENCODERS,
+        **ADDED_SETTINGS,
         **PROTOCOLS["paper"],
     )
 

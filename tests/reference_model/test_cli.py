@@ -14,7 +14,7 @@ from runs import CommandLine
 
 from reference_model import InputError
 from reference_model.cli.app import main
-from reference_model.config import PAPER_ENCODERS, Config
+from reference_model.config import ADDED_SETTINGS, Config
 from reference_model.paper import PROTOCOLS
 from reference_model.training import trainer
 
@@ -130,7 +130,7 @@ def test_an_experiment_says_everything(command_line: CommandLine, seen: Seen) ->
     assert (run, elsewhere) == (Path("runs/clotho-frozen-triplet_weighted-seed-2"), Path("there"))
     assert plain == Config(
         data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_weighted", encoders="frozen",
-        model="full", audio_checkpoint="ResNet38_mAP=0.434.pth", text_encoder="bert-base-uncased", **PAPER_ENCODERS,
+        model="full", audio_checkpoint="ResNet38_mAP=0.434.pth", text_encoder="bert-base-uncased", **ADDED_SETTINGS,
         batch_size=24, learning_rate=5e-5, epochs=50, decay_every=20,
         gradient_cache_micro_batch=None, seed=2, precision="no", workers=2, **PROTOCOLS["paper"],
     )  # fmt: skip

@@ -13,7 +13,7 @@ from runs import at_step
 from torch import Tensor, nn
 
 from reference_model import InputError
-from reference_model.config import PAPER_ENCODERS, Config
+from reference_model.config import ADDED_SETTINGS, Config
 from reference_model.evaluation.evaluate import evaluate, evaluate_run
 from reference_model.models.dual_encoder import new_model
 from reference_model.models.logmel import SpecAugment
@@ -95,7 +95,7 @@ def test_settings_in_the_older_form_are_read(tmp_path: Path) -> None:
         data="data", dataset="Clotho", clip_seconds=30.0, loss="triplet_max", encoders="frozen", frozen_mode="train",
         spec_augment=True, dropout=0.2, clip_norm=2.0, direction_weights=(1, 1), weighted_rule="mined",
         mask_same_clip=True, select_on="text-to-audio", model="tiny", audio_checkpoint=None, text_encoder=None,
-        **PAPER_ENCODERS, batch_size=24,
+        **ADDED_SETTINGS, batch_size=24,
         learning_rate=1e-4, epochs=50, decay_every=20, gradient_cache_micro_batch=None, seed=2, precision="no",
         workers=2,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def in_the_older_form(path: Path) -> None:
     settings = json.loads(path.read_text())
     settings["nt_xent_factor"], _ = settings.pop("direction_weights")
     settings["bert"] = settings.pop("text_encoder")
-    for name in PAPER_ENCODERS:
+    for name in ADDED_SETTINGS:
         del settings[name]
     names = PROTOCOLS["paper"].keys() - {"direction_weights"} | {"nt_xent_factor"}
     nested = {name: settings.pop(name) for name in names}
@@ -161,7 +161,7 @@ def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: C
         "dataset": "Mine", "clip_seconds": 1.0, "loss": "triplet_max", "encoders": "frozen", "audio_checkpoint": "c",
         "text_encoder": "c", "audio_encoder": "panns-cnn14", "text_pooling": "mean",
         "trained": "audio", "batch_size": 8, "learning_rate": 1e-4, "epochs": 3, "decay_every": 2,
-        "gradient_cache_micro_batch": 4, "seed": 1, "precision": "bf16",
+        "gradient_cache_micro_batch": 4, "seed": 1, "precision": "bf16", "learn_temperature": True, "queue": 8,
     }  # fmt: skip
     changes |= PROTOCOLS["released"]
     for name, value in changes.items():

@@ -145,3 +145,13 @@ def test_a_model_is_read_from_its_folder_alone(config: Config, encoders: Path, t
     (tmp_path / "run" / "audio_encoder" / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match=r"got no audio_encoder/preprocessor_config\.json"):
         Retriever.from_pretrained(tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [{"learn_temperature": True}, {"queue": 20}])
+def test_what_a_loss_keeps_between_steps_is_in_the_checkpoint(config: Config, tmp_path: Path, change: Any) -> None:
+    config = replace(config, **change)
+    whole = train(config, tmp_path / "whole")
+    with at_step(7, interrupt), pytest.raises(Interrupted):
+        train(config, tmp_path / "parts", checkpoint_minutes=0)
+    parts = train(config, tmp_path / "parts")
+    assert {**parts, "config": None} == {**whole, "config": None}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import crossmodal_losses as losses
 from crossmodal_losses import cosine_similarity, nt_xent
+from reference_model import InputError
 from reference_model.config import Config
 from reference_model.paper import PROTOCOLS
-from reference_model.training.step import Step
+from reference_model.training.step import Queue, Step
 
 
 class Given(nn.Module):
@@ -100,3 +101,64 @@ def test_large_gradients_are_clipped_before_the_update(config: Config) -> None:
     assert unclipped > 0.5
     assert gradient_norm(clip_norm=0.5) == pytest.approx(0.5, rel=1e-4)
     assert gradient_norm(clip_norm=2 * unclipped) == pytest.approx(unclipped)
+
+
+def test_a_queue_holds_the_last_pairs() -> None:
+    """Batches that fit, that wrap around, and that are larger than the queue."""
+    queue = Queue(5, 2, torch.device("cpu"))
+    seen: list[int] = []
+    assert queue.negatives() == {}
+    for size in (2, 3, 4, 1, 7):
+        ids = torch.arange(size) + len(seen)
+        x = torch.stack([ids, -ids], 1).float().requires_grad_()
+        queue.push(x, 2 * x, ids)
+        seen += ids.tolist()
+        held = queue.negatives()
+        assert sorted(held["negative_ids_x"].tolist()) == seen[-5:]
+        assert torch.equal(held["negative_ids_x"], held["negative_ids_y"])
+        assert torch.equal(held["negatives_x"][:, 0], held["negative_ids_x"].float())
+        assert torch.equal(held["negatives_y"], 2 * held["negatives_x"])
+        assert not held["negatives_x"].requires_grad
+
+
+class Fixed(nn.Module):
+    """Stands for the dual encoder: parameters of the size of the tiny model's embeddings."""
+
+    def __init__(self, pairs: int) -> None:
+        super().__init__()
+        self.x, self.y = (nn.Parameter(torch.randn(pairs, 256)) for _ in range(2))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
+
+
+def test_earlier_pairs_are_further_negatives(config: Config) -> None:
+    """Captions of one clip are no negatives of each other, in the batch or in the queue."""
+    torch.manual_seed(0)
+    given, batch = Fixed(8), {"audio": {}, "text": {}, "ids": IDS}
+    step = Step(given, replace(config, queue=5), Accelerator(cpu=True))
+    before = [side.detach().clone() for side in (given.x, given.y)]
+    torch.testing.assert_close(step(batch), losses.NTXent()(*before, IDS))
+    now = [side.detach().clone() for side in (given.x, given.y)]
+    ids = {"negative_ids_x": IDS[3:], "negative_ids_y": IDS[3:]}
+    expected = losses.NTXent()(*now, IDS, negatives_x=before[0][3:], negatives_y=before[1][3:], **ids)
+    torch.testing.assert_close(step(batch), expected)
+
+
+@pytest.mark.parametrize("loss, bias", [("nt_xent", []), ("sigmoid", ["learned_bias"])])
+def test_a_temperature_is_learned(config: Config, loss: str, bias: list[str]) -> None:
+    given, batch = Given(len(IDS)), {"audio": {}, "text": {}, "ids": IDS}
+    step = Step(given, replace(config, loss=loss, learn_temperature=True), Accelerator(cpu=True))
+    before = {name: tensor.clone() for name, tensor in step.state().items()}
+    assert [name.rpartition(".")[2] for name in before] == ["exponent_logit", *bias]
+    step(batch)
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in step.state().items())
+
+
+def test_a_loss_without_a_temperature_learns_none(config: Config) -> None:
+    with pytest.raises(
+        InputError, match="expected learn_temperature with a loss that has a temperature, got triplet_max"
+    ):
+        replace(config, loss="triplet_max", learn_temperature=True)
+    with pytest.raises(InputError, match="expected a queue or a gradient cache, got both"):
+        replace(config, queue=4, gradient_cache_micro_batch=4)
