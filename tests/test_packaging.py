@@ -35,7 +35,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The source distribution and the wheel that ``python -m build`` makes of a copy of the checkout."""
     folder = tmp_path_factory.mktemp("published")
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
-    made = {"build", "demo", "dist", "example", "data", "runs"}  # at the top, by the Makefile's targets
+    made = {"build", "demo", "dist", "example", "evidence", "data", "runs"}  # at the top, by the Makefile's targets
     shutil.copytree(
         ROOT, folder / "source", ignore=lambda at, names: {*ignored(at, names), *(made if Path(at) == ROOT else ())}
     )

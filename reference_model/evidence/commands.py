@@ -11,7 +11,7 @@ from reference_model.runtime.signals import handle_signals
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def main() -> None:
-    """The paper's experiment on scenes of real recordings."""
+    """The paper's experiment on scenes of real recordings. `make evidence` does all of it."""
 
 
 @main.command()

@@ -1,20 +1,41 @@
-"""The command line of the evidence, and the results that are kept."""
+"""The evidence as a whole: its command line, what `make evidence` calls, and the results that are kept."""
 
+import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import click
 import pytest
 from click.testing import CliRunner
 from grids import settings
 
 from reference_model import InputError
+from reference_model.cli.app import main as model
 from reference_model.config import Config
 from reference_model.evidence import recordings, results
 from reference_model.evidence.commands import main
 from reference_model.reproduction.grid import Grid
 from reference_model.reproduction.report import write_report
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS: dict[str, click.Group] = {"reference_model": model, "reference_model.evidence": main}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_programs_understand_what_make_evidence_calls_them_with() -> None:
+    made = subprocess.run(
+        ["make", "-n", "evidence", "minilm=a/folder"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    called = []
+    for line in made.stdout.replace("\\\n", " ").splitlines():
+        if " -m reference_model" in line:
+            program, command, *arguments = shlex.split(line.partition(" -m ")[2])
+            PROGRAMS[program].commands[command].make_context(command, arguments)
+            called.append(command)
+    assert called == ["recordings", *["synthesize"] * 3, *["pretrain"] * 2, *["reproduce"] * 4, "keep"]
 
 
 def test_the_command_that_makes_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
