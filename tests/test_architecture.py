@@ -44,6 +44,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "reference_model.training.setup": "data and seeds of a run are tested with the run, in test_trainer.py",
     "reference_model.training.curves": "the curves are drawn and tested with what is monitored, in test_monitor.py",
     "reference_model.search.model_card": "the card of a saved model is tested with it, in test_retriever.py",
+    "reference_model.reproduction.launchers": "both launchers are tested, in test_local_jobs.py and test_slurm_jobs.py",
     "reference_model.reproduction.cost": "the runs of a grid are planned with their cost, in test_grid.py",
     "docs.conf": "the site is built with these settings in test_site.py",
     "reference_model.reproduction.table_formats": "the numbers and their formats are tested in test_tables.py",

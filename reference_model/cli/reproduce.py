@@ -1,20 +1,49 @@
 """Commands of the paper's tables: ``reproduce`` and ``report``."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from reference_model import InputError
 from reference_model.beyond import TABLE as BEYOND
 from reference_model.beyond import TITLES, rows_of_tables
-from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings
+from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings, with_options
 from reference_model.paper import SEEDS, TABLES
 from reference_model.runtime.signals import handle_signals
 
 if TYPE_CHECKING:
     from reference_model.reproduction.grid import Run
+    from reference_model.reproduction.launchers import Launcher
+
+# What a job asks Slurm for.
+_SLURM = ("partition", "gpus", "hours", "cpus", "memory", "slurm")
+_TAKEN = ("array", "error", "job-name", "open-mode", "output", "requeue", "signal", "time")  # options of sbatch
+_launcher_options = with_options(
+    click.option(
+        "--launcher",
+        type=click.Choice(["local", "slurm"]),
+        default="local",
+        help="local: processes of this machine. slurm: jobs of a cluster, for which the next options are.",
+    ),
+    click.option("--partition", show_default="the cluster's", help="Where jobs run."),
+    click.option("--gpus", type=click.IntRange(0), default=1, help="Of a job."),
+    click.option("--hours", type=click.FloatRange(0, min_open=True), default=12.0, help="Until a job is put back."),
+    click.option("--cpus", type=click.IntRange(1), show_default="--workers + 1", help="Cores of a job."),
+    click.option(
+        "--memory", type=click.FloatRange(0, min_open=True), show_default="the cluster's", help="GB of a job."
+    ),
+    click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="Other options of sbatch: --slurm account=lab."),
+    click.option(
+        "--jobs",
+        type=click.IntRange(1),
+        show_default="1; of slurm, as many as there is room for",
+        help="Runs at a time, each in its own process.",
+    ),
+)
 
 
 @click.command()
@@ -37,7 +66,7 @@ if TYPE_CHECKING:
 @click.option("--batch-sizes", multiple=True, type=int, help="Only these rows.")
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
 @run_options
-@click.option("--jobs", type=click.IntRange(1), default=1, help="Runs to train at a time, each in its own process.")
+@_launcher_options
 @click.option("--plan", "plan_only", is_flag=True, help="Show the runs, their states, hours and disk; train nothing.")
 @click.option("--retry-failed", is_flag=True, help="Train those again that ended in an error.")
 @click.option("--out", type=FOLDER, default="results", help="Where to put the runs, the tables and the report.")
@@ -52,21 +81,28 @@ def reproduce(
         python -m reference_model reproduce --tables 2      and later the other: what both share is run once
 
     A row that stands in both tables is run once, and a finished run is not repeated. It can be stopped and started
-    again at any time, and the same command may be at work on several GPUs or machines that see the same --out: each
-    takes the next run that nobody is at. --jobs N trains N runs at a time here, which small models and frozen encoders
-    gain by. A run that ends in an error is recorded, and the others go on.
+    again at any time, and the same command may be at work on several machines that see the same --out: each takes the
+    next run that nobody is at. --jobs N trains N runs at a time here, one on each GPU, or several, which small models
+    and frozen encoders gain by. A run that ends in an error is recorded, and the others go on.
+
+    \b
+    On a cluster with Slurm every run is a job of one array, and this command shows how far they are:
+        python -m reference_model reproduce --launcher slurm --partition gpu --gpus 1 --hours 12 --slurm account=lab
+    A job saves its run before --hours are over, or when it is preempted, and goes back into the queue. Ctrl-C cancels
+    the jobs, and they save their runs too. If the command ends otherwise they go on, and the same command finds them.
 
     --out receives table_1 and table_2 as .md, .tex, .json and .png, claims.md, report.html, and a folder for each run.
     """
     from reference_model.reproduction.cost import estimate
     from reference_model.reproduction.grid import Grid, plan
     from reference_model.reproduction.report import write_tables
-    from reference_model.reproduction.workers import check_before_training, train_all
+    from reference_model.reproduction.schedule import check_before_training, train_all
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
     chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "batch_sizes", "learning_rate")}
-    training = {name: options.pop(name) for name in ("jobs", "features", "checkpoint_minutes")}
+    launching = {name: options.pop(name) for name in ("launcher", "jobs", *_SLURM, "features", "checkpoint_minutes")}
+    _check_launcher(launching["launcher"], launching["slurm"])
     requested = Grid.from_rows(rows_of_tables(tables, **chosen), seeds, run_settings(options))
     whole = requested.merge_with_stored(out)  # with the runs of earlier commands, which the tables show too
     runs = requested.runs(out)
@@ -76,12 +112,50 @@ def reproduce(
             run.failure_file.unlink(missing_ok=True)
     click.echo(plan(whole, out))
     with handle_signals():
-        click.echo(estimate(runs, jobs=training["jobs"], out=out))
+        if launching["launcher"] == "local":  # a cluster's nodes are other machines than this one
+            click.echo(estimate(runs, jobs=launching["jobs"] or 1, out=out))
         if plan_only:
             return
+        launcher = _launcher(out, options["workers"], **launching)
         whole.write(out)
-        train_all(runs, on_finished=lambda: write_tables(Grid.read(out), out), **training)
+        train_all(runs, launcher, on_finished=lambda: write_tables(Grid.read(out), out))
     _write_results(runs, out)
+
+
+def _check_launcher(launcher: str, others: tuple[str, ...]) -> None:
+    """Refuse options of Slurm for this machine, and options of sbatch that the launcher sets itself."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in _SLURM if source(name) is not ParameterSource.DEFAULT]
+    if launcher == "local" and given:
+        raise InputError(f"expected --{given[0]} with --launcher slurm, got it with --launcher local")
+    for other in others:
+        name = other.partition("=")[0]
+        if not re.fullmatch(r"[a-z][a-z-]*(=[^\n]+)?", other) or name in _TAKEN:
+            expected = f"expected --slurm KEY=VALUE, or KEY, of an option of sbatch other than {', '.join(_TAKEN)}"
+            raise InputError(f"{expected}, got {other!r}")
+
+
+def _launcher(
+    out: Path,
+    workers: int,
+    *,
+    launcher: str,
+    jobs: int | None,
+    slurm: tuple[str, ...],
+    cpus: int | None,
+    **options: Any,
+) -> "Launcher":
+    """Return what starts the jobs."""
+    from reference_model.reproduction.local_jobs import LocalLauncher
+    from reference_model.reproduction.slurm_jobs import SlurmLauncher, SlurmSettings
+
+    asked = {name: options.pop(name) for name in ("partition", "gpus", "hours", "memory")}
+    if launcher == "local":
+        return LocalLauncher(out, jobs or 1, **options)
+    others: dict[str, str | bool] = {}
+    for name, equals, value in (other.partition("=") for other in slurm):
+        others[name] = value if equals else True
+    return SlurmLauncher(out, SlurmSettings(cpus=cpus or workers + 1, others=others, **asked), jobs, **options)
 
 
 def _write_results(runs: "list[Run]", out: Path) -> None:

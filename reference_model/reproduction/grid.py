@@ -68,9 +68,9 @@ class Run:
         """Return whether the state is one of :data:`FINISHED`, without looking at the lock."""
         return any(path.exists() for path in (self.folder / METRICS, self.folder / DIVERGED, self.failure_file))
 
-    def record_failure(self, error: BaseException | str) -> None:
-        """Record the error with its traceback, the time and the machine; the state is then "failed"."""
-        lines = [] if isinstance(error, str) else traceback.format_exception(error)
+    def record_failure(self, error: BaseException | str, *, log: str = "") -> None:
+        """Record the error, its traceback or the end of a log, the time and the machine; the state is then "failed"."""
+        lines = [log] if isinstance(error, str) else traceback.format_exception(error)
         reason = error if isinstance(error, str) else str(error).strip() or type(error).__name__
         self.failure_file.parent.mkdir(parents=True, exist_ok=True)
         when = time.strftime("%Y-%m-%d %H:%M:%S")

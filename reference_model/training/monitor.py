@@ -78,7 +78,7 @@ class Monitor:
     """Follows one run, of ``steps`` an epoch, as the trainer changes its progress; only the main process writes."""
 
     def __init__(
-        self, config: Config, folder: Path, progress: Progress, steps: int, *, position: int, is_main: bool
+        self, config: Config, folder: Path, progress: Progress, steps: int, *, show_bar: bool, is_main: bool
     ) -> None:
         self.config, self.folder, self.progress, self.steps = config, folder, progress, steps
         self.unfetched: list[Tensor] = []  # losses of the last steps
@@ -87,7 +87,7 @@ class Monitor:
         self.board = SummaryWriter(str(folder / TENSORBOARD), purge_step=done + 1) if is_main else None
         name, total = f"{config.loss}, seed {config.seed}", config.epochs * steps
         # disable=None would hide the bar where nobody watches, and a log keeps it.
-        self.bar = tqdm(None, name, total, initial=done, unit="step", position=position, disable=not is_main)
+        self.bar = tqdm(None, name, total, initial=done, unit="step", disable=not (is_main and show_bar))
 
     def close(self) -> None:
         """Remove the progress bar and close TensorBoard's file."""
@@ -136,10 +136,11 @@ class Monitor:
             return
         config, history, name = self.config, self.progress.history, self.folder.name
         record = history[-1]
-        self._add_to_board("learning_rate", record["learning_rate"], int(self.bar.n))
+        step = record["epoch"] * self.steps
+        self._add_to_board("learning_rate", record["learning_rate"], step)
         for group, values in {**record["val"], "diagnosis": record["diagnosis"]}.items():
             for key, value in values.items():
-                self._add_to_board(f"{group}/{key}", value, int(self.bar.n))
+                self._add_to_board(f"{group}/{key}", value, step)
         plot_curves(self.folder / CURVES, history, title=f"{config.dataset}, {config.loss}, seed {config.seed}")
         log.info("%s, epoch %d: loss %.4f; val %s", name, record["epoch"], record["loss"], summary(record["val"]))
         if record["diagnosis"]["collapsed"]:

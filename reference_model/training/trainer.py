@@ -42,7 +42,12 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, folder: Path, *, features: Path | None = None, checkpoint_minutes: float = 10.0, position: int = 0
+    config: Config,
+    folder: Path,
+    *,
+    features: Path | None = None,
+    checkpoint_minutes: float = 10.0,
+    show_bar: bool = True,
 ) -> dict[str, Any]:
     """Train a run, or continue it, and return the content of ``metrics.json``; a finished run is only read.
 
@@ -51,7 +56,7 @@ def train(
         folder: the folder of the run: new, or of this very run.
         features: the folder of the features of constant encoders; None: in the folder of the data set.
         checkpoint_minutes: a checkpoint is written so often, and when the steps of an epoch are done.
-        position: the line of the progress bar, where several runs share a screen.
+        show_bar: show a progress bar; a log keeps every state of it.
 
     Raises:
         InputError: the data, the folder or a checkpoint is not as expected; nothing is lost.
@@ -67,7 +72,7 @@ def train(
             return stored_metrics(folder)
         with log_to_folder(folder, is_main=accelerator.is_main_process), handle_signals():
             features = features or Path(config.data) / config.dataset / "features"
-            return Trainer(config, folder, accelerator, features, checkpoint_minutes * 60).run(position)
+            return Trainer(config, folder, accelerator, features, checkpoint_minutes * 60).run(show_bar)
 
 
 class Trainer:
@@ -91,7 +96,7 @@ class Trainer:
         if (folder / run_folder.CHECKPOINT).exists():
             self._load_checkpoint()
 
-    def run(self, position: int) -> dict[str, Any]:
+    def run(self, show_bar: bool) -> dict[str, Any]:
         """Train all epochs, measure the best one on the test set, and return the content of ``metrics.json``."""
         config, folder, progress, steps = self.config, self.folder, self.progress, len(self.batches)
         processes = self.accelerator.num_processes
@@ -99,7 +104,7 @@ class Trainer:
             "%s: %d epochs of %d steps on %s, %d process%s",
             *(folder, config.epochs, steps, self.accelerator.device, processes, "" if processes == 1 else "es"),
         )
-        with closing(Monitor(config, folder, progress, steps, position=position, is_main=self.is_main)) as monitor:
+        with closing(Monitor(config, folder, progress, steps, show_bar=show_bar, is_main=self.is_main)) as monitor:
             try:
                 while progress.epoch <= config.epochs:
                     self._train_epoch(monitor)

@@ -98,7 +98,7 @@ def test_with_the_published_encoders(prepared: Callable[[str], Path], command_li
 def test_from_raw_downloads_to_both_tables_and_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: CommandLine
 ) -> None:
-    """The commands of reference_model/README.md, with two losses, one seed, and enough clips for the largest batch."""
+    """The commands of reference_model/README.md, with one loss, one seed, and enough clips for the largest batch."""
     downloads = tmp_path / "downloads"
     miniature.clotho(downloads / "Clotho")
     miniature.aac_datasets_audiocaps(downloads, (130, 4, 4))
@@ -106,13 +106,13 @@ def test_from_raw_downloads_to_both_tables_and_the_report(
     for dataset, raw in (("Clotho", downloads / "Clotho"), ("AudioCaps", downloads)):
         command_line("prepare", "--dataset", dataset, "--raw", raw, "--workers", 0)
     made = command_line(
-        "reproduce", "--seeds", 0, "--losses", "triplet_max", "--losses", "nt_xent", "--model", "tiny",
+        "reproduce", "--seeds", 0, "--losses", "triplet_max", "--model", "tiny",
         "--epochs", 1, "--workers", 0, "--clip-seconds", 1, "--jobs", 2,
     )  # fmt: skip
     results = Path("results")
     runs = {path.parent.name.removesuffix("-seed-0") for path in results.glob("runs/*/metrics.json")}
-    assert len(runs) == 10
-    for table, rows in (("1", 8), ("2", 4)):
+    assert len(runs) == 5
+    for table, rows in (("1", 4), ("2", 2)):
         found = json.loads((results / f"table_{table}.json").read_text())
         assert len(found["rows"]) == rows
         assert {row["experiment"] for row in found["rows"]} <= runs
@@ -121,7 +121,7 @@ def test_from_raw_downloads_to_both_tables_and_the_report(
         text = (results / f"table_{table}.md").read_text()
         assert text in made.output
         assert "AudioCaps: 4 test clips (957 in the paper), 20 captions" in text
-        assert "| paper | 19.2 ± 0.4 |" in text
+        assert "| paper | 19.9 ± 0.2 |" in text
     assert "Clotho: 4 test clips (1045 in the paper), 20 captions" in (results / "table_1.md").read_text()
     assert "Triplet-max\\*" in (results / "table_1.md").read_text()  # its learning rate on Clotho
     assert (results / "report.html").read_text().count("<audio") > 20

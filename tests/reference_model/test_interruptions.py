@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import train_arguments
+from runs import at_step, train_arguments
+from torch import Tensor
 
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.models import features
 from reference_model.paper import PROTOCOLS
+from reference_model.runtime.lease import Busy
 from reference_model.runtime.signals import EXIT_STOPPED, Stopped
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training.trainer import train
@@ -174,6 +176,26 @@ def test_a_run_goes_on_with_its_own_data_wherever_that_is(
     moved_run, whole = finished(replace(config, data=str(moved)), run), undisturbed(config)
     theirs, ours = (json.loads(files["metrics.json"]) for files in (moved_run, whole))
     assert {**theirs, "config": None} == {**ours, "config": None}
+
+
+def test_a_run_that_was_taken_over_is_left_alone(config: Config, tmp_path: Path) -> None:
+    """As after a suspension that lasted longer than the lease."""
+    run, taken = tmp_path / "run", tmp_path / "taken"
+
+    def take_over(x: Tensor) -> Tensor:
+        (run / ".lock").unlink()
+        (run / ".lock").write_text("of another process")
+        shutil.copytree(run, taken, ignore=shutil.ignore_patterns("log.txt", "tensorboard"))
+        return x
+
+    frozen = replace(config, encoders="frozen")
+    with at_step(4, take_over), pytest.raises(Busy, match="got it taken over while this process was suspended"):
+        train(frozen, run, features=tmp_path / "features", checkpoint_minutes=0)
+    assert {"checkpoint.safetensors", "frozen.safetensors"} <= {path.name for path in taken.iterdir()}
+    for path in taken.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (run / path.relative_to(taken)).read_bytes()
+    assert "taken over" in (run / "log.txt").read_text()
+    assert not (run / "metrics.json").exists()
 
 
 def test_the_reader_of_the_output_goes_away(config: Config, tmp_path: Path) -> None:

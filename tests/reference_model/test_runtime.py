@@ -386,7 +386,7 @@ PARENT = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 code = f"import sys; sys.platform = {sys.argv[1]!r}; from reference_model.runtime.children import end_with_parent; "
-code += f"end_with_parent(grace={sys.argv[2]})"
+code += "end_with_parent()"
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), exec, (code,))
     print(pool.submit(os.getpid).result(), flush=True)
@@ -395,12 +395,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("platform, grace", [("linux", 0.0), ("other", 0.0), ("linux", 0.5)])
-def test_no_child_outlives_its_parent(tmp_path: Path, platform: str, grace: float) -> None:
+@pytest.mark.parametrize("platform", ["linux", "other"])
+def test_no_child_outlives_its_parent(tmp_path: Path, platform: str) -> None:
     """A pool waits for tasks on a pipe of which it holds both ends: without a watch it would wait for ever."""
     (script := tmp_path / "parent.py").write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(script), platform, str(grace)]
+    command = [sys.executable, str(script), platform]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         child = Path("/proc") / parent.stdout.readline().strip()

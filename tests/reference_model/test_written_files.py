@@ -122,7 +122,7 @@ from types import SimpleNamespace
 import torch
 folder = Path(sys.argv[1])
 config = SimpleNamespace(loss="nt_xent", seed=0, epochs=9, dataset="Synthetic")
-monitor = Monitor(config, folder, Progress(), 1000, position=0, is_main=True)
+monitor = Monitor(config, folder, Progress(), 1000, show_bar=True, is_main=True)
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, limit[1]))
 with log_to_folder(folder, is_main=True):

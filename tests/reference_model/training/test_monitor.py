@@ -29,7 +29,7 @@ def add(monitor: Monitor, *losses: float) -> None:
 
 def test_losses_are_added_up_and_written(config: Config, tmp_path: Path) -> None:
     progress = Progress(epoch=2, step=1, total=4.0)
-    monitor = Monitor(config, tmp_path, progress, 5, position=0, is_main=True)
+    monitor = Monitor(config, tmp_path, progress, 5, show_bar=True, is_main=True)
     add(monitor, 2.0, 1.5)
     assert progress.total == 4.0  # nothing is fetched before it is due
     monitor.fetch_losses()
@@ -47,7 +47,7 @@ def test_losses_are_fetched_every_half_second_and_one_that_is_not_finite_is_name
 ) -> None:
     """In a process that is not the main one, which writes nothing."""
     progress = Progress(epoch=3, step=1, history=[{"epoch": 1}])
-    monitor = Monitor(config, tmp_path, progress, 5, position=0, is_main=False)
+    monitor = Monitor(config, tmp_path, progress, 5, show_bar=True, is_main=False)
     assert not monitor.fetch_is_due()
     monitor.fetched_at -= 0.5
     assert monitor.fetch_is_due()
