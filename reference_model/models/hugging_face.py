@@ -114,7 +114,7 @@ def _architecture(kind: type[PreTrainedConfig], stored: dict[str, Any], source: 
     check_form(stored, _Architecture, "the settings of a model", source)
     declared = _declared(kind)
     settings: dict[str, Any] = {name: stored[name] for name in sorted(declared & stored.keys())}
-    for name, value in _numbers(settings):
+    for name, value in numbers(settings):
         largest = MOST_LAYERS if any(word in name for word in ("layers", "depth", "blocks")) else LARGEST_NUMBER
         if not abs(value) <= largest:
             raise ValueError(f"{value} as {name} in {source}")
@@ -137,7 +137,7 @@ def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
     return settings | {name: settings_of(getattr(config, name)) for name in config.sub_configs}
 
 
-def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def numbers(settings: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the numbers among settings, and in lists among them, with their names."""
     for name, value in settings.items():
         for item in value if isinstance(value, list) else [value]:

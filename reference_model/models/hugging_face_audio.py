@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, PreTrainedConfig, SequenceFeatureExtractor
 
 from reference_model import InputError, reason_of
+from reference_model.data.audio import LONGEST
 from reference_model.data.batches import FrontEnd
 from reference_model.models import hugging_face
 
 FILES = (hugging_face.CONFIG, "preprocessor_config.json")  # in the folder of a saved encoder
 PROBE_SEED = 0  # of the noise with which an encoder is tried
+LARGEST_SIZE = 2**13  # of a window, a transform, or a spectrum
+SIZES = "feature_size", "fft", "window", "mel", "bins"  # words in the names of such settings
 
 
 class Extractor(FrontEnd):
@@ -74,7 +77,7 @@ def published(name: str, *, clip_seconds: float, dropout: float) -> HuggingFaceA
     """
     try:
         config = hugging_face.read_config(name, dropout=dropout)
-        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
+        extractor = _read_extractor(name)
         model, absent = hugging_face.load(name, config, "audio_model")
         return _checked(HuggingFaceAudioEncoder(model, config, extractor), clip_seconds, absent)
     except Exception as error:  # damaged files make the library raise errors of all kinds
@@ -88,11 +91,25 @@ def saved(folder: Path, *, clip_seconds: float) -> HuggingFaceAudioEncoder:
     """Build an encoder with new weights from a folder that ``save`` wrote."""
     try:
         config = hugging_face.read_config(folder)
-        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        extractor = _read_extractor(folder)
         model = hugging_face.tower_of(hugging_face.new(config), "audio_model")
         return _checked(HuggingFaceAudioEncoder(model, config, extractor), clip_seconds, {})
     except Exception as error:  # damaged files make the library raise errors of all kinds
         raise InputError(f"expected settings of an audio encoder in {folder}, got: {reason_of(error)}") from error
+
+
+def _read_extractor(name: str | Path) -> SequenceFeatureExtractor:
+    """Read a feature extractor whose settings are in the range of what a machine can do."""
+    stored = SequenceFeatureExtractor.get_feature_extractor_dict(name)[0]
+    for setting, value in hugging_face.numbers(stored):
+        is_size = any(word in setting for word in SIZES)
+        if not abs(value) <= (LARGEST_SIZE if is_size else hugging_face.LARGEST_NUMBER):
+            raise ValueError(f"{value} as {setting} of a feature extractor")
+    extractor: SequenceFeatureExtractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
+    for length in ("nb_max_samples", "n_samples"):
+        if getattr(extractor, length, 0) > LONGEST * extractor.sampling_rate:
+            raise ValueError(f"a feature extractor of clips of more than {LONGEST} seconds")
+    return extractor
 
 
 def _checked(

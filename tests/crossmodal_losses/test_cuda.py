@@ -62,8 +62,9 @@ def test_odd_sizes_with_ties_in_both_directions(name: str, path: str) -> None:
             twice, ids = torch.arange(B) // 2 * 2, torch.arange(B) // 3
             sides: list[Any] = [torch.randn(B, D, generator=generator)[twice] for _ in range(2)]
             loss = setting.loss(name, path, B, reduction="none")
-            found = results(loss, *(side.to(setting.device).requires_grad_() for side in sides), ids.to(setting.device))
-            exact = LOSSES[name](reduction="none", tile_size=B)
-            expected = results(exact, *(side.double().requires_grad_() for side in sides), ids)
+            x, y = (side.to(setting.device).requires_grad_() for side in sides)
+            found = results(loss, x, y, ids.to(setting.device))
+            x, y = (side.double().requires_grad_() for side in sides)
+            expected = results(LOSSES[name](reduction="none", tile_size=B), x, y, ids)
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * B)

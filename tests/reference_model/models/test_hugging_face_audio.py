@@ -100,3 +100,24 @@ def test_folders_of_other_things_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**settings, "hidden_size": 10**9}))
     with pytest.raises(InputError, match="1000000000 as hidden_size"):
         hugging_face_audio.saved(tmp_path, clip_seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    "family, name, value, words",
+    [
+        ("clap", "fft_window_size", 2**30, "1073741824 as fft_window_size of a feature extractor"),
+        ("ast", "num_mel_bins", 10**5, "100000 as num_mel_bins of a feature extractor"),
+        ("ast", "max_length", float("nan"), "nan as max_length of a feature extractor"),
+        ("clap", "max_length_s", 10**4, "a feature extractor of clips of more than 300 seconds"),
+        ("whisper", "chunk_length", 10**5, "a feature extractor of clips of more than 300 seconds"),
+    ],
+)
+def test_feature_extractors_that_ask_for_too_much_are_refused(
+    family: str, name: str, value: float, words: str, tmp_path: Path
+) -> None:
+    for part in FAMILIES[family]():
+        part.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(InputError, match=words):
+        hugging_face_audio.published(str(tmp_path), clip_seconds=0.5, dropout=0.1)
