@@ -65,6 +65,12 @@ _launcher_options = with_options(
 @click.option("--losses", multiple=True, type=click.Choice(list(TITLES)), help="Only these rows.")
 @click.option("--batch-sizes", multiple=True, type=int, help="Only these rows.")
 @click.option("--learning-rate", type=float, help="Of every run, in place of the tables'.")
+@click.option(
+    "--learning-rates",
+    multiple=True,
+    type=float,
+    help="Several: --learning-rates 1e-4 --learning-rates 1e-3. Each has a grid, and one picture compares them.",
+)
 @run_options
 @_launcher_options
 @click.option("--plan", "plan_only", is_flag=True, help="Show the runs, their states, hours and disk; train nothing.")
@@ -86,6 +92,11 @@ def reproduce(
     and frozen encoders gain by. A run that ends in an error is recorded, and the others go on.
 
     \b
+    How sensitive is a loss to the learning rate?
+        python -m reference_model reproduce --tables 1 --learning-rates 1e-4 --learning-rates 1e-3 --out rates
+    --out then holds a grid for each rate, and learning_rates.png, R@10 over the rate with a line for each loss.
+
+    \b
     On a cluster with Slurm every run is a job of one array, and this command shows how far they are:
         python -m reference_model reproduce --launcher slurm --partition gpu --gpus 1 --hours 12 --slurm account=lab
     A job saves its run before --hours are over, or when it is preempted, and goes back into the queue. Ctrl-C cancels
@@ -95,31 +106,41 @@ def reproduce(
     """
     from reference_model.reproduction.cost import estimate
     from reference_model.reproduction.grid import Grid, plan
-    from reference_model.reproduction.report import write_tables
+    from reference_model.reproduction.learning_rates import rate_folder, refuse_other_folder
     from reference_model.reproduction.schedule import check_before_training, train_all
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
-    chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "batch_sizes", "learning_rate")}
+    chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "batch_sizes")}
+    rate_of_all, rates = options.pop("learning_rate"), sorted(set(options.pop("learning_rates")))
     launching = {name: options.pop(name) for name in ("launcher", "jobs", *_SLURM, "features", "checkpoint_minutes")}
     _check_launcher(launching["launcher"], launching["slurm"])
-    requested = Grid.from_rows(rows_of_tables(tables, **chosen), seeds, run_settings(options))
-    whole = requested.merge_with_stored(out)  # with the runs of earlier commands, which the tables show too
-    runs = requested.runs(out)
+    if rates and rate_of_all is not None:
+        raise InputError("expected --learning-rate or --learning-rates, got both")
+    if rates:
+        refuse_other_folder(out)
+    whole, runs = {}, []
+    for folder, rate in {rate_folder(out, rate): rate for rate in rates}.items() or [(out, rate_of_all)]:
+        rows = rows_of_tables(tables, learning_rate=rate, **chosen)
+        requested = Grid.from_rows(rows, seeds, run_settings(options))
+        whole[folder] = requested.merge_with_stored(folder)  # with runs of earlier commands, which tables show too
+        runs += requested.runs(folder)
     check_before_training(runs)
     if retry_failed and not plan_only:
         for run in runs:
             run.failure_file.unlink(missing_ok=True)
-    click.echo(plan(whole, out))
+    for folder, grid in whole.items():
+        click.echo((f"{folder}\n" if rates else "") + plan(grid, folder))
     with handle_signals():
         if launching["launcher"] == "local":  # a cluster's nodes are other machines than this one
             click.echo(estimate(runs, jobs=launching["jobs"] or 1, out=out))
         if plan_only:
             return
         launcher = _launcher(out, options["workers"], **launching)
-        whole.write(out)
-        train_all(runs, launcher, on_finished=lambda: write_tables(Grid.read(out), out))
-    _write_results(runs, out)
+        for folder, grid in whole.items():
+            grid.write(folder)
+        train_all(runs, launcher, on_finished=lambda: _write_tables(list(whole), out))
+    _write_results(runs, list(whole), out)
 
 
 def _check_launcher(launcher: str, others: tuple[str, ...]) -> None:
@@ -158,18 +179,29 @@ def _launcher(
     return SlurmLauncher(out, SlurmSettings(cpus=cpus or workers + 1, others=others, **asked), jobs, **options)
 
 
-def _write_results(runs: "list[Run]", out: Path) -> None:
-    """Write the tables and the report, and print the tables."""
-    from reference_model.reproduction.grid import Grid, count_states
-    from reference_model.reproduction.report import write_report, write_tables
+def _write_tables(folders: list[Path], out: Path) -> list[str]:
+    """Write the tables of every grid, and return what is printed: they, or how learning rates compare."""
+    from reference_model.reproduction.grid import Grid
+    from reference_model.reproduction.learning_rates import write_learning_rates
+    from reference_model.reproduction.report import write_tables
     from reference_model.reproduction.table_formats import markdown
 
-    grid = Grid.read(out)  # others may have added to it
-    tables = write_tables(grid, out)
-    write_report(grid, out)
-    for table in tables:
-        click.echo("\n" + markdown(table))
-    click.echo(f"{out}/report.html shows it all; {out}/table_*.md, .tex, .json and .png, {out}/claims.md")
+    tables = [table for folder in folders for table in write_tables(Grid.read(folder), folder)]
+    return [markdown(table) for table in tables] if folders == [out] else [write_learning_rates(out)]
+
+
+def _write_results(runs: "list[Run]", folders: list[Path], out: Path) -> None:
+    """Write the tables and the reports, and print the tables."""
+    from reference_model.reproduction.grid import Grid, count_states
+    from reference_model.reproduction.report import write_report
+
+    for text in _write_tables(folders, out):
+        click.echo("\n" + text)
+    for folder in folders:
+        write_report(Grid.read(folder), folder)  # others may have added to it
+        click.echo(f"{folder}/report.html shows it all; {folder}/table_*.md, .tex, .json and .png, {folder}/claims.md")
+    if folders != [out]:
+        click.echo(f"{out}/learning_rates.png compares the rates; learning_rates.md and .json")
     states = [run.state() for run in runs]
     click.echo(f"{len(states)} runs: {count_states(states)}")
     if "running" in states:
@@ -186,11 +218,16 @@ def report(results: Path, out: Path | None) -> None:
     """Make the tables and report.html of a folder of results again, of the runs that there are so far.
 
     One page that holds everything: tables and pictures, what the paper reports beside what these runs show, the curves
-    of every run, similarities of pairs, retrieved clips and captions to listen to, settings and versions.
+    of every run, similarities of pairs, retrieved clips and captions to listen to, settings and versions. Of a folder
+    of several learning rates: how they compare.
     """
     from reference_model.reproduction.grid import Grid
+    from reference_model.reproduction.learning_rates import rate_folders, write_learning_rates
     from reference_model.reproduction.report import write_report, write_tables
 
+    if rate_folders(results):
+        click.echo(write_learning_rates(results, out))
+        return
     grid = Grid.read(results)
     write_tables(grid, results, out)
     click.echo(f"{write_report(grid, results, out)} opens in any browser, without a network")

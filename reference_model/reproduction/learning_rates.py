@@ -11,9 +11,11 @@ from filelock import FileLock
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reference_model import InputError
 from reference_model.beyond import TITLES as LOSS_TITLES
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
 from reference_model.reproduction.grid import GRID, Grid
+from reference_model.reproduction.launchers import JOBS
 from reference_model.reproduction.plots import colour_of
 from reference_model.reproduction.report import LOCK
 from reference_model.reproduction.tables import make_row
@@ -37,6 +39,18 @@ def rate_folders(out: Path) -> list[Path]:
     return sorted(path.parent for path in out.glob(f"rate-*/{GRID}"))
 
 
+def is_foreign(path: Path) -> bool:
+    """Return whether a folder of grids of learning rates does not hold this."""
+    known = path.name.startswith((".", "rate-", f"{NAME}.")) or path.name == JOBS
+    return not known
+
+
+def refuse_other_folder(out: Path) -> None:
+    """Refuse a folder that holds something else than grids of learning rates."""
+    if out.exists() and (not out.is_dir() or any(is_foreign(path) for path in out.iterdir())):
+        raise InputError(f"expected {out} to be new or the folder of grids of learning rates; choose another --out")
+
+
 def points(out: Path) -> list[Point]:
     """Return the rows of all rates: means and standard deviations of R@10 over seeds, and how many runs collapsed."""
     found = []
@@ -51,9 +65,13 @@ def points(out: Path) -> list[Point]:
     return sorted(found, key=lambda point: point["learning_rate"])
 
 
-def write_learning_rates(out: Path) -> str:
-    """Write ``learning_rates.{md,json,png}`` of the runs that are done so far, and return the Markdown."""
-    found = points(out)
+def write_learning_rates(results: Path, out: Path | None = None) -> str:
+    """Write ``learning_rates.{md,json,png}`` of the runs that are done so far, and return the Markdown.
+
+    They go to ``out``, or else to the folder of the results.
+    """
+    found, out = points(results), out or results
+    out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / LOCK):
         write_json(out / f"{NAME}.json", found)
         write_text(out / f"{NAME}.md", text := markdown(found))

@@ -44,14 +44,14 @@ def train_all(runs: Sequence[Run], launcher: Launcher, *, on_finished: Callable[
         InputError: jobs cannot be started.
         Stopped: a stop was requested; the same call continues.
     """
-    finished = {run.name for run in runs if run.finished()}
+    finished = {run.folder for run in runs if run.finished()}
     logs = _Logs(runs)
     with (
         signals.handle_signals(),
         launcher,
         tqdm(desc="runs", total=len(runs), initial=len(finished), unit="run") as bar,
     ):
-        waiting = launcher.adopt([run for run in runs if run.name not in finished])
+        waiting = launcher.adopt([run for run in runs if run.folder not in finished])
         idle_since = time.monotonic()
         while True:
             raise_if_stop_requested()
@@ -66,8 +66,8 @@ def train_all(runs: Sequence[Run], launcher: Launcher, *, on_finished: Callable[
                 launcher.submit(free)
                 waiting = [run for run in waiting if run not in free]
             logs.show()
-            if ended := [run for run in runs if run.name not in finished and run.finished()]:
-                finished |= {run.name for run in ended}
+            if ended := [run for run in runs if run.folder not in finished and run.finished()]:
+                finished |= {run.folder for run in ended}
                 for run in ended:
                     if run.state() == "failed":
                         tqdm.write(f"failed: {run.name}: {run.reason()}")

@@ -170,7 +170,7 @@ class SlurmLauncher:
         return Ended(run, f"its job {job.job_id} ended in the state {state}: {last_line(log)}".removesuffix(": "), log)
 
     def _record(self, run: Run) -> Path:
-        return self.folder / f"{run.name}.json"
+        return self.folder / f"{'-'.join(run.folder.relative_to(self.folder.parent).parts)}.json"
 
     def _queue(self) -> set[str] | None:
         """Return the ids of this user's jobs that wait or run; None if Slurm does not answer."""

@@ -307,3 +307,26 @@ def test_requested_runs_are_trained_and_the_tables_show_all(
     assert "seed 0       seed 1" in both.output
     assert "seed 0       seed 1" in done.output
     assert len(json.loads((out / "table_1.json").read_text())["rows"]) == 2
+
+
+def test_each_of_several_learning_rates_has_a_grid(
+    corpus: Path, tmp_path: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr("reference_model.reproduction.schedule.train_all", lambda runs, *_, **__: trained.extend(runs))
+    monkeypatch.setattr("reference_model.reproduction.cost.estimate", lambda *_, **__: "")
+    out, rates = tmp_path / "out", ["--learning-rates", 1e-3, "--learning-rates", 1e-4]
+    shown = command_line(*arguments(corpus, out, "--tables", "beyond", *rates, losses=("nt_xent", "sup_con"))).output
+    assert [(run.folder.parts[-3], run.config.learning_rate) for run in trained] == [
+        *[("rate-0.0001", 1e-4)] * 4, *[("rate-0.001", 1e-3)] * 4,
+    ]  # fmt: skip
+    assert "| Synthetic, frozen, batch size 128 | Supervised contrastive | - (1 of 1 to come) |" in shown
+    assert command_line("report", "--results", out).output.strip() in shown
+    for folder in ("rate-0.0001", "rate-0.001"):
+        assert json.loads((out / folder / "table_beyond.json").read_text())["rows"][1]["loss"] == "sup_con"
+    both = command_line(*arguments(corpus, out, "--learning-rate", 1e-3, *rates), status=1)
+    assert "expected --learning-rate or --learning-rates, got both" in both.output
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "grid.json").write_text("{}")
+    refused = command_line(*arguments(corpus, tmp_path / "other", *rates), status=1)
+    assert "to be new or the folder of grids of learning rates; choose another --out" in refused.output
