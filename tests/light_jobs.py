@@ -77,6 +77,14 @@ def use_light_jobs(patch: "pytest.MonkeyPatch", acts: Mapping[str, str]) -> None
     patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")  # where jobs find this module
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds, for a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def all_ends(launcher: "Launcher") -> "list[Ended]":
     """Wait for the jobs of a launcher, and return the ends of those whose runs are not finished."""
     found: list[Ended] = []

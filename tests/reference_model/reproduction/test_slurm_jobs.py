@@ -13,7 +13,7 @@ from typing import Any
 import fake_slurm
 import pytest
 from fake_slurm import wait_for
-from light_jobs import Acts, all_ends, begun
+from light_jobs import Acts, all_ends, begun, wait_until
 
 from reference_model import InputError
 from reference_model.reproduction import slurm_jobs
@@ -100,8 +100,7 @@ def test_a_later_command_takes_the_jobs_over(runs: list[Run], acts: Acts, slurm:
     with launcher(tmp_path) as first:
         first.submit(runs[:2])
         wait_for(runs[0].folder / "metrics.json")
-        while (slurm / f"{min(first.at_work)}.queued").exists():
-            time.sleep(0.01)
+        wait_until(lambda: not (slurm / f"{min(first.at_work)}.queued").exists())
     with launcher(tmp_path) as second:
         assert second.adopt(runs) == [runs[0], *runs[2:]]
         wait_for(runs[1].folder / ".lock")
@@ -136,11 +135,11 @@ def test_nothing_is_concluded_while_slurm_does_not_answer(
     with launcher(tmp_path) as each:
         each.submit(runs[:1])
         (job,) = each.at_work
-        while (slurm / f"{job}.queued").exists():
-            assert not list(each.ended())
+        wait_until(lambda: [*each.ended()] or not (slurm / f"{job}.queued").exists())
         for _ in range(3):
             time.sleep(0.06)
             assert not list(each.ended())
+        assert each.at_work
         (slurm / "silent").unlink()
         (end,) = all_ends(each)
     assert end.failure == f"its job {job} ended in the state FAILED: the driver is too old"
@@ -156,11 +155,9 @@ def test_a_time_limit_and_preemption_put_a_job_back(
         each.submit(runs[:2])
         job = min(each.at_work)
         for times in (1, 2):
-            while len(begun(runs[0])) < times or not (runs[0].folder / ".lock").exists():
-                time.sleep(0.02)
+            wait_until((runs[0].folder / ".lock").exists)
             fake_slurm.signal_job(slurm, job, number)
-            while len(begun(runs[0])) == times:
-                time.sleep(0.02)
+            wait_until(lambda times=times: len(begun(runs[0])) > times)
         (runs[0].folder / "go").touch()
         assert all_ends(each) == []
     assert fake_slurm.asked(slurm, "scontrol") == [["requeue", job]] * 2
