@@ -90,8 +90,9 @@ def test_jobs_save_at_the_end_of_the_command_and_see_no_signal(runs: list[Run], 
             os.kill(begun(runs[0])[0]["process"], number)
             for _, job in launcher.at_work.values():
                 os.kill(int(job.job_id), number)  # the process of submitit above it
-        time.sleep(0.2)
+        time.sleep(0.3)
         assert not list(launcher.ended())
+        assert not any((run.folder / "saved").exists() for run in runs)
     for run in runs[:2]:
         assert (run.folder / "saved").exists()
         assert lock_holder(run.folder) is None
