@@ -106,21 +106,16 @@ def reproduce(
     """
     from reference_model.reproduction.cost import estimate
     from reference_model.reproduction.grid import Grid, plan
-    from reference_model.reproduction.learning_rates import rate_folder, refuse_other_folder
     from reference_model.reproduction.schedule import check_before_training, train_all
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
     chosen = {name: options.pop(name) for name in ("datasets", "encoders", "losses", "batch_sizes")}
-    rate_of_all, rates = options.pop("learning_rate"), sorted(set(options.pop("learning_rates")))
+    rates = _rates_of_folders(out, options.pop("learning_rate"), options.pop("learning_rates"))
     launching = {name: options.pop(name) for name in ("launcher", "jobs", *_SLURM, "features", "checkpoint_minutes")}
     _check_launcher(launching["launcher"], launching["slurm"])
-    if rates and rate_of_all is not None:
-        raise InputError("expected --learning-rate or --learning-rates, got both")
-    if rates:
-        refuse_other_folder(out)
     whole, runs = {}, []
-    for folder, rate in {rate_folder(out, rate): rate for rate in rates}.items() or [(out, rate_of_all)]:
+    for folder, rate in rates.items():
         rows = rows_of_tables(tables, learning_rate=rate, **chosen)
         requested = Grid.from_rows(rows, seeds, run_settings(options))
         whole[folder] = requested.merge_with_stored(folder)  # with runs of earlier commands, which tables show too
@@ -130,7 +125,7 @@ def reproduce(
         for run in runs:
             run.failure_file.unlink(missing_ok=True)
     for folder, grid in whole.items():
-        click.echo((f"{folder}\n" if rates else "") + plan(grid, folder))
+        click.echo((f"{folder}\n" if folder != out else "") + plan(grid, folder))
     with handle_signals():
         if launching["launcher"] == "local":  # a cluster's nodes are other machines than this one
             click.echo(estimate(runs, jobs=launching["jobs"] or 1, out=out))
@@ -141,6 +136,18 @@ def reproduce(
             grid.write(folder)
         train_all(runs, launcher, on_finished=lambda: _write_tables(list(whole), out))
     _write_results(runs, list(whole), out)
+
+
+def _rates_of_folders(out: Path, rate: float | None, rates: tuple[float, ...]) -> dict[Path, float | None]:
+    """Return the folder of each grid, and the learning rate of its runs; None: that of the rows."""
+    from reference_model.reproduction.learning_rates import rate_folder, refuse_other_folder
+
+    if not rates:
+        return {out: rate}
+    if rate is not None:
+        raise InputError("expected --learning-rate or --learning-rates, got both")
+    refuse_other_folder(out)
+    return {rate_folder(out, rate): rate for rate in sorted(set(rates))}
 
 
 def _check_launcher(launcher: str, others: tuple[str, ...]) -> None:

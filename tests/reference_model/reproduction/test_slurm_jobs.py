@@ -110,7 +110,7 @@ def test_a_later_command_takes_the_jobs_over(runs: list[Run], acts: Acts, slurm:
     (slurm / "silent").touch()
     with pytest.raises(InputError, match="expected Slurm's squeue to list the jobs of earlier commands, got no answer"):
         launcher(tmp_path).adopt(runs)
-    (tmp_path / "jobs" / f"{runs[2].name}.json").write_text('{"job": "1; rm"}')
+    (tmp_path / "jobs" / f"runs-{runs[2].name}.json").write_text('{"job": "1; rm"}')
     with pytest.raises(InputError, match=r"expected a job's id in .*, got"):
         launcher(tmp_path).adopt(runs)
 
