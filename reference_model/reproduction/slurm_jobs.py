@@ -1,6 +1,6 @@
 """Jobs of a cluster with Slurm.
 
-OUT/jobs/NAME.json has the id of the job that was last submitted for a run.
+OUT/jobs/runs-NAME.json has the id of the job that was last submitted for the run OUT/runs/NAME.
 """
 
 import getpass
@@ -64,7 +64,7 @@ class SlurmSettings:
 
 
 class SlurmRecord(TypedDict):
-    """The content of OUT/jobs/NAME.json."""
+    """The content of OUT/jobs/runs-NAME.json."""
 
     job: Annotated[str, Field(pattern=r"^\d+(_\d+)?$")]
 
