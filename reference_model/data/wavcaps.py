@@ -118,7 +118,7 @@ def _by_stem(named: Iterable[tuple[str, _Sound]]) -> dict[str, list[_Sound]]:
     best: dict[str, tuple[int, list[_Sound]]] = {}
     for name, sound in named:
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in SUFFIXES or name.startswith("."):
+        if suffix.lower() not in SUFFIXES:
             continue
         rank = SUFFIXES.index(suffix.lower())
         known, sounds = best.get(stem, (rank, []))

@@ -100,8 +100,6 @@ class _Joined(io.RawIOBase):
             record = self._exactly(self.starts[of_64] + place, _END_64.size)
             _, _, _, _, _, part, _, members, size, offset = _END_64.unpack(record)
         where = self.starts[part] + offset + size
-        if not 0 <= where <= before + end:
-            raise ValueError("a list of members beyond its end")
         whole = _END_64.pack(_END_64_BEGINS, _END_64.size - 12, 45, 45, 0, 0, members, members, size, where - size)
         locator = _LOCATOR.pack(_LOCATOR_BEGINS, 0, where, 1)
         last = _END.pack(_END_BEGINS, 0, 0, _MANY, _MANY, _LARGE, _LARGE, 0)

@@ -129,7 +129,8 @@ def test_a_name_leads_nowhere(tmp_path: Path) -> None:
 
 def test_every_sound_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     silence = miniature.Clip("", (), np.zeros(miniature.RATE, np.int16))
-    bad = [b"", b"this is no audio", None, miniature.encoded(silence)]
+    soundfile.write(tmp_path / "nan.wav", np.full(miniature.RATE, np.nan), miniature.RATE, "FLOAT")
+    bad = [b"", (tmp_path / "nan.wav").read_bytes(), None, miniature.encoded(silence)]
 
     def change(rows: Rows) -> None:
         for row, content in zip(rows["train"], bad, strict=True):
@@ -151,6 +152,7 @@ def test_every_sound_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     ]
     assert [row.status for row in rows if row.split == "val"] == ["truncated", "ok"]
     assert all(row.reason and str(tmp_path) not in row.reason for row in rows if row.status != "ok")
+    assert rows[1].reason == "NaN or inf in the sound of  leading space.wav"
 
 
 def test_an_interrupted_preparation_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

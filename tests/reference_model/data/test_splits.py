@@ -40,6 +40,8 @@ def test_a_share_is_held_out_for_each_split_that_is_missing() -> None:
     )
     assert 160 < len(parts["val"]) < 240
     assert 160 < len(parts["test"]) < 240
+    held_out = [[clip.file_name for clip in parts[split] if clip in set(clips(60))] for split in ("val", "test")]
+    assert held_out == [["11.wav", "17.wav", "34.wav"], ["43.wav"]]  # by SHA-256
     # Clips that join change nothing about the others, and keep their order.
     fewer, few = complete({"train": clips(400)}, 5, "there"), set(clips(400))
     for split, of_split in fewer.items():

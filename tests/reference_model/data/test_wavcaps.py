@@ -52,6 +52,8 @@ def test_archives_and_files_become_what_the_plain_layout_becomes(tmp_path: Path)
 
 def test_places_and_formats_of_files(tmp_path: Path, small: Path) -> None:
     """Files come before archives, and --audio before both; of several formats the one that is usual."""
+    for name in ("other/6.mp3", "other/6.wav", "other/6.ogg"):
+        member(name)(small)
     unpacked = small / "waveforms" / "SoundBible_flac" / "deep"
     unpacked.mkdir(parents=True)
     for name in ("0.flac", "1.mp3", "1.flac", ".2.flac", "2.txt", "X.3.wav"):
@@ -63,6 +65,9 @@ def test_places_and_formats_of_files(tmp_path: Path, small: Path) -> None:
         source = found[f"SoundBible_{number}.wav"]
         assert isinstance(source, sources.ZipMember)
         assert (source.archive, Path(source.name).name) == (archive_of(small), f"{number}.flac")
+    source = found["SoundBible_6.wav"]
+    assert isinstance(source, sources.ZipMember)
+    assert source.name == "other/6.wav"
     (elsewhere := tmp_path / "elsewhere" / "SoundBible").mkdir(parents=True)
     (elsewhere / "5.ogg").touch()
     found = {clip.file_name: clip.source for clip in read_all(small, audio=elsewhere.parent)}
