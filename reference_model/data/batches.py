@@ -6,6 +6,7 @@ import multiprocessing.util  # registers a function at exit, which _kill_workers
 import signal
 import traceback
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,12 +89,21 @@ def pad_tokens(token_ids: list[list[int]]) -> dict[str, Tensor]:
     }
 
 
-def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack pairs into the inputs of the encoders, by modality, and the ids of their captions and clips, ``[B]``."""
+def collate(pairs: list[dict[str, Any]], *, each_clip_once: bool = False) -> dict[str, Any]:
+    """Stack pairs into the inputs of the encoders, by modality, and the ids of their captions and clips, ``[B]``.
+
+    With ``each_clip_once``, a clip with several captions in the batch has one row of the audio inputs, and
+    ``audio_rows`` says the row of each pair.
+    """
     batch: dict[str, Any] = {name: torch.tensor([pair[name] for pair in pairs]) for name in ("caption", "id")}
-    for modality, stack in (("audio", default_collate), ("text", pad_tokens)):
-        if modality in pairs[0]:
-            batch[modality] = {modality: stack([pair[modality] for pair in pairs])}
+    if "audio" in pairs[0]:
+        clips = {pair["id"]: pair["audio"] for pair in pairs} if each_clip_once else {}
+        batch["audio"] = {"audio": default_collate(list(clips.values()) or [pair["audio"] for pair in pairs])}
+        if each_clip_once:
+            row = {clip: number for number, clip in enumerate(clips)}
+            batch["audio"]["audio_rows"] = torch.tensor([row[pair["id"]] for pair in pairs])
+    if "text" in pairs[0]:
+        batch["text"] = {"text": pad_tokens([pair["text"] for pair in pairs])}
     return {"captions": batch.pop("caption"), "ids": batch.pop("id"), **batch}
 
 
@@ -152,12 +162,21 @@ def read_batches(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 class WaveformBatches:
-    """Batches of pairs on the device, read and decoded by worker processes."""
+    """Batches of pairs on the device, read and decoded by worker processes; see :func:`collate`."""
 
-    def __init__(self, pairs: Pairs, sampler: DistributedBatchSampler, workers: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        sampler: DistributedBatchSampler,
+        workers: int,
+        device: torch.device,
+        *,
+        each_clip_once: bool = False,
+    ) -> None:
         self.sampler, self.device = sampler, device
+        stack = partial(collate, each_clip_once=each_clip_once)
         self.loader = data_loader(
-            pairs, workers, device, batch_sampler=sampler, collate_fn=collate, persistent_workers=workers > 0
+            pairs, workers, device, batch_sampler=sampler, collate_fn=stack, persistent_workers=workers > 0
         )
 
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:

@@ -87,15 +87,23 @@ class DualEncoder(nn.Module):
         return self
 
     def forward(
-        self, audio: Inputs | Tensor | None = None, text: Inputs | Tensor | None = None
+        self,
+        audio: Inputs | Tensor | None = None,
+        text: Inputs | Tensor | None = None,
+        audio_rows: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return audio and text embeddings, of inputs of the encoders or of their features; None for what is None."""
+        """Return audio and text embeddings, of inputs of the encoders or of their features; None for what is None.
+
+        With ``audio_rows``, ``[B]``, the audio embeddings are those of these rows.
+        """
         features = (
             given if given is None or isinstance(given, Tensor) else self.encoder(modality)(**given)
             for modality, given in (("audio", audio), ("text", text))
         )
         embeddings: tuple[Tensor | None, Tensor | None] = self.heads(*features)
-        return embeddings
+        if audio_rows is None or embeddings[0] is None:
+            return embeddings
+        return embeddings[0][audio_rows], embeddings[1]
 
     def frozen_parameters(self) -> dict[str, Tensor]:
         """Return the parameters that training does not change."""

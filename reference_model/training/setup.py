@@ -107,7 +107,10 @@ class EpochBatches:
             features = compute_features(model, clips, token_ids, config, on, known)
             self.batches = FeatureBatches(features, self.sampler)
         else:
-            read = WaveformBatches(pairs, self.sampler, config.workers, on.device)
+            # With text of the cache, a clip is encoded once for all its captions in a batch; not in the paper's runs,
+            # whose batch norm counts it once for each.
+            once = config.trained == "audio" and config.gradient_cache_micro_batch is None
+            read = WaveformBatches(pairs, self.sampler, config.workers, on.device, each_clip_once=once)
             self.batches = MixedBatches(read, known, token_ids)
 
     def __len__(self) -> int:

@@ -51,6 +51,18 @@ def test_every_pair_is_a_caption_with_its_clip(corpus: Path) -> None:
         torch.testing.assert_close(sentences_and_clips(workers, step), expected[step:], rtol=0, atol=0)
 
 
+def test_a_clip_with_several_captions_has_one_row_where_asked() -> None:
+    pairs = [
+        {"id": clip, "caption": n, "audio": {"waveforms": torch.full((2,), clip)}}
+        for n, clip in enumerate([7, 3, 7, 7, 5])
+    ]
+    batch = batches.collate(pairs, each_clip_once=True)
+    assert batch["audio"]["audio"]["waveforms"][:, 0].tolist() == [7, 3, 5]
+    assert batch["audio"]["audio_rows"].tolist() == [0, 1, 0, 0, 2]
+    assert batch["ids"].tolist() == [7, 3, 7, 7, 5]
+    assert "audio_rows" not in batches.collate(pairs)["audio"]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_keeps_its_message_and_ends_the_workers(tmp_path: Path, workers: int) -> None:
     """DataLoader would add the traceback of the worker, and end the workers when the garbage collector runs."""

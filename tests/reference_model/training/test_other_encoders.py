@@ -18,6 +18,7 @@ from reference_model.config import Config
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.models.bert import train_tokenizer
 from reference_model.models.cnn14 import Cnn14
+from reference_model.models.dual_encoder import new_model
 from reference_model.models.encode import BatchEncoder
 from reference_model.models.resnet38 import ResNet38
 from reference_model.models.text import TextEncoder
@@ -155,3 +156,17 @@ def test_what_a_loss_keeps_between_steps_is_in_the_checkpoint(config: Config, tm
         train(config, tmp_path / "parts", checkpoint_minutes=0)
     parts = train(config, tmp_path / "parts")
     assert {**parts, "config": None} == {**whole, "config": None}
+
+
+def test_a_clip_is_encoded_once_for_its_captions_of_a_batch(config: Config) -> None:
+    """With the gradient of all of them; in eval mode, where batch norm does not count rows."""
+    torch.manual_seed(0)
+    model = new_model(config, ["a low tone"] * 2).eval()
+    waveforms, text = 0.1 * torch.randn(2, 16_000), torch.randn(3, model.text_encoder.output_size)
+    gradients = []
+    for audio, rows in ((waveforms[[0, 1, 0]], None), (waveforms, torch.tensor([0, 1, 0]))):
+        model.zero_grad()
+        x, y = model({"waveforms": audio}, text, rows)
+        (x * torch.arange(3.0)[:, None] * y).sum().backward()
+        gradients.append(model.audio_encoder.conv_block1.conv1.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
