@@ -1,11 +1,13 @@
 """The results that are kept of ``make evidence``: tables, claims and reports, without any sound."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from reference_model import InputError
-from reference_model.reproduction.grid import GRID, Grid
+from reference_model.reproduction.grid import GRID, Grid, Run
+from reference_model.reproduction.learning_rates import rate_folders, write_learning_rates
 from reference_model.reproduction.report import write_report, write_tables
 from reference_model.run_folder import METRICS, stored_time
 from reference_model.runtime.environment import describe_environment
@@ -29,16 +31,23 @@ def keep_results(results: Path, sources: Path, out: Path = KEPT) -> list[Path]:
         InputError: there are no grids, or no table.
     """
     folders = sorted(path.parent for path in results.glob(f"*/{GRID}"))
+    of_rates = sorted({path.parents[1] for path in results.glob(f"*/rate-*/{GRID}")})
     if not folders or not sources.is_file():
         raise InputError(f"expected folders of reproduce in {results}, and {sources}, got none")
 
     def write(kept: Path) -> None:
         for folder in folders:
             _keep(folder, kept / folder.name)
+        for folder in of_rates:
+            with TemporaryDirectory() as made:
+                write_learning_rates(folder, Path(made))
+                shutil.copytree(made, kept / folder.name, ignore=shutil.ignore_patterns(".*"))
+            runs = [run for rate in rate_folders(folder) for run in Grid.read(rate).runs(rate)]
+            _say_what_it_cost(runs, kept / folder.name)
         shutil.copyfile(sources, kept / sources.name)
 
     atomic_folder(out, write)
-    return [out / folder.name for folder in folders]
+    return [out / folder.name for folder in (*folders, *of_rates)]
 
 
 def _keep(folder: Path, kept: Path) -> None:
@@ -48,7 +57,11 @@ def _keep(folder: Path, kept: Path) -> None:
         write_tables(grid, folder, Path(made))
         write_report(grid, folder, Path(made), sounds=False)
         shutil.copytree(made, kept, ignore=shutil.ignore_patterns(".*"))
-    times = [stored_time(run.folder) for run in grid.runs(folder) if (run.folder / METRICS).exists()]
+    _say_what_it_cost(grid.runs(folder), kept)
+
+
+def _say_what_it_cost(runs: Sequence[Run], kept: Path) -> None:
+    times = [stored_time(run.folder) for run in runs if (run.folder / METRICS).exists()]
     hours = sum(time["seconds"] for time in times) / 3600
     made_by = f"Made by `make evidence` on {describe_environment()}"
     write_text(kept / MADE, f"{made_by}: {len(times)} runs of {hours:.2f} hours added up.\n")

@@ -35,7 +35,7 @@ def test_the_programs_understand_what_make_evidence_calls_them_with() -> None:
             program, command, *arguments = shlex.split(line.partition(" -m ")[2])
             PROGRAMS[program].commands[command].make_context(command, arguments)
             called.append(command)
-    assert called == ["recordings", *["synthesize"] * 3, *["pretrain"] * 2, *["reproduce"] * 4, "keep"]
+    assert called == ["recordings", *["synthesize"] * 3, *["pretrain"] * 2, *["reproduce"] * 6, "keep"]
 
 
 def test_the_command_that_makes_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +61,7 @@ def test_results_are_kept_without_sounds(
     )
     grid.write(folder / "grid")
     shutil.copytree(trained, grid.runs(folder / "grid")[0].folder)
+    shutil.copytree(folder / "grid", folder / "rates" / "rate-0.001")
     arguments = ["keep", "--results", str(folder), "--sources", str(sources), "--out", str(tmp_path / "kept")]
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 1
@@ -72,6 +73,7 @@ def test_results_are_kept_without_sounds(
     assert {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()} == {
         "s.csv", "grid/made.md", "grid/report.html", "grid/claims.md", "grid/claims.json",
         *(f"grid/table_1.{suffix}" for suffix in ("md", "tex", "json", "png")),
+        "rates/made.md", *(f"rates/learning_rates.{suffix}" for suffix in ("md", "json", "png")),
     }  # fmt: skip
     assert (kept / "grid/made.md").read_text().startswith("Made by `make evidence` on a machine: 1 runs of 0.0")
     assert "audio/mpeg" not in (kept / "grid/report.html").read_text()
