@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,11 @@ def test_nothing_is_concluded_while_slurm_does_not_answer(
     assert end.failure == f"its job {job} ended in the state FAILED: the driver is too old"
 
 
+def has_begun_again(run: Run, times: int) -> bool:
+    """Return whether the job of a run has begun more often than this."""
+    return len(begun(run)) > times
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_time_limit_and_preemption_put_a_job_back(
     runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path, number: int
@@ -157,7 +163,7 @@ def test_a_time_limit_and_preemption_put_a_job_back(
         for times in (1, 2):
             wait_until((runs[0].folder / ".lock").exists)
             fake_slurm.signal_job(slurm, job, number)
-            wait_until(lambda times=times: len(begun(runs[0])) > times)
+            wait_until(partial(has_begun_again, runs[0], times))
         (runs[0].folder / "go").touch()
         assert all_ends(each) == []
     assert fake_slurm.asked(slurm, "scontrol") == [["requeue", job]] * 2

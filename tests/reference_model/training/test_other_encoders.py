@@ -165,8 +165,8 @@ def test_a_clip_is_encoded_once_for_its_captions_of_a_batch(config: Config) -> N
     waveforms, text = 0.1 * torch.randn(2, 16_000), torch.randn(3, model.text_encoder.output_size)
     gradients = []
     for audio, rows in ((waveforms[[0, 1, 0]], None), (waveforms, torch.tensor([0, 1, 0]))):
-        model.zero_grad()
+        model.zero_grad(set_to_none=True)
         x, y = model({"waveforms": audio}, text, rows)
         (x * torch.arange(3.0)[:, None] * y).sum().backward()
-        gradients.append(model.audio_encoder.conv_block1.conv1.weight.grad.clone())
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+        gradients.append([p.grad for p in model.audio_encoder.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
