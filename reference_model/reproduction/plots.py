@@ -49,7 +49,7 @@ def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str,
                 axes.plot(epochs, values, style, color=colour_of(loss), label=f"seed {seed}")
         above.set_title(LOSS_TITLES.get(loss, loss), fontsize=10)
         below.set_xlabel("epoch")
-        below.legend(fontsize=7)
+        below.legend(loc="lower right", fontsize=7)
         for axes in (above, below):
             show_whole_epochs(axes)
     axes_grid[0, 0].set_ylabel("training loss\n(first epoch = 1)", fontsize=9)
@@ -110,7 +110,7 @@ def plot_similarities(pairs: Mapping[str, Sequence[NDArray[Any]]]) -> Figure:
         axes.set(xlabel="cosine similarity", yticks=[])
         lowest = min(float(positives.min()), float(hardest_negatives.min()))
         axes.set_xlim(max(-1.0, lowest - 0.05), 1.02)
-        axes.legend(fontsize=7)
+        axes.legend(loc="upper left", fontsize=7)
     return figure
 
 

@@ -30,7 +30,7 @@ def plot_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
             values = [record["val"][direction][f"R@{k}"] for record in history]
             recall.plot(epochs, values, style, color=colour, marker=".", label=f"{name} R@{k}")
     recall.set(xlabel="epoch", ylabel="validation recall, %", ylim=(0, 100))
-    recall.legend(fontsize=7)
+    recall.legend(loc="upper left", fontsize=7)
     for axes in (loss, recall):
         show_whole_epochs(axes)
     write_figure(path, figure)
