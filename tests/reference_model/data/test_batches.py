@@ -66,6 +66,7 @@ def test_a_clip_with_several_captions_has_one_row_where_asked() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_keeps_its_message_and_ends_the_workers(tmp_path: Path, workers: int) -> None:
     """DataLoader would add the traceback of the worker, and end the workers when the garbage collector runs."""
+    gc.collect()  # ends the workers of other tests that a cycle keeps
     loader = data_loader(Waveforms([Clip(tmp_path / "none.wav", ("x",))], 0.5), workers, torch.device("cpu"))
     gc.disable()
     try:
