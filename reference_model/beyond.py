@@ -36,17 +36,17 @@ TITLES = LOSS_NAMES | {name: variant.title for name, variant in VARIANTS.items()
 
 
 def settings_of(loss: str) -> dict[str, Any]:
-    """Return the settings of a run for the loss of a row."""
+    """Return the settings of a run for the loss of a row.
+
+    >>> settings_of("nt_xent_queue")
+    {'loss': 'nt_xent', 'queue': 4096}
+    """
     variant = VARIANTS.get(loss, Variant(loss, loss))
     return {"loss": variant.loss, **variant.settings}
 
 
 def row_loss(config: Config) -> str:
-    """Return the loss of the row that a run belongs to.
-
-    >>> settings_of("nt_xent_queue")
-    {'loss': 'nt_xent', 'queue': 4096}
-    """
+    """Return the loss of the row that a run belongs to."""
     for name, variant in VARIANTS.items():
         expected = {name: ADDED_SETTINGS[name] for name in ("learn_temperature", "queue")} | dict(variant.settings)
         if config.loss == variant.loss and all(getattr(config, key) == value for key, value in expected.items()):

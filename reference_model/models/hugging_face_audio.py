@@ -19,7 +19,7 @@ from reference_model.models import hugging_face
 FILES = (hugging_face.CONFIG, "preprocessor_config.json")  # in the folder of a saved encoder
 PROBE_SEED = 0  # of the noise with which an encoder is tried
 LARGEST_SIZE = 2**13  # of a window, a transform, or a spectrum
-SIZES = "feature_size", "fft", "window", "mel", "bins"  # words in the names of such settings
+NAMES_OF_SIZES = "feature_size", "fft", "window", "mel", "bins"  # words in the names of such settings
 
 
 class Extractor(FrontEnd):
@@ -102,7 +102,7 @@ def _read_extractor(name: str | Path) -> SequenceFeatureExtractor:
     """Read a feature extractor whose settings are in the range of what a machine can do."""
     stored = SequenceFeatureExtractor.get_feature_extractor_dict(name)[0]
     for setting, value in hugging_face.numbers(stored):
-        is_size = any(word in setting for word in SIZES)
+        is_size = any(word in setting for word in NAMES_OF_SIZES)
         if not abs(value) <= (LARGEST_SIZE if is_size else hugging_face.LARGEST_NUMBER):
             raise ValueError(f"{value} as {setting} of a feature extractor")
     extractor: SequenceFeatureExtractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
