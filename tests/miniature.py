@@ -255,6 +255,16 @@ def wavcaps(folder: Path, clips: dict[str, list[Clip]], *, zipped: bool = True) 
     return folder
 
 
+def wavcaps_blacklists(folder: Path, **lists: dict[str, list[str]]) -> Path:
+    """Write lists of clips to leave out as WavCaps publishes them; one of them is indented."""
+    place = folder / "json_files" / "blacklist"
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in lists.items():
+        text = json.dumps(content, indent=4 if name == "test_ac" else None)
+        (place / f"blacklist_exclude_{name}.json").write_text(text)
+    return folder
+
+
 def split_archive(archive: Path, size: int) -> list[Path]:
     """Cut a zip archive into parts of a size, as ``zip -s`` does; return their paths, that of the archive last."""
     with zipfile.ZipFile(archive) as opened:

@@ -10,6 +10,7 @@ from reference_model.cli.options import FILE, FOLDER
 from reference_model.data.dataset import require_name
 from reference_model.data.layouts import DATA_SETS
 from reference_model.data.manifest import in_several_splits
+from reference_model.data.wavcaps import BLACKLISTS, NO_BLACKLIST
 from reference_model.paper import experiments
 from reference_model.runtime.signals import handle_signals
 
@@ -71,6 +72,12 @@ def synthesize(
 @click.option("--data", type=FOLDER, default="data", help="Where to make the folder of the data set.")
 @click.option("--audio", type=FOLDER, help="The folder of the clips, where it is not beside the tables.")
 @click.option("--hold-out", type=float, metavar="PERCENT", help="Of train, for each of val and test that is missing.")
+@click.option(
+    "--blacklist",
+    type=click.Choice([*BLACKLISTS, NO_BLACKLIST]),
+    help="Of WavCaps: the clips to leave out.",
+    show_default=BLACKLISTS[0],
+)
 @click.option("--allow-missing", is_flag=True, help="Leave clips that cannot be used out, instead of refusing.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode; by default one for each core.")
 def prepare(dataset: str, raw: Path, data: Path, **settings: Any) -> None:
@@ -87,6 +94,11 @@ def prepare(dataset: str, raw: Path, data: Path, **settings: Any) -> None:
 
     A download may lack val or test, as WavCaps does. With --hold-out 1 each of them gets 1 percent of the training
     clips, the same ones each time: a checksum of its name decides about a clip.
+
+    WavCaps shares sounds with data sets that models are judged on, and lists them in json_files/blacklist. Those in
+    val and test of AudioCaps and Clotho are left out, because a model that was trained on them could not be judged
+    there. --blacklist all_ac leaves out those in train of these two as well, for a model that shall know none of their
+    clips; ub8k_esc50_vggsound those in UrbanSound8K, ESC-50 and VGGSound; none keeps every clip.
 
     Every clip is decoded, mixed down and resampled to 32 kHz once. manifest.csv says of each whether it can be used,
     and why not: missing, unreadable, truncated, too short or silent. The summary stands beside the paper's counts.

@@ -84,7 +84,7 @@ def clip_seconds(dataset: str, given: float | None) -> float:
 
 
 def read_download(
-    raw: Path, dataset: str, *, audio: Path | None = None, hold_out: float | None = None
+    raw: Path, dataset: str, *, audio: Path | None = None, hold_out: float | None = None, blacklist: str | None = None
 ) -> dict[str, list[DownloadedClip]]:
     """Return the clips of each split, in the order of its table.
 
@@ -94,12 +94,15 @@ def read_download(
         dataset: the name of the data set.
         audio: the folder of the clips, if it is not beside the tables.
         hold_out: for a download without val or test, percent of the training clips that each of them gets.
+        blacklist: for WavCaps, one of its lists of clips to leave out; see :mod:`reference_model.data.wavcaps`.
     """
     if not raw.is_dir():
         raise InputError(f"expected a folder with a downloaded data set at {raw}, got no folder")
     if audio is not None and not audio.is_dir():
         got = "a file" if audio.exists() else "nothing"
         raise InputError(f"expected the folder of the clips at {audio}, got {got}")
+    if blacklist is not None and not is_wavcaps(raw):
+        raise InputError(f"expected --blacklist for WavCaps alone, got {blacklist} for {raw}")
     if (recognised := _recognise(raw, dataset)) is not None:
         download = _read_csv_files(*recognised, dataset, audio)
     elif tables := find_tables(raw):
@@ -109,7 +112,7 @@ def read_download(
         download = read_tables(tables)
     elif is_wavcaps(raw):
         _refuse_another_data_set(dataset, raw, "WavCaps")
-        download = {"train": read_wavcaps(raw, audio=audio)}
+        download = {"train": read_wavcaps(raw, audio=audio, blacklist=blacklist)}
     else:
         raise _unknown_layout(raw, dataset)
     return complete(download, hold_out, raw)

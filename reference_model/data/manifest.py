@@ -20,7 +20,7 @@ from reference_model.runtime.files import require_file
 
 MANIFEST = "manifest.csv"  # in the folder of the data set
 MUCH_LONGER = 1.2  # times the fixed length of a data set's clips
-STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent")
+STATUSES = ("ok", "missing", "unreadable", "truncated", "too short", "silent", "blacklisted")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def _finite(cell: str) -> float | None:
 def summary(dataset: str, rows: Sequence[ManifestRow]) -> str:
     """Return a text table: clips of each split by status, the counts of the paper, hours, and size when prepared."""
     paper = DATASET_SIZES.get(dataset)
-    header = ["split", "listed", *STATUSES, *(["paper"] if paper else []), "hours", "GB"]
+    statuses = [s for s in STATUSES if s != "blacklisted" or any(row.status == s for row in rows)]
+    header = ["split", "listed", *statuses, *(["paper"] if paper else []), "hours", "GB"]
     lines = [header]
     for split in (*dict.fromkeys(row.split for row in rows), "all"):
         of_split = [row for row in rows if split in (row.split, "all")]
@@ -82,7 +83,7 @@ def summary(dataset: str, rows: Sequence[ManifestRow]) -> str:
         seconds = sum(row.seconds or 0 for row in of_split if row.status == "ok")
         published = [f"{sum(paper.values()) if split == 'all' else paper[split]:,}"] if paper else []
         sizes = [f"{seconds / 3600:.2f}", f"{seconds * SAMPLE_RATE * 4 / 1e9:.2f}"]
-        lines.append([split, *(f"{n:,}" for n in (len(of_split), *(counts[s] for s in STATUSES))), *published, *sizes])
+        lines.append([split, *(f"{n:,}" for n in (len(of_split), *(counts[s] for s in statuses))), *published, *sizes])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])

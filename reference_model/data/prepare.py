@@ -83,13 +83,14 @@ def prepare(
     *,
     audio: Path | None = None,
     hold_out: float | None = None,
+    blacklist: str | None = None,
     allow_missing: bool = False,
     workers: int | None = None,
 ) -> Prepared:
     """Bring ``root/dataset`` up to date with a download in one of the layouts of ``layouts.py``, which is only read.
 
     Args:
-        raw, dataset, audio, hold_out: as in :func:`reference_model.data.layouts.read_download`.
+        raw, dataset, audio, hold_out, blacklist: as in :func:`reference_model.data.layouts.read_download`.
         root: the folder that contains a folder for each data set.
         allow_missing: leave clips that cannot be used out of the tables, instead of writing no tables.
         workers: number of processes; 0 or 1: this process alone; None: one for each core.
@@ -105,7 +106,7 @@ def prepare(
     for original in (raw, audio):
         if original is not None and folder.resolve() in (original.resolve(), *original.resolve().parents):
             raise InputError(f"expected to write elsewhere than where the originals are, got {folder} for both")
-    download = read_download(raw, dataset, audio=audio, hold_out=hold_out)
+    download = read_download(raw, dataset, audio=audio, hold_out=hold_out, blacklist=blacklist)
     tasks = [_Task(folder, split, clip) for split, clips in download.items() for clip in clips]
     _refuse_one_name_for_two_clips(tasks)
     _make_folder(folder)
@@ -231,6 +232,9 @@ def _load(task: _Task) -> _Task:
 def _prepare_clip(task: _Task) -> ManifestRow:
     source, target = task.clip.source, task.target
     row = ManifestRow(task.split, target.name, "ok")
+    if task.clip.blacklist:
+        target.unlink(missing_ok=True)
+        return replace(row, status="blacklisted", reason=f"in {task.clip.blacklist}")
     if len(os.fsencode(target.name)) > LONGEST_NAME:
         return replace(
             row, status="unreadable", reason=f"its name has more than {LONGEST_NAME} bytes with .wav at its end"
@@ -315,7 +319,7 @@ def _keep_source_format(row: ManifestRow, earlier: dict[tuple[str, str], Manifes
 
 def _refuse_unusable(prepared: Prepared, allow_missing: bool) -> None:
     """Refuse clips that cannot be used, unless allowed; and always a split without a usable clip."""
-    bad = [row for row in prepared.rows if row.status != "ok"]
+    bad = [row for row in prepared.rows if row.status not in ("ok", "blacklisted")]
     empty = [split for split in SPLITS if not any(r.split == split and r.status == "ok" for r in prepared.rows)]
     if not empty and (allow_missing or not bad):
         return

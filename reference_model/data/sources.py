@@ -80,6 +80,7 @@ class DownloadedClip:
     file_name: str
     source: Path | ZipMember | AudioBytes | Row | None
     captions: tuple[str, ...]
+    blacklist: str = ""  # the file that says that the clip is to be left out; empty: there is none
 
 
 @contextmanager

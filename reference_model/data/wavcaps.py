@@ -3,14 +3,20 @@
 ::
 
     RAW/json_files/SOURCE/*.json       {"data": [{"id": ..., "caption": ...}, ...]}
+    RAW/json_files/blacklist/*.json    {"AudioSet": ["Y....wav", ...], "FreeSound": ["156", ...]}
     RAW/Zip_files/SOURCE/SOURCE.zip    and its parts SOURCE.z01, SOURCE.z02, ...; or what was in it, in any folders
 
 Files may be in ``RAW/waveforms/SOURCE`` too. SOURCE is one of ``SOURCES``; one that is not in ``json_files`` is left
 out. An id names a sound within its source alone, so the clip ``2219`` of SoundBible becomes ``SoundBible_2219.wav``.
+
+WavCaps shares sounds with data sets that models are judged on. Each of the published ``BLACKLISTS`` has the ids of some
+of them: ``test_ac`` those in the validation and test sets of AudioCaps and Clotho, ``all_ac`` those in any split of
+these two, ``ub8k_esc50_vggsound`` those in UrbanSound8K, ESC-50 and VGGSound.
 """
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from typing_extensions import TypedDict
@@ -23,7 +29,10 @@ from reference_model.data.zip_archives import Archive
 from reference_model.runtime.records import read_json
 
 SOURCES = ("AudioSet_SL", "BBC_Sound_Effects", "FreeSound", "SoundBible")
+BLACKLISTS = ("test_ac", "all_ac", "ub8k_esc50_vggsound")  # the first one is applied, unless another is chosen
+NO_BLACKLIST = "none"
 _TABLES = "json_files"
+_ENTRIES = {"AudioSet_SL": "AudioSet", "FreeSound": "FreeSound"}  # the entry of a source in a blacklist
 _Sound = Path | ZipMember
 
 
@@ -36,25 +45,44 @@ class _Table(TypedDict):
     data: list[_Entry]
 
 
+class _Blacklist(TypedDict):
+    AudioSet: list[str]
+    FreeSound: list[str]  # "Not found" stands for sounds of Clotho whose id is not known
+
+
 def is_wavcaps(raw: Path) -> bool:
     """Return whether a folder holds a table of WavCaps."""
     return any((raw / _TABLES / source).is_dir() for source in SOURCES)
 
 
-def read_wavcaps(raw: Path, *, audio: Path | None = None) -> list[DownloadedClip]:
+def read_wavcaps(raw: Path, *, audio: Path | None = None, blacklist: str | None = None) -> list[DownloadedClip]:
     """Return the clips of all sources, which have no splits.
 
     Args:
         raw: the folder that holds ``json_files``.
         audio: a folder of folders SOURCE or SOURCE_flac, if the sounds are not beside ``json_files``.
+        blacklist: one of ``BLACKLISTS``, or ``NO_BLACKLIST``; None: the first of them. Its clips are marked as such.
     """
     refusals, clips = Refusals(), []
-    for source in SOURCES:
-        if (raw / _TABLES / source).is_dir():
-            sounds = _find_sounds(source, [audio] if audio else [raw / "Zip_files", raw / "waveforms"])
-            clips += _read_clips(source, raw / _TABLES / source, sounds, refusals)
+    sources = [source for source in SOURCES if (raw / _TABLES / source).is_dir()]
+    for source in sources:
+        sounds = _find_sounds(source, [audio] if audio else [raw / "Zip_files", raw / "waveforms"])
+        clips += _read_clips(source, raw / _TABLES / source, sounds, refusals)
     refusals.raise_all()
-    return clips
+    if blacklist == NO_BLACKLIST or not _ENTRIES.keys() & sources:
+        return clips
+    path = raw / _TABLES / "blacklist" / f"blacklist_exclude_{blacklist or BLACKLISTS[0]}.json"
+    names = _read_blacklist(path)
+    return [replace(clip, blacklist=path.name) if clip.file_name in names else clip for clip in clips]
+
+
+def _read_blacklist(path: Path) -> set[str]:
+    """Return the names of the clips in a blacklist."""
+    if not path.exists():
+        remedy = f"--blacklist {NO_BLACKLIST} keeps every clip"
+        raise InputError(f"expected the clips to leave out at {path}, got nothing; {remedy}")
+    content = read_json(path, _Blacklist, "ids of clips to leave out")
+    return {_file_name(source, _stem(name)) for source, entry in _ENTRIES.items() for name in content[entry]}
 
 
 def _read_clips(source: str, folder: Path, sounds: dict[str, list[_Sound]], refusals: Refusals) -> list[DownloadedClip]:
@@ -79,8 +107,12 @@ def _read_clips(source: str, folder: Path, sounds: dict[str, list[_Sound]], refu
         if len(found) > 1:
             got = " and ".join(map(str, found[:2]))
             refusals.messages.append(f"expected one sound for {stem!r} of {source}, got {got}")
-        clips.append(DownloadedClip(f"{source}_{stem}.wav", found[0] if found else None, tuple(texts)))
+        clips.append(DownloadedClip(_file_name(source, stem), found[0] if found else None, tuple(texts)))
     return clips
+
+
+def _file_name(source: str, stem: str) -> str:
+    return f"{source}_{stem}.wav"
 
 
 def _stem(name: str) -> str:

@@ -1,6 +1,7 @@
 """WavCaps is prepared from its archives, in parts or whole, as from its files; nothing in an archive leads outside."""
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from miniature import everything_in
 
 from reference_model import InputError
 from reference_model.data import prepare, sources
+from reference_model.data.dataset import read_split
 from reference_model.data.layouts import read_download
 
 
@@ -33,8 +35,8 @@ def test_archives_and_files_become_what_the_plain_layout_becomes(tmp_path: Path)
     clips = miniature.wavcaps_clips()
     zipped, unpacked = (miniature.wavcaps(tmp_path / str(k), clips, zipped=k == 1) for k in (1, 0))
     assert len(miniature.split_archive(archive_of(zipped, "FreeSound"), 100_000)) > 3
-    prepared = run(zipped, tmp_path / "zipped")
-    run(unpacked, tmp_path / "unpacked")
+    prepared = run(zipped, tmp_path / "zipped", blacklist="none")
+    run(miniature.wavcaps_blacklists(unpacked, test_ac={"AudioSet": [], "FreeSound": []}), tmp_path / "unpacked")
     assert prepared.summary().startswith("held out of train, by a checksum of their names, for each split without ")
     named = {
         f"{source}_{Path(clip.file_name).stem}.wav": clip for source, of_source in clips.items() for clip in of_source
@@ -87,6 +89,40 @@ def test_entries_of_one_id_are_one_clip(small: Path) -> None:
     clips = {clip.file_name: clip for clip in read_all(small)}
     assert len(clips) == 12
     assert clips["SoundBible_1.wav"].captions == (entries[0]["caption"], "Another")
+
+
+LISTS = {
+    "test_ac": {"AudioSet": ["Y-cd_eF003.wav", "Yelsewhere-0.wav"], "FreeSound": ["5", "Not found", "0"]},
+    "all_ac": {"AudioSet": ["Y-cd_eF003.wav", "Y-cd_eF000.wav"], "FreeSound": ["5", "0", "Not found", "1"]},
+    "ub8k_esc50_vggsound": {"AudioSet": ["Y-cd_eF001.wav"], "FreeSound": []},
+}
+LEFT_OUT = {
+    None: {"AudioSet_SL_Y-cd_eF003", "FreeSound_0", "FreeSound_5"},
+    "all_ac": {"AudioSet_SL_Y-cd_eF000", "AudioSet_SL_Y-cd_eF003", "FreeSound_0", "FreeSound_1", "FreeSound_5"},
+    "ub8k_esc50_vggsound": {"AudioSet_SL_Y-cd_eF001"},
+    "none": set(),
+}
+
+
+def test_clips_of_other_data_sets_are_left_out(tmp_path: Path) -> None:
+    """A list names sounds of AudioSet and of FreeSound alone; it moves no clip from one split to another."""
+    raw = miniature.wavcaps_blacklists(miniature.wavcaps(tmp_path / "raw", miniature.wavcaps_clips()), **LISTS)
+    split: dict[str, str] = {}
+    for name, expected in LEFT_OUT.items():
+        prepared = run(raw, tmp_path, blacklist=name)
+        split = split or {row.file_name: row.split for row in prepared.rows}
+        assert {row.file_name: row.split for row in prepared.rows} == split
+        left_out = {row.file_name[:-4]: row for row in prepared.rows if row.status == "blacklisted"}
+        assert left_out.keys() == expected
+        assert {row.reason for row in left_out.values()} <= {f"in blacklist_exclude_{name or 'test_ac'}.json"}
+        usable = {row.file_name for row in prepared.rows if row.status == "ok"}
+        assert len(usable) == 36 - len(expected)
+        assert {path.name for path in (tmp_path / "WavCaps" / "waveforms").glob("*/*")} == usable
+        listed = [clip for part in miniature.SPLITS for clip in read_split(tmp_path, "WavCaps", part)]
+        assert {clip.path.name for clip in listed} == usable
+        table = prepared.summary().splitlines()
+        assert re.split(" {2,}", table[1])[-3:-2] == (["blacklisted"] if expected else ["silent"])
+        assert re.split(" {2,}", table[-1])[-3] == str(len(expected))
 
 
 def test_what_an_archive_holds_leads_nowhere(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +223,29 @@ def test_bad_downloads_are_refused(small: Path, change: Callable[[Path], object]
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (
+            None,
+            r"expected the clips to leave out at .*/blacklist_exclude_test_ac\.json, got nothing; --blacklist none ",
+        ),
+        ({"AudioSet": []}, r"expected ids of clips to leave out in .*_test_ac\.json, got no entry FreeSound"),
+        (
+            {"AudioSet": [], "FreeSound": [156]},
+            r"in .*_test_ac\.json, got 156 as FreeSound\.0, which should be a valid",
+        ),
+    ],
+)
+def test_a_bad_blacklist_is_refused(tmp_path: Path, content: Any, words: str) -> None:
+    raw = miniature.wavcaps(tmp_path, {"FreeSound": miniature.wavcaps_clips()["FreeSound"]})
+    if content is not None:
+        miniature.wavcaps_blacklists(raw, test_ac=content)
+    with pytest.raises(InputError, match=words) as refused:
+        read_all(raw)
+    assert "\n" not in str(refused.value)
+
+
 def test_it_is_not_taken_for_another_data_set(small: Path) -> None:
     with pytest.raises(InputError, match=r"expected tables of Clotho in .*, got those of WavCaps; say"):
         read_download(small, "Clotho", hold_out=40.0)
@@ -194,3 +253,6 @@ def test_it_is_not_taken_for_another_data_set(small: Path) -> None:
         InputError, match="got train alone; --hold-out 5 takes 5 % of the clips of train for val and as"
     ):
         read_download(small, "WavCaps")
+    plain = miniature.standard(small / "plain", miniature.clotho_clips((1, 1, 1)))
+    with pytest.raises(InputError, match=r"expected --blacklist for WavCaps alone, got none for .*plain"):
+        read_download(plain, "Mine", blacklist="none")
