@@ -92,8 +92,9 @@ class _Square(torch.autograd.Function):
             return found[0], found[1], found[4], None
         grad_S = ctx.square.grad_S(saved, upstream, ctx.total.divisor(x.shape[0]))
         needed = needs_x, needs_y, needs_parameter
+        grad_shift = grad_S.sum() if needs_parameter and ctx.square.shifts else None
         grad_x, grad_y, grad_scale = SquareBatch(x, y, norms).gradients(grad_S, S, needed)
-        of_parameter = None if grad_scale is None else ctx.square.grad_parameter(grad_scale)
+        of_parameter = None if grad_scale is None else ctx.square.grad_parameter(grad_scale, grad_shift)
         return grad_x, grad_y, of_parameter, None
 
 

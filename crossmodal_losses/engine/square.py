@@ -83,10 +83,11 @@ class Square(ABC):
     """The losses of all anchors of both directions, given S, and dL/dS. Directions are rows of S, and its columns."""
 
     largest: ClassVar[float] = math.inf  # B, up to which this is faster than the form for every batch
+    shifts: ClassVar[bool] = False  # whether the parameter adds to S, too
 
     @abstractmethod
     def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
-        """The losses of the anchors, ``[2, B]``, and what the derivative needs.
+        """The losses of the anchors, ``[2, B]`` (``[1, B]`` if every pair counts once), and what the derivative needs.
 
         ``same``, bool ``[B, B]``, says which pairs have one id; None: only those on the diagonal. An anchor without a
         negative costs exactly 0. S may be overwritten.
@@ -99,8 +100,8 @@ class Square(ABC):
         Upstream is ``[]`` or ``[B]``.
         """
 
-    def grad_parameter(self, grad_scale: Tensor) -> Tensor:
-        """The gradient of the aggregation's parameter, given dL(c S)/dc at c = 1."""
+    def grad_parameter(self, grad_scale: Tensor, grad_shift: Tensor | None) -> Tensor:
+        """The gradient of the aggregation's parameter, given dL(c S)/dc at c = 1; if it shifts, dL(S + c)/dc at 0."""
         raise NotImplementedError
 
 

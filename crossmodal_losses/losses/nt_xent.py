@@ -73,7 +73,7 @@ class SquareOfExponentials(Square):
         grad.diagonal().sub_(factors.mul_(of_negatives).sum(0))
         return grad
 
-    def grad_parameter(self, grad_scale: Tensor) -> Tensor:
+    def grad_parameter(self, grad_scale: Tensor, grad_shift: Tensor | None) -> Tensor:
         """The loss is a function of S / t."""
         return grad_scale.div_(-self.temperature)
 

@@ -10,8 +10,10 @@ from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_bias, check_temperature
 from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, Tile, along
+from crossmodal_losses.engine.compat import can_look
 from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
+from crossmodal_losses.engine.square import Saved, Square
 from crossmodal_losses.losses.temperature import LossWithTemperature
 from crossmodal_losses.similarity import at_least_float32
 
@@ -118,6 +120,14 @@ class SigmoidObjective(Objective):
         return None, torch.ones_like(aggregate)
 
     @property
+    def square(self) -> Square | None:
+        t, b = self.temperature, self.bias
+        if not all(can_look(value) for value in (t, b) if isinstance(value, Tensor)):
+            return None
+        t, b = (float(value.detach()) if isinstance(value, Tensor) else value for value in (t, b))
+        return SquareOfPairs(t, b)
+
+    @property
     def formula(self) -> Formula:
         t, b = self.temperature, self.bias
         return Formula("pairs", (0.0, 0.0) if isinstance(t, Tensor) or isinstance(b, Tensor) else (t, b))
@@ -129,6 +139,35 @@ class SigmoidObjective(Objective):
     @classmethod
     def from_numbers(cls, numbers: Sequence[float], parameter: Tensor | None) -> "SigmoidObjective":
         return cls(*(numbers if parameter is None else parameter.unbind()))
+
+
+class SquareOfPairs(Square):
+    """log(1 + exp(z_ij)) of all pairs, z = s / t + b, of the opposite sign on the diagonal."""
+
+    shifts = True
+
+    def __init__(self, temperature: float, bias: float) -> None:
+        self.temperature, self.bias = temperature, bias
+
+    def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
+        z = S.div_(self.temperature).add_(self.bias)
+        z.diagonal().neg_()
+        has_negatives = len(z) > 1 if same is None else not bool(same.all())
+        if not has_negatives:
+            z.fill_(-torch.inf)
+        elif same is not None:
+            z.masked_fill_(same.fill_diagonal_(False), -torch.inf)
+        return softplus(z, threshold=40).sum(1).unsqueeze(0), (z,)
+
+    def grad_S(self, saved: Saved, upstream: Tensor, divisor: float) -> Tensor:
+        grad = torch.sigmoid(saved[0]).mul_((upstream / (divisor * self.temperature)).view(-1, 1))
+        grad.diagonal().neg_()
+        return grad
+
+    def grad_parameter(self, grad_scale: Tensor, grad_shift: Tensor | None) -> Tensor:
+        """-sum_ij dL/ds_ij s_ij / t, and t sum_ij dL/ds_ij."""
+        assert grad_shift is not None
+        return torch.stack((grad_scale.div_(-self.temperature), grad_shift.mul_(self.temperature)))
 
 
 def sigmoid(
