@@ -7,6 +7,7 @@ marked. The limits of that choice come from this table.
 from pathlib import Path
 
 import click
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +35,8 @@ def dense(loss: PairLoss) -> Loss:
 
 def chosen(loss: PairLoss, B: int, device: str) -> str:
     """Return the choice of ``tile_size=None``."""
-    return DENSE if largest_dense(loss.objective.without_ids().aggregation) >= B else str(min(TILE[device], B))
+    of_all = largest_dense(loss.objective.without_ids().aggregation, torch.device(device))
+    return DENSE if of_all >= B else str(min(TILE[device], B))
 
 
 @click.command()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from crossmodal_losses.similarity import HALF
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Looked for once: looking takes as long as a small loss.
+HAS_TRITON = find_spec("triton") is not None
 
 # The base class of torch's batch and instance normalisation layers; private, in torch 2.4 to 2.15.
 NormalisationLayer = _NormBase

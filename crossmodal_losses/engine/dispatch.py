@@ -16,14 +16,16 @@ from crossmodal_losses.engine.tiled import tiled_loss
 # full speed. On CUDA a tile costs its launches too: it is as wide as 256 MiB in float32 allow.
 TILE = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
 
-# Measured on a CPU: the largest batch for which keeping all of S beats tiles: where an aggregation needs two passes, it
-# saves one product of four.
+# The largest batch for which keeping all of S beats tiles, measured on a CPU; where an aggregation needs two passes, it
+# saves one product of four. On CUDA, counted and not measured: its passes over S (some 25) take as long as the launches
+# that tiles take on top of its own (some 10) at about the first of these.
 LARGEST_DENSE, LARGEST_DENSE_OF_TWO_PASSES = 1024, 4096
 
 
-def largest_dense(aggregation: Aggregation) -> int:
+def largest_dense(aggregation: Aggregation, device: torch.device) -> int:
     """The largest B for which ``tile_size=None`` keeps all of S, B x B."""
-    return LARGEST_DENSE if aggregation.selects or aggregation.one_pass else LARGEST_DENSE_OF_TWO_PASSES
+    two_passes = not aggregation.selects and not aggregation.one_pass
+    return LARGEST_DENSE_OF_TWO_PASSES if two_passes and device.type != "cuda" else LARGEST_DENSE
 
 
 def tile_of(tile_size: int | None, device: torch.device) -> tuple[int, int]:
@@ -37,7 +39,7 @@ def _is_small(batch: Batch, aggregation: Aggregation, tile_size: int | None) -> 
     negatives = [part.shape[0] for part in batch.embeddings[2:] if part is not None]
     if tile_size is not None:
         return all(count <= tile_size for count in (B, *negatives))
-    return B * (B + sum(negatives)) <= largest_dense(aggregation) ** 2
+    return B * (B + sum(negatives)) <= largest_dense(aggregation, batch.x.device) ** 2
 
 
 def pair_loss(batch: Batch, objective: Objective, total: Total, tile_size: int | None) -> Tensor:

@@ -50,8 +50,8 @@ def _exclude(
 ):
     """Put excluded in the place of pairs that are no negatives; blocks inside of the tile compare only their ids."""
     if EXCLUDE == "ids":
-        id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0.0)
-        id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0.0)
+        id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0)
+        id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0)
         s = tl.where(id_i[:, None] != id_j[None, :], s, excluded)
     row, column = tl.program_id(0) * s.shape[0], tl.program_id(1) * s.shape[1]
     if EXCLUDE == "diagonal":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Batch
-from crossmodal_losses.engine.compat import can_look, multiplies_into_float32, without_autocast
+from crossmodal_losses.engine.compat import HAS_TRITON, can_look, multiplies_into_float32, without_autocast
 from crossmodal_losses.similarity import HALF, computation_dtype
 
 # Rows of a length in this range are multiplied as they are; others are divided by a scale first.
@@ -97,7 +97,13 @@ class Operand:
         of the block stay as they are.
         """
         local = self.local(block)
-        grad, inv_norm, rows = grad[local], self.inv_norm[local], self.block(block)
+        grad, inv_norm = grad[local], self.inv_norm[local]
+        if self.scale is not None and _has_kernels(self.rows, grad.dtype):
+            from crossmodal_losses.engine.rows_fused import normalisation_backward
+
+            normalisation_backward(grad, self.rows[local], inv_norm, self.scale[local])
+            return
+        rows = self.block(block)
         grad_dot_x = (grad * rows).sum(1).mul_(inv_norm).mul_(inv_norm)
         grad.addcmul_(rows, grad_dot_x[:, None], value=-1)
         if self.scale is not None:
@@ -155,8 +161,8 @@ class Operands:
         """NaN if an embedding holds a NaN or an inf, else 1; None stands for 1."""
         if self.statistics[0].scale is None:
             return None
-        sums = [0 * statistics.inv_norm.sum() for statistics in self.statistics if statistics is not None]
-        return 1 + sum(sums[1:], sums[0])
+        total = torch.cat([statistics.inv_norm for statistics in self.statistics if statistics is not None]).sum()
+        return torch.rsub(total, 1, alpha=0)  # 1 - 0 total
 
     def tensors(self) -> list[Tensor | None]:
         """All tensors, for :meth:`of_tensors`."""
@@ -192,7 +198,16 @@ def measure_norms(batch: Batch, step: int) -> Operands:
     return Operands(batch.embeddings, cast(AllStatistics, parts))
 
 
+def _has_kernels(rows: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether there are fused kernels for rows, in a computation in dtype."""
+    return HAS_TRITON and rows.is_cuda and dtype == torch.float32
+
+
 def _scaled_statistics(rows: Tensor, ids: Tensor | None, dtype: torch.dtype, step: int) -> Statistics:
+    if _has_kernels(rows, dtype):
+        from crossmodal_losses.engine.rows_fused import measure
+
+        return Statistics(*measure(rows), ids)
     statistics = Statistics(rows.new_zeros(rows.shape[0], dtype=dtype), _scale(rows, dtype), ids)
     operand = Operand(rows, statistics, dtype)
     for block in blocks(operand.whole, step):

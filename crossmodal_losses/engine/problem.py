@@ -44,11 +44,11 @@ def local_positives(problem: Problem) -> Tensor:
     dots = [
         (x.block(block).to(x.inv_norm.dtype) * y.block(block)).sum(1) for block in blocks(x.whole, problem.tile_size[0])
     ]
-    return torch.cat(dots).mul_(x.inv_norm).mul_(y.inv_norm)
+    return (dots[0] if len(dots) == 1 else torch.cat(dots)).mul_(x.inv_norm).mul_(y.inv_norm)
 
 
 def all_gather_columns(problem: Problem, positive: Tensor) -> tuple[Problem, Tensor, Tensor | None]:
-    """All-gather the statistics of the columns, the positives, and all ids, which are numbered.
+    """All-gather the statistics of the columns, the positives, and all ids, which are numbered on a CPU.
 
     Returns also whether the anchors have negatives, as :func:`have_negatives` does.
     """
@@ -92,7 +92,7 @@ def _of_all_processes(
 
 
 def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Number the ids so that a float holds them: comparing floats into floats is ten times faster."""
+    """Number the ids so that a float holds them: a CPU compares floats into floats ten times as fast."""
     in_order, order = ids.sort()
     number = torch.zeros_like(order)
     number[1:] = (in_order[1:] != in_order[:-1]).cumsum(0)
@@ -100,9 +100,9 @@ def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _numbered(all_ids: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    """Number ids over all of the lists that are given."""
+    """Number ids over all of the lists that are given; elsewhere than on a CPU they are compared as they are."""
     given = [ids.long() for ids in all_ids if ids is not None]
-    if not given:
-        return [None] * len(all_ids)
+    if not given or not given[0].is_cpu:
+        return [None if ids is None else ids.long() for ids in all_ids]
     numbers = iter(numbered(torch.cat(given), dtype).split([len(ids) for ids in given]))
     return [None if ids is None else next(numbers) for ids in all_ids]

@@ -4,19 +4,15 @@ scale_rows, product, pair_losses            forward; with the weights of the pai
 (pair_losses), product of a batch, finish   backward; where each anchor has its own upstream, its weights come here
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossmodal_losses.checks import Batch
-from crossmodal_losses.engine.compat import is_batched, is_transformed, without_autocast
+from crossmodal_losses.engine.compat import HAS_TRITON, is_batched, is_transformed, without_autocast
 from crossmodal_losses.engine.dense import differentiable_gradients
 from crossmodal_losses.engine.objective import Formula, Objective, Total
-
-# Looked for once: looking takes as long as a small loss.
-HAS_TRITON = find_spec("triton") is not None
 
 # B, up to which the registers of one block hold all of S.
 LARGEST = 128

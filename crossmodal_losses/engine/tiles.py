@@ -16,7 +16,6 @@ products the platform rounds equally: those of small whole numbers always, those
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -24,15 +23,12 @@ from torch import Tensor
 
 from crossmodal_losses.engine.aggregation import State, Tile, along
 from crossmodal_losses.engine.communication import ColumnPass, Columns
-from crossmodal_losses.engine.compat import without_autocast
+from crossmodal_losses.engine.compat import HAS_TRITON, without_autocast
 from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain, tile_memory
 from crossmodal_losses.engine.hardest_backward import add_hardest, hardest_gradients
 from crossmodal_losses.engine.objective import Anchors, Directions, grad_of_positives, stacked
 from crossmodal_losses.engine.operands import Operand, Operands, accumulate, blocks, multiply
 from crossmodal_losses.engine.problem import Problem, all_gather_columns, column_pass, local_positives
-
-# Looked for once: looking takes as long as a small loss.
-HAS_TRITON = find_spec("triton") is not None
 
 # Of x, y, negatives_x and negatives_y, where they are needed, and found.
 Gradients = list[Tensor | None]

@@ -33,7 +33,8 @@ class PairLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         tile_size: t, how many rows and columns of S are computed at a time; the value does not depend on it, beyond
             rounding. Memory beyond inputs and gradients is O(t^2 + t D + B). None: all of S where B is small, up to
-            4096 for NT-Xent and 1024 for the others, and tiles beyond, of the size found fastest on the device.
+            1024 (on a CPU 4096 for NT-Xent and supervised contrastive), and tiles beyond, of a size that suits the
+            device.
     """
 
     objective_type: ClassVar[type[Objective]]

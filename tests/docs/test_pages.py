@@ -37,15 +37,17 @@ def test_figures_of_the_pages() -> None:
         (ROOT / name).read_text(encoding="utf-8")
         for name in ("README.md", "docs/guides/any_batch_size.md", "docs/stability.md")
     )
-    assert f"1 product of B x B x D from B = {FEWEST_TO_GATHER} on | 3 products" in readme
+    on_a_gpu = f"on a GPU from {dispatch.LARGEST_DENSE + 1}"
+    assert f"1 product of B x B x D from B = {FEWEST_TO_GATHER} on, {on_a_gpu} | 3 products" in readme
     assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER) == 1
     assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER - 1) == 3
-    dense = f"Up to B = {dispatch.LARGEST_DENSE_OF_TWO_PASSES} for NT-Xent and supervised contrastive, and up to "
+    dense = f"Up to B = {dispatch.LARGEST_DENSE} all of S is kept; on a CPU up to B = "
+    dense += f"{dispatch.LARGEST_DENSE_OF_TWO_PASSES} for NT-Xent and supervised contrastive."
     tiles = " and ".join(
         f"{rows} x {columns}{on}"
         for (rows, columns), on in zip(dispatch.TILE.values(), (" entries on a CPU,", " on a GPU"), strict=True)
     )
-    for figure in (f"{dense}{dispatch.LARGEST_DENSE} for", tiles, f"On a GPU, up to {LARGEST} pairs"):
+    for figure in (dense, tiles, f"On a GPU, up to {LARGEST} pairs"):
         assert figure in " ".join(large.split())
     needed = re.findall(
         r'requires-python = ">=(.*)"|"torch>=(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")

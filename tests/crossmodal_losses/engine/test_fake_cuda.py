@@ -36,14 +36,14 @@ MAKE: dict[str, Callable[..., PairLoss]] = {
 # The launches of forward and backward: operators that are no views and allocate nothing, and Triton kernels. An
 # improvement lowers them. Without and with ids: dense in float32, in bfloat16; in tiles in float32, in bfloat16.
 LAUNCHES = {
-    "triplet_sum": ((121, 128), (127, 134), (151, 165), (157, 171)),
-    "triplet_max": ((113, 122), (119, 128), (166, 182), (174, 190)),
-    "triplet_weighted": ((126, 135), (132, 141), (179, 195), (187, 203)),
-    "triplet_weighted_mined": ((148, 157), (154, 163), (201, 217), (209, 225)),
-    "nt_xent": ((111, 118), (117, 124), (181, 195), (187, 201)),
-    "sup_con": ((111, 152), (117, 158), (181, 395), (187, 405)),
-    "sigmoid": ((103, 112), (109, 118), (185, 209), (195, 219)),
-    "nt_xent, learned": ((136, 143), (142, 149), (199, 213), (205, 219)),
+    "triplet_sum": ((64, 71), (68, 75), (76, 82), (80, 86)),
+    "triplet_max": ((56, 65), (60, 69), (100, 108), (106, 114)),
+    "triplet_weighted": ((69, 78), (73, 82), (113, 121), (119, 127)),
+    "triplet_weighted_mined": ((91, 100), (95, 104), (135, 143), (141, 149)),
+    "nt_xent": ((54, 61), (58, 65), (103, 109), (107, 113)),
+    "sup_con": ((54, 95), (58, 99), (103, 309), (107, 317)),
+    "sigmoid": ((46, 55), (50, 59), (110, 126), (118, 134)),
+    "nt_xent, learned": ((79, 86), (83, 90), (121, 127), (125, 131)),
 }
 
 
@@ -90,8 +90,8 @@ def test_number_of_launches_of_a_small_batch(name: str) -> None:
         assert launches.total == 1 + 5 + bool(learning) + learning
         if not learning:
             assert launched(MAKE[name], B, dtype, ids, reduction="none").total == 1 + 6
-    assert launched(MAKE[name], 129, dtype, ids).total > 50
-    assert launched(MAKE[name], 128, dtype, ids, tile_size=128).total > 50
+    assert launched(MAKE[name], 129, dtype, ids).total > 40
+    assert launched(MAKE[name], 128, dtype, ids, tile_size=128).total > 40
 
 
 @each_loss
@@ -190,6 +190,8 @@ def test_kernels_as_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         launches += launched(make, TILED, torch.bfloat16, True, tile_size=TILE).kernels
         others = launched(make, TILE + 1, torch.float32, False, tile_size=TILE, direction_weights=weights)
         less += [launch for launch in others.kernels if launch.numbers.get("EXCLUDE") == "diagonal"]
+    rows = [launch for launch in launches if launch.kernel in ("measure", "differentiate")]
+    launches = [launch for launch in launches if launch not in rows]
     spilling = replace(launches[-1], arguments=(*launches[-1].arguments, ("maxnreg", 32)))
     pointer = Pointer(torch.float32, 0)
     atomic = Launch(__name__, "add_atomically", (("values", pointer), ("total", pointer)))
@@ -197,12 +199,14 @@ def test_kernels_as_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        work = (launches, CAPABILITIES), (less, CAPABILITIES[1:2]), ([spilling, atomic], CAPABILITIES[1:2])
-        of_most, of_less, (of_spilling, of_atomic) = process.map(
-            compile_launches, *zip(*work, strict=True), timeout=300
-        )
+        work = launches, rows, less, [spilling, atomic]
+        capabilities = CAPABILITIES, CAPABILITIES, CAPABILITIES[1:2], CAPABILITIES[1:2]
+        compiled = process.map(compile_launches, work, capabilities, timeout=300)
+        of_most, of_rows, of_less, (of_spilling, of_atomic) = compiled
     assert of_spilling.spills > 0
     assert of_atomic.atomics == 1
+    assert len(of_rows) == 3 * 2
+    assert all(kernel.spills == kernel.atomics == 0 < kernel.loads_of_16_bytes for kernel in of_rows), of_rows
     for kernel in (*of_most, *of_less):
         assert kernel.spills == kernel.atomics == 0, kernel
         gradients = dict(kernel.launch.arguments).get("grad_products")
