@@ -12,6 +12,11 @@ from transformers import (
     ClapFeatureExtractor,
     ClapModel,
     ClapTextConfig,
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForPreTraining,
@@ -36,19 +41,34 @@ def clap(*, fused: bool) -> tuple[Any, Any]:
     )
 
 
+LAYER: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
 def ast() -> tuple[Any, Any]:
-    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    model = ASTForAudioClassification(ASTConfig(**sizes, num_mel_bins=16, max_length=64, num_labels=3))
+    model = ASTForAudioClassification(ASTConfig(**LAYER, num_mel_bins=16, max_length=64, num_labels=3))
     return model, ASTFeatureExtractor(num_mel_bins=16, max_length=64)
 
 
 def wav2vec2() -> tuple[Any, Any]:
     config = Wav2Vec2Config(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, conv_dim=[4, 4],
-        conv_kernel=[10, 8], conv_stride=[8, 8], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        **LAYER, conv_dim=[4, 4], conv_kernel=[10, 8], conv_stride=[8, 8], num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
         num_codevectors_per_group=4, codevector_dim=4, proj_codevector_dim=4,
     )  # fmt: skip
     return Wav2Vec2ForPreTraining(config), Wav2Vec2FeatureExtractor(sampling_rate=8000, return_attention_mask=True)
+
+
+def data2vec() -> tuple[Any, Any]:
+    config = Data2VecAudioConfig(
+        **LAYER, conv_dim=[4, 4], conv_kernel=[10, 8], conv_stride=[8, 8], num_conv_pos_embeddings=2,
+        num_conv_pos_embedding_groups=2, conv_pos_kernel_size=3, mask_time_prob=0.5, mask_time_length=2,
+    )  # fmt: skip
+    return Data2VecAudioModel(config), Wav2Vec2FeatureExtractor(sampling_rate=8000)
+
+
+def wav2vec2_bert() -> tuple[Any, Any]:
+    config = Wav2Vec2BertConfig(**LAYER, feature_projection_input_dim=16, conv_depthwise_kernel_size=3)
+    return Wav2Vec2BertModel(config), SeamlessM4TFeatureExtractor(feature_size=8, num_mel_bins=8, sampling_rate=8000)
 
 
 def whisper() -> tuple[Any, Any]:
@@ -65,5 +85,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "fused clap": lambda: clap(fused=True),
     "ast": ast,
     "wav2vec2": wav2vec2,
+    "data2vec": data2vec,
+    "wav2vec2-bert": wav2vec2_bert,
     "whisper": whisper,
 }

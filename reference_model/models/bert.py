@@ -6,18 +6,19 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from reference_model.config import Pooling
 from reference_model.models.hugging_face import LONGEST
 from reference_model.models.text import TextEncoder
 
 VOCABULARY = 1000  # tokens
 
 
-def new(captions: Iterable[str], *, dropout: float = 0.1) -> TextEncoder:
+def new(captions: Iterable[str], *, pooling: Pooling = "first", dropout: float = 0.1) -> TextEncoder:
     """Build the tiny BERT with new weights, and a tokenizer whose vocabulary is learned from the captions."""
-    return tiny(train_tokenizer(captions), dropout=dropout)
+    return tiny(train_tokenizer(captions), pooling=pooling, dropout=dropout)
 
 
-def tiny(tokenizer: PreTrainedTokenizerFast, *, dropout: float = 0.1) -> TextEncoder:
+def tiny(tokenizer: PreTrainedTokenizerFast, *, pooling: Pooling = "first", dropout: float = 0.1) -> TextEncoder:
     """Build a BERT of two small layers with new weights, for the vocabulary of the tokenizer."""
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -31,7 +32,7 @@ def tiny(tokenizer: PreTrainedTokenizerFast, *, dropout: float = 0.1) -> TextEnc
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return TextEncoder(BertModel(config, add_pooling_layer=False), config, tokenizer, "first")
+    return TextEncoder(BertModel(config, add_pooling_layer=False), config, tokenizer, pooling)
 
 
 def train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:

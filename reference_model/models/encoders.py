@@ -69,7 +69,7 @@ def _network(config: Config) -> PannsEncoder:
 def new_text_encoder(config: Config, captions: list[str]) -> TextEncoder:
     """Build the text encoder as training begins with it; a new one learns its words from captions."""
     if config.text_encoder is None:
-        return bert.new(captions, dropout=config.dropout)
+        return bert.new(captions, pooling=config.text_pooling, dropout=config.dropout)
     return text.published(config.text_encoder, pooling=config.text_pooling, dropout=config.dropout)
 
 

@@ -5,6 +5,7 @@ for a class of the transformers package; whatever else stands there, such as a k
 """
 
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,15 +25,11 @@ LARGEST = 10**9  # weights of a model; BERT-large has a third of it
 LARGEST_NUMBER = 2**20  # in settings
 MOST_LAYERS = 1000
 LONGEST = 64  # tokens of a caption; longer ones are cut
-_OF_DECODERS = ("is_decoder", "add_cross_attention", "use_cache")  # not read
-_DROPOUTS = (
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "hidden_dropout",
-    "attention_dropout",
-    "dropout",
-    "dropout_rate",
-)
+# Not read: a file of an encoder alone may say that there is no decoder, of a family whose models have one.
+_OF_DECODERS = ("is_decoder", "is_encoder_decoder", "add_cross_attention", "use_cache")
+# Words in the names of rates that count in train mode alone: of dropout, and of dropped layers and masked inputs.
+_DROPOUT, _DROPPED_OR_MASKED = "dropout|pdrop", "layerdrop|drop_path|mask_time_prob|mask_feature_prob"
+_IN_TRAIN_MODE = re.compile(f"{_DROPOUT}|{_DROPPED_OR_MASKED}")
 
 _Size = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 _Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -41,7 +38,7 @@ _Rate = Annotated[float, Field(ge=0, lt=1)]
 class _Architecture(TypedDict, total=False):
     """Settings that most families have, where they have them."""
 
-    vocab_size: _Size
+    vocab_size: _Size | None
     hidden_size: _Size
     num_hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
     num_attention_heads: _Size | list[_Size]
@@ -82,7 +79,7 @@ def check_folder(folder: Path) -> None:
 def read_config(name: str | Path, *, dropout: float = 0.1) -> PreTrainedConfig:
     """Read the settings of an architecture from the config.json in a folder, or from one that is published.
 
-    In train mode the model has this dropout, drops no whole layers, and masks nothing of its input.
+    In train mode each of its dropouts has this rate, and it drops no whole layers and masks nothing of its input.
     """
     if Path(name).is_absolute() and not Path(name).exists():
         raise ValueError("nothing there")
@@ -97,11 +94,9 @@ def read_config(name: str | Path, *, dropout: float = 0.1) -> PreTrainedConfig:
         raise ValueError(f"a model of type {family}")
     config = _architecture(CONFIG_MAPPING[family], stored, source)
     for part in (config, *_parts(config)):
-        changes: dict[str, Any] = dict.fromkeys(_DROPOUTS, dropout)
-        changes |= {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False}
-        for setting, value in changes.items():
-            if hasattr(part, setting):
-                setattr(part, setting, value)
+        for name in filter(_IN_TRAIN_MODE.search, _declared(type(part))):
+            if type(getattr(part, name, None)) in (int, float):  # None: it has no such layer
+                setattr(part, name, dropout if re.search(_DROPOUT, name) else 0.0)
     with torch.device("meta"):
         weights = sum(p.numel() for p in new(config).parameters())
     if weights > LARGEST:
@@ -113,6 +108,8 @@ def _architecture(kind: type[PreTrainedConfig], stored: dict[str, Any], source: 
     """Return the settings that this class of settings declares itself."""
     check_form(stored, _Architecture, "the settings of a model", source)
     declared = _declared(kind)
+    if "expert" in " ".join(declared):
+        raise ValueError("a mixture of experts, of which a caption needs some alone")
     settings: dict[str, Any] = {name: stored[name] for name in sorted(declared & stored.keys())}
     for name, value in numbers(settings):
         largest = MOST_LAYERS if any(word in name for word in ("layers", "depth", "blocks")) else LARGEST_NUMBER
@@ -132,8 +129,9 @@ def _declared(kind: type[PreTrainedConfig]) -> set[str]:
 
 def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the settings that features in eval mode may depend on, as JSON."""
-    names = sorted(_declared(type(config)) - {*_DROPOUTS, *config.sub_configs})
-    settings = {name: value for name in names if not callable(value := getattr(config, name, None))}
+    names = sorted(_declared(type(config)) - config.sub_configs.keys())
+    settings = {name: getattr(config, name, None) for name in names if not _IN_TRAIN_MODE.search(name)}
+    settings = {name: value for name, value in settings.items() if not callable(value)}
     return settings | {name: settings_of(getattr(config, name)) for name in config.sub_configs}
 
 

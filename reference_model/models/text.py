@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from reference_model import InputError, reason_of
 from reference_model.config import Pooling
+from reference_model.data.batches import pad_tokens
 from reference_model.models import hugging_face
 from reference_model.models.hugging_face import LONGEST
 
@@ -117,6 +118,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfi
     Returns:
         The token ids of a caption.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"a {type(tokenizer).__name__}, which has no tokenizer.json")
     (ids,) = tokenize(tokenizer, ["A dog barks (twice), and a car passes."])
     if not 0 < len(ids) <= LONGEST:
         raise ValueError(f"a tokenizer that encodes a caption in {len(ids)} tokens")
@@ -127,10 +130,16 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfi
 
 
 def _checked(encoder: TextEncoder, ids: list[int], absent: dict[str, nn.Parameter]) -> TextEncoder:
-    """Try the encoder on a caption; see :func:`hugging_face.freeze_unused`."""
-    tokens = torch.tensor([ids])
-    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    encoder.output_size = hugging_face.freeze_unused(encoder, inputs, absent)
+    """Try the encoder on a caption, alone and beside the longest one, for which it is padded.
+
+    See :func:`hugging_face.freeze_unused` too.
+    """
+    encoder.eval()
+    with torch.no_grad():
+        (alone,), (padded, _) = (encoder(**pad_tokens(captions)) for captions in ([ids], [ids, ids[:1] * LONGEST]))
+    if not torch.allclose(padded, alone, rtol=0, atol=0.01 * float(alone.abs().max())):
+        raise ValueError("a model in which padding changes the features of a caption")
+    encoder.output_size = hugging_face.freeze_unused(encoder, pad_tokens([ids]), absent)
     return encoder
 
 

@@ -15,15 +15,23 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    ByT5Tokenizer,
     DebertaV2Config,
     DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
+    FunnelConfig,
+    FunnelModel,
+    GPT2Config,
+    GPT2Model,
     MPNetConfig,
     MPNetModel,
     RobertaConfig,
     RobertaForMaskedLM,
+    SwitchTransformersConfig,
+    SwitchTransformersModel,
     T5Config,
+    T5EncoderModel,
     T5Model,
 )
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -174,6 +182,7 @@ def test_an_index_of_weights_stays_in_its_folder(tmp_path: Path, part: str) -> N
 # Families of published models, small and with new weights; some have layers for other tasks, as published files do.
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
 FAMILIES: dict[str, Any] = {
     "bert": lambda words: BertModel(BertConfig(vocab_size=words, **SIZES)),
     "roberta": lambda words: RobertaForMaskedLM(RobertaConfig(vocab_size=words, max_position_embeddings=80, **SIZES)),
@@ -186,7 +195,9 @@ FAMILIES: dict[str, Any] = {
     "distilbert": lambda words: DistilBertModel(
         DistilBertConfig(vocab_size=words, dim=16, n_layers=2, n_heads=2, hidden_dim=16)
     ),
-    "t5": lambda words: T5Model(T5Config(vocab_size=words, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)),
+    "t5": lambda words: T5Model(T5Config(vocab_size=words, **T5)),
+    "the encoder of t5": lambda words: T5EncoderModel(T5Config(vocab_size=words, **T5)),
+    "gpt2": lambda words: GPT2Model(GPT2Config(vocab_size=words, n_embd=16, n_layer=1, n_head=2, n_positions=64)),
 }
 
 
@@ -196,8 +207,7 @@ def published(request: pytest.FixtureRequest, tmp_path: Path, tokenizer: Tokeniz
     torch.manual_seed(0)
     model = FAMILIES[request.param](len(tokenizer)).eval()
     folder = tmp_path / "published"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(folder, model, tokenizer)
     return folder, model
 
 
@@ -212,7 +222,7 @@ def test_features_are_those_of_transformers(published: tuple[Path, Any], pooling
     encoder.save(tmp_path)
     saved = text.saved(tmp_path, pooling=pooling)
     saved.load_state_dict(encoder.state_dict())
-    transformer = model.get_encoder() if hasattr(model, "decoder") else model.base_model
+    transformer = model.get_encoder() if model.config.model_type == "t5" else model.base_model
     with torch.no_grad():
         features = encoder.eval()(**tokens)
         assert torch.equal(features, saved.eval()(**tokens))
@@ -233,6 +243,34 @@ def test_every_parameter_that_trains_has_a_gradient(published: tuple[Path, Any])
     for name, parameter in encoder.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.requires_grad or not parameter.any(), name
+
+
+def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_models_that_cannot_encode_every_caption_alike_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """They would fail at the first long caption, or only after training, or give features that depend on the batch."""
+    words = len(tokenizer)
+    few_positions = RobertaForMaskedLM(RobertaConfig(vocab_size=words, max_position_embeddings=64, **SIZES))
+    experts = {"num_sparse_encoder_layers": 1, "num_decoder_layers": 1, "num_experts": 4}
+    refused: dict[str, tuple[Any, Any]] = {
+        "index 64 is out of bounds": (few_positions, tokenizer),
+        "a ByT5Tokenizer, which has no tokenizer.json": (T5Model(T5Config(vocab_size=384, **T5)), ByT5Tokenizer()),
+        "a model in which padding changes the features": (
+            FunnelModel(FunnelConfig(vocab_size=words, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=16)),
+            tokenizer,
+        ),
+        "a mixture of experts": (
+            SwitchTransformersModel(SwitchTransformersConfig(vocab_size=words, **T5, **experts)),
+            tokenizer,
+        ),
+    }
+    for number, (reason, parts) in enumerate(refused.items()):
+        save_model(folder := tmp_path / str(number), *parts)
+        with pytest.raises(InputError, match=rf"expected a text encoder by name .* got {folder}: .*{reason}"):
+            text.published(str(folder))
 
 
 def test_the_settings_of_an_encoder_name_its_pooling_and_not_its_dropout(tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def test_a_run_is_trained_evaluated_and_searched(config: Config, encoders: Path,
     torch.testing.assert_close(saved.embed_audio(clips), stored, rtol=0, atol=1e-5)
 
 
+def test_a_new_text_encoder_has_the_pooling_that_is_asked_for(config: Config, tmp_path: Path) -> None:
+    config = replace(config, text_pooling="mean", epochs=1)
+    metrics = train(config, tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", split="test", data=None) == metrics["test"]
+
+
 @pytest.mark.parametrize("audio", ["panns-cnn14", "clap"])
 def test_frozen_encoders_run_once(
     config: Config, encoders: Path, tmp_path: Path, audio: str, monkeypatch: pytest.MonkeyPatch
