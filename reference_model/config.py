@@ -54,7 +54,7 @@ class Config:
     trained: Trained  # the encoders that learn where they are fine-tuned; the other one is frozen
     frozen_mode: FrozenMode  # of frozen encoders; train: they drop out, and batch-norm statistics drift
     spec_augment: bool  # erase stripes of the spectrogram, after bn0, while the audio encoder is in train mode
-    dropout: float  # of the text encoder and of the residual blocks, in train mode
+    dropout: float  # of encoders of Hugging Face and of ResNet-38's residual blocks, in train mode
     clip_norm: float  # the gradient is scaled down to this norm; 0: it is not
     direction_weights: tuple[float, float]  # of the anchors audio, and of the anchors text; (1, 1): equations 2 to 7
     weighted_rule: WeightedRule  # the loss that triplet_weighted is: equation 6, or triplet_weighted_mined

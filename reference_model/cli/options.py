@@ -41,7 +41,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 _PROTOCOL_OPTIONS: dict[str, tuple[Any, str]] = {
     "frozen_mode": (click.Choice(get_args(FrozenMode)), "Frozen encoders: constant, or with dropout and drift."),
     "spec_augment": (bool, "Erase stripes of the spectrograms, where the audio encoder is in train mode."),
-    "dropout": (float, "Dropout of the text encoder and of the residual blocks, in train mode."),
+    "dropout": (float, "Dropout of encoders of Hugging Face and of ResNet-38's residual blocks, in train mode."),
     "clip_norm": (float, "Scale larger gradients down to this norm; 0: none."),
     "direction_weights": ((float, float), "Of the loss with audio, and with text, as anchors; 0.5 0.5 is their mean."),
     "weighted_rule": (click.Choice(get_args(WeightedRule)), "The loss that triplet_weighted is."),
