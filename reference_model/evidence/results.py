@@ -28,11 +28,11 @@ def keep_results(results: Path, sources: Path, out: Path = KEPT) -> list[Path]:
         The folders of the grids in ``out``.
 
     Raises:
-        InputError: there are no grids, or no table.
+        InputError: there are no grids, or no table; or ``out`` holds something else.
     """
     folders = sorted(path.parent for path in results.glob(f"*/{GRID}"))
     of_rates = sorted({path.parents[1] for path in results.glob(f"*/rate-*/{GRID}")})
-    if not folders or not sources.is_file():
+    if not (folders or of_rates) or not sources.is_file():
         raise InputError(f"expected folders of reproduce in {results}, and {sources}, got none")
 
     def write(kept: Path) -> None:
@@ -46,8 +46,15 @@ def keep_results(results: Path, sources: Path, out: Path = KEPT) -> list[Path]:
             _say_what_it_cost(runs, kept / folder.name)
         shutil.copyfile(sources, kept / sources.name)
 
-    atomic_folder(out, write)
+    atomic_folder(out, write, check=_refuse_other_results)
     return [out / folder.name for folder in (*folders, *of_rates)]
+
+
+def _refuse_other_results(folder: Path) -> None:
+    """Refuse a folder that holds anything, but no results that were kept."""
+    if any(folder.iterdir()) and not any(folder.glob(f"*/{MADE}")):
+        expected = f"expected {folder} to be new or results that were kept"
+        raise InputError(f"{expected}, got one without */{MADE}")
 
 
 def _keep(folder: Path, kept: Path) -> None:

@@ -76,5 +76,12 @@ def test_results_are_kept_without_sounds(
         "rates/made.md", *(f"rates/learning_rates.{suffix}" for suffix in ("md", "json", "png")),
     }  # fmt: skip
     assert (kept / "grid/made.md").read_text().startswith("Made by `make evidence` on a machine: 1 runs of 0.0")
+    assert CliRunner().invoke(main, arguments).exit_code == 0  # which are replaced
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    refused = CliRunner().invoke(main, [*arguments[:-1], f"{tmp_path}/mine"])
+    expected = f"expected {tmp_path}/mine to be new or results that were kept, got one without */made.md"
+    assert (refused.exit_code, refused.output) == (1, f"Error: {expected}\n")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years"
     assert "audio/mpeg" not in (kept / "grid/report.html").read_text()
     assert "audio/mpeg" in write_report(grid, folder / "grid").read_text()
