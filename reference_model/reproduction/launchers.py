@@ -31,7 +31,7 @@ class Ended:
     run: Run
     failure: str | None = None  # how the job died, if it did
     log: str = ""  # the end of what it printed
-    again: bool = False  # the run may be submitted again: another process had it
+    again: bool = False  # the run may be submitted again: another process had it, or Slurm needed the place
 
 
 class Launcher(Protocol):

@@ -31,7 +31,7 @@ Point = dict[str, Any]  # one row of the grid of one rate
 
 def rate_folder(out: Path, rate: float) -> Path:
     """Return the folder of the grid of a learning rate."""
-    return out / f"rate-{rate:g}"
+    return out / f"rate-{rate}"
 
 
 def rate_folders(out: Path) -> list[Path]:

@@ -112,7 +112,7 @@ class SlurmLauncher:
         queue = self._queue() if found else set()
         if queue is None:
             raise InputError("expected Slurm's squeue to list the jobs of earlier commands, got no answer; try again")
-        self.at_work |= {job: (run, submitit.SlurmJob(self.folder, job)) for run, job in found.items() if job in queue}
+        self.at_work |= {job: (run, self._earlier_job(job)) for run, job in found.items() if job in queue}
         if self.at_work:
             tqdm.write(f"{len(self.at_work)} runs have jobs in Slurm's queue already")
         return [run for run in runs if found.get(run) not in self.at_work]
@@ -162,12 +162,17 @@ class SlurmLauncher:
 
     def _how_it_ended(self, run: Run, job: "submitit.Job[None]") -> Ended:
         state = job.get_info().get("State", "UNKNOWN").upper()
-        if state.startswith(("CANCELLED", "PREEMPTED")):
+        if state.startswith("CANCELLED"):
             return Ended(run)
-        if state == "COMPLETED" or lock_holder(run.folder) is not None:
+        if state in ("COMPLETED", "PREEMPTED") or lock_holder(run.folder) is not None:
             return Ended(run, again=True)
         log = (job.stderr() or "")[-LOG_CHARACTERS:]
         return Ended(run, f"its job {job.job_id} ended in the state {state}: {last_line(log)}".removesuffix(": "), log)
+
+    def _earlier_job(self, job_id: str) -> "submitit.Job[None]":
+        """Return a job that an earlier command submitted."""
+        files = next(self.folder.glob(f"*/{job_id}_submitted.pkl"), self.folder / "gone")
+        return submitit.SlurmJob(files.parent, job_id)
 
     def _record(self, run: Run) -> Path:
         return self.folder / f"{'-'.join(run.folder.relative_to(self.folder.parent).parts)}.json"

@@ -19,6 +19,11 @@ R@10 in %, text to audio / audio to text, by learning rate; the mean over seeds.
 """
 
 
+def test_rates_that_differ_have_different_folders() -> None:
+    assert rate_folder(Path("out"), 1e-4) == Path("out/rate-0.0001")
+    assert rate_folder(Path("out"), 1.0000001e-4) != rate_folder(Path("out"), 1e-4)
+
+
 def test_the_table_and_the_picture(tmp_path: Path) -> None:
     for rate in (1e-3, 1e-4):
         chosen = {"datasets": ["Synthetic"], "encoders": ["frozen"], "losses": ["triplet_max", "nt_xent"]}

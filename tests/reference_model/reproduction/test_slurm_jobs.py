@@ -116,6 +116,30 @@ def test_a_later_command_takes_the_jobs_over(runs: list[Run], acts: Acts, slurm:
         launcher(tmp_path).adopt(runs)
 
 
+def test_the_logs_of_jobs_that_were_taken_over_are_found(
+    runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path
+) -> None:
+    (slurm / "hold").touch()
+    with launcher(tmp_path) as first, launcher(tmp_path) as second:
+        first.submit(runs)
+        assert second.adopt(runs) == []
+        for job_id, (_, job) in first.at_work.items():
+            assert second.at_work[job_id][1].paths.stderr == job.paths.stderr
+
+
+def test_a_job_that_is_preempted_and_not_put_back_is_submitted_again(
+    runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path
+) -> None:
+    acts("wait")
+    with launcher(tmp_path) as each:
+        each.submit(runs[:1])
+        (job,) = each.at_work
+        wait_for(runs[0].folder / ".lock")
+        (slurm / f"{job}.state").write_text("PREEMPTED")
+        fake_slurm.signal_job(slurm, job, signal.SIGKILL)
+        assert all_ends(each) == [Ended(runs[0], again=True)]
+
+
 def test_a_stop_cancels_the_jobs(runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path) -> None:
     acts("wait", "wait")
     with handle_signals(), launcher(tmp_path) as each:
