@@ -8,17 +8,11 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from reference_model import InputError, reason_of
-from reference_model.run_folder import CONFIG, METRICS, MODEL_WEIGHTS, TEXT_ENCODER
+from reference_model.models.encoders import FILES_OF_ENCODERS
+from reference_model.run_folder import CONFIG, METRICS, MODEL_WEIGHTS
 
 # Of everything that a model on the hub may hold: no code and no pickle is ever downloaded.
-READ = [
-    MODEL_WEIGHTS,
-    CONFIG,
-    METRICS,
-    f"{TEXT_ENCODER}/*.json",
-    f"{TEXT_ENCODER}/*.txt",
-    f"{TEXT_ENCODER}/*.safetensors",
-]
+READ = [MODEL_WEIGHTS, CONFIG, METRICS, *sorted(FILES_OF_ENCODERS)]
 
 
 def local_folder(name: str | Path, *, download: bool) -> Path:

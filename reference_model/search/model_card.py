@@ -5,10 +5,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from reference_model.config import Config
+from reference_model.config import AUDIO_CHECKPOINTS, Config
 from reference_model.evaluation.metrics import DIRECTIONS
 from reference_model.runtime.markdown import escape
 
+NAMES = {"panns-resnet38": "ResNet-38", "panns-cnn14": "Cnn14", "bert-base-uncased": "BERT", None: "a small BERT"}
 MEASURES = {**{name: name for name in ("R@1", "R@5", "R@10", "mAP@10", "mAP@16")}, "median_rank": "Median rank"}
 TONES = "Its sounds are rendered tones, noises and clicks: it shows how things work, and knows no sound of the world."
 COLLAPSED = """> **Warning: this model has collapsed.** At the end of training all similarities of the validation \
@@ -21,10 +22,10 @@ PAPER = "[On Metric Learning for Audio-Text Cross-Modal Retrieval](https://arxiv
 # Long because it is one text, from top to bottom.
 def model_card(config: Config, metrics: dict[str, Any] | None, *, parameters: int, embedding_size: int) -> str:
     """Return the card as Markdown with the front matter that Hugging Face reads; an unfinished run has no metrics."""
-    encoders = "ResNet-38 and BERT" if config.model == "full" else "A small ResNet-38 and a small BERT"
     synthetic = f" {TONES}" if config.dataset == "Synthetic" else ""
     millions = parameters / 1e6
     dataset = escape(config.dataset)
+    encoders = _encoders(config)
     settings = "\n".join(f"| {name} | {escape(value)} |" for name, value in _settings(config).items())
     return f"""---
 {_front_matter(config, metrics)}
@@ -72,6 +73,14 @@ medicine or evidence.
 * Under which conditions it may be passed on depends on the weights it started from and on the clips it was trained \
 on; see their licences.
 """
+
+
+def _encoders(config: Config) -> str:
+    """Return the names of both encoders, as a sentence begins."""
+    settings = _settings(config)
+    audio, text = (NAMES.get(settings[name], escape(settings[name])) for name in ("audio_encoder", "text_encoder"))
+    small = "A small " if config.model == "tiny" and config.audio_encoder in AUDIO_CHECKPOINTS else ""
+    return f"{small}{audio} and {text}"
 
 
 def _front_matter(config: Config, metrics: dict[str, Any] | None) -> str:

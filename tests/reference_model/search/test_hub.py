@@ -1,6 +1,7 @@
 """A saved model on the Hugging Face hub, which a cache of downloads stands for."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,7 +11,17 @@ import torch
 from huggingface_hub import snapshot_download
 
 from reference_model import InputError
+from reference_model.config import Config
+from reference_model.models.encoders import encoder_files
+from reference_model.search.hub import READ
 from reference_model.search.retriever import Retriever
+
+
+def test_the_files_of_a_saved_model_are_downloaded_and_no_others(config: Config) -> None:
+    files = ["model.safetensors", "config.json", "metrics.json"]
+    files += encoder_files(replace(config, audio_encoder="somebody/clap"))
+    others = ["model.py", "audio_encoder/model.py", "text_encoder/weights.bin", "other.safetensors"]
+    assert [file for file in (*files, *others) if any(map(Path(file).match, READ))] == files
 
 
 def test_a_model_of_the_hub(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,7 +313,8 @@ def test_the_model_card(trained: Path, config: Config) -> None:
     ]
     assert len(data.eval_results) == 6
     assert rest.startswith("\n# nt_xent on Synthetic")
-    for words in ("1.6 million parameters", "as 256 numbers", "knows no sound of the world", "https://arxiv.org/abs/2203",
+    for words in ("A small ResNet-38 and a small BERT, 1.6 million parameters", "as 256 numbers",
+                  "knows no sound of the world", "https://arxiv.org/abs/2203",
                   "from_pretrained", "| batch_size | 16 |", "| frozen_mode | eval |", "padded to 0.5 s", "## Limits",
                   "16 to train on, 6 to select on, 6 to test"):  # fmt: skip
         assert words in rest
@@ -327,10 +328,17 @@ def test_the_model_card(trained: Path, config: Config) -> None:
     assert "**Warning: this model has collapsed.**" in collapsed
     full = replace(config, model="full", audio_checkpoint="/home/me/a.pth", text_encoder="google/bert", dataset="a\n|b")
     text = model_card(full, None, parameters=1, embedding_size=1)
-    for words in ("| audio_checkpoint | a.pth |", "| text_encoder | google/bert |", "| dataset | a \\|b |"):
+    for words in (
+        "ResNet-38 and google/bert, 0.0 million",
+        "| audio_checkpoint | a.pth |",
+        "| text_encoder | google/bert |",
+        "| dataset | a \\|b |",
+    ):
         assert words in text
     for words in ("knows no sound", "/home", config.data):
         assert words not in text
+    others = replace(config, audio_encoder="/home/me/clap_[1]", text_encoder="bert-base-uncased")
+    assert "\n\nclap_\\[1\\] and BERT, 0.0 million" in model_card(others, None, parameters=1, embedding_size=1)
 
 
 def test_the_command_line(trained: Path, clips: Path, tmp_path: Path, command_line: CommandLine) -> None:
