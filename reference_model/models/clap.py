@@ -5,61 +5,21 @@ Its feature extractor, sample rate and tokenizer are its own. It is not trained 
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
-from typing_extensions import TypedDict
 
 from reference_model import InputError, reason_of
-from reference_model.data.audio import LONGEST, decode
+from reference_model.data.audio import decode
 from reference_model.data.dataset import Clip, captions_of
 from reference_model.models import hugging_face
 from reference_model.models.encode import BatchEncoder, unique
-from reference_model.models.hugging_face_audio import Extractor
-from reference_model.runtime.records import check_form
-
-MOST_FRAMES = 10_000  # of a spectrogram; published models have 1,001
-CAPTION = "A dog barks (twice), and a car passes."  # with which a model is tried
-
-
-class _ExtractorSettings(TypedDict, total=False):
-    """The settings of a feature extractor that are read, in the range of what a machine can do."""
-
-    feature_size: Annotated[int, Field(ge=1, le=1024)]
-    sampling_rate: Annotated[int, Field(ge=1000, le=192_000)]
-    hop_length: Annotated[int, Field(ge=1, le=2**16)]
-    max_length_s: Annotated[int, Field(ge=1, le=LONGEST)]
-    fft_window_size: Annotated[int, Field(ge=16, le=2**13)]
-    padding_value: Annotated[float, Field(ge=-1, le=1)]
-    frequency_min: Annotated[float, Field(ge=0, le=96_000)]
-    frequency_max: Annotated[float, Field(ge=0, le=96_000)]
-    truncation: Literal["fusion", "rand_trunc"]
-    padding: Literal["repeatpad", "repeat", "pad"]
-
-
-def read_extractor(name: str) -> ClapFeatureExtractor:
-    """Read a feature extractor by name or from a folder; an InputError says what is wrong with it."""
-    kind = "the feature extractor of a ClapModel"
-    try:
-        stored = ClapFeatureExtractor.get_feature_extractor_dict(name)[0]
-        check_form(stored, dict[str, Any], kind, Path(name))
-        settings = {key: stored[key] for key in _ExtractorSettings.__annotations__ if key in stored}
-        check_form(settings, _ExtractorSettings, kind, Path(name))
-        extractor = ClapFeatureExtractor(**settings)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file makes the library raise errors of all kinds
-        raise InputError(f"expected {kind} in {name}, got: {reason_of(error)}") from error
-    if extractor.nb_max_samples > MOST_FRAMES * extractor.hop_length:
-        frames = extractor.nb_max_samples // extractor.hop_length
-        raise InputError(f"expected {kind} of at most {MOST_FRAMES} frames in {name}, got {frames}")
-    return extractor
+from reference_model.models.hugging_face_audio import Extractor, read_extractor
+from reference_model.models.text import CAPTION, check_tokenizer
 
 
 class ClapInputs(Extractor):
@@ -150,6 +110,8 @@ class Clap(nn.Module):
             if not isinstance(config, ClapConfig):
                 raise ValueError(f"a model of type {config.model_type}")
             extractor = read_extractor(name)
+            if not isinstance(extractor, ClapFeatureExtractor):
+                raise ValueError(f"a {type(extractor).__name__}")
             self.tokenizer = AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
             model: Any
             model, absent = hugging_face.load(name, config, "")
@@ -175,9 +137,7 @@ class Clap(nn.Module):
             raise ValueError(f"a tokenizer that pads with token {self.tokenizer.pad_token_id}, not {padding}")
         positions = config.text_config.max_position_embeddings - padding - 1  # RoBERTa counts from padding + 1
         self.longest = min(self.tokenizer.model_max_length, positions)
-        last = max(self.tokenizer.get_vocab().values())
-        if not last < config.text_config.vocab_size:
-            raise ValueError(f"a tokenizer with token {last} for a model of {config.text_config.vocab_size} tokens")
+        check_tokenizer(self.tokenizer, config)
         inputs = self.audio_encoder.front_end(torch.randn(extractor.sampling_rate))
         encoder = BatchEncoder(self, device, nullcontext, workers=0)
         with torch.no_grad():

@@ -18,7 +18,9 @@ from reference_model.models import hugging_face
 
 FILES = (hugging_face.CONFIG, "preprocessor_config.json")  # in the folder of a saved encoder
 PROBE_SEED = 0  # of the noise with which an encoder is tried
+LARGEST_RATE = 192_000  # Hz
 LARGEST_SIZE = 2**13  # of a window, a transform, or a spectrum
+MOST_FRAMES = 10_000  # of a spectrogram of a fixed length; published models have 3,000 at most
 NAMES_OF_SIZES = "feature_size", "fft", "window", "mel", "bins"  # words in the names of such settings
 
 
@@ -77,7 +79,7 @@ def published(name: str, *, clip_seconds: float, dropout: float) -> HuggingFaceA
     """
     try:
         config = hugging_face.read_config(name, dropout=dropout)
-        extractor = _read_extractor(name)
+        extractor = read_extractor(name)
         model, absent = hugging_face.load(name, config, "audio_model")
         return _checked(HuggingFaceAudioEncoder(model, config, extractor), clip_seconds, absent)
     except Exception as error:  # damaged files make the library raise errors of all kinds
@@ -91,25 +93,37 @@ def saved(folder: Path, *, clip_seconds: float) -> HuggingFaceAudioEncoder:
     """Build an encoder with new weights from a folder that ``save`` wrote."""
     try:
         config = hugging_face.read_config(folder)
-        extractor = _read_extractor(folder)
+        extractor = read_extractor(folder)
         model = hugging_face.tower_of(hugging_face.new(config), "audio_model")
         return _checked(HuggingFaceAudioEncoder(model, config, extractor), clip_seconds, {})
     except Exception as error:  # damaged files make the library raise errors of all kinds
         raise InputError(f"expected settings of an audio encoder in {folder}, got: {reason_of(error)}") from error
 
 
-def _read_extractor(name: str | Path) -> SequenceFeatureExtractor:
-    """Read a feature extractor whose settings are in the range of what a machine can do."""
-    stored = SequenceFeatureExtractor.get_feature_extractor_dict(name)[0]
+def read_extractor(name: str | Path) -> SequenceFeatureExtractor:
+    """Read a feature extractor by name or from a folder; refuse settings beyond what a machine can do."""
+    try:
+        _check_settings(SequenceFeatureExtractor.get_feature_extractor_dict(name)[0])
+        extractor: SequenceFeatureExtractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
+        for length in ("nb_max_samples", "n_samples"):
+            samples = getattr(extractor, length, 0)
+            if samples > LONGEST * extractor.sampling_rate:
+                raise ValueError(f"one of clips of more than {LONGEST} seconds")
+            if samples > MOST_FRAMES * getattr(extractor, "hop_length", samples):
+                raise ValueError(f"one of more than {MOST_FRAMES} frames")
+    except Exception as error:  # damaged files make the library raise errors of all kinds
+        raise InputError(f"expected a feature extractor in {name}, got: {reason_of(error)}") from error
+    return extractor
+
+
+def _check_settings(stored: dict[str, Any]) -> None:
     for setting, value in hugging_face.numbers(stored):
         is_size = any(word in setting for word in NAMES_OF_SIZES)
-        if not abs(value) <= (LARGEST_SIZE if is_size else hugging_face.LARGEST_NUMBER):
-            raise ValueError(f"{value} as {setting} of a feature extractor")
-    extractor: SequenceFeatureExtractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
-    for length in ("nb_max_samples", "n_samples"):
-        if getattr(extractor, length, 0) > LONGEST * extractor.sampling_rate:
-            raise ValueError(f"a feature extractor of clips of more than {LONGEST} seconds")
-    return extractor
+        largest = (
+            LARGEST_RATE if setting == "sampling_rate" else LARGEST_SIZE if is_size else hugging_face.LARGEST_NUMBER
+        )
+        if not abs(value) <= largest:
+            raise ValueError(f"{value} as {setting}")
 
 
 def _checked(

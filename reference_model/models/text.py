@@ -21,6 +21,8 @@ from reference_model.models.hugging_face import LONGEST
 FILES = (hugging_face.CONFIG, "tokenizer.json")  # in the folder of a saved encoder
 OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")  # some have them
 
+CAPTION = "A dog barks (twice), and a car passes."  # with which models are tried
+
 
 class TextEncoder(nn.Module):
     """Encode token ids and attention mask, ``[B, T]`` each, as one vector for each sentence, ``[B, output_size]``.
@@ -89,7 +91,7 @@ def published(name: str, *, pooling: Pooling = "first", dropout: float = 0.1) ->
     try:
         config = hugging_face.read_config(name, dropout=dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
-        ids = _check_tokenizer(tokenizer, config)
+        ids = check_tokenizer(tokenizer, config)
         model, absent = hugging_face.load(name, config, "text_model")
         return _checked(TextEncoder(model, config, tokenizer, pooling), ids, absent)
     except Exception as error:  # damaged files make both libraries raise errors of all kinds
@@ -104,7 +106,7 @@ def saved(folder: Path, *, pooling: Pooling) -> TextEncoder:
     try:
         config = hugging_face.read_config(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-        ids = _check_tokenizer(tokenizer, config)
+        ids = check_tokenizer(tokenizer, config)
         model = hugging_face.tower_of(hugging_face.new(config), "text_model")
         return _checked(TextEncoder(model, config, tokenizer, pooling), ids, {})
     except Exception as error:  # damaged files make both libraries raise errors of all kinds
@@ -112,7 +114,7 @@ def saved(folder: Path, *, pooling: Pooling) -> TextEncoder:
         raise InputError(f"expected settings and tokenizer of a text encoder in {folder}, got: {got}") from error
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> list[int]:
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> list[int]:
     """Refuse a tokenizer that cannot encode a caption, or with tokens that the model has no embedding of.
 
     Returns:
@@ -120,7 +122,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfi
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"a {type(tokenizer).__name__}, which has no tokenizer.json")
-    (ids,) = tokenize(tokenizer, ["A dog barks (twice), and a car passes."])
+    (ids,) = tokenize(tokenizer, [CAPTION])
     if not 0 < len(ids) <= LONGEST:
         raise ValueError(f"a tokenizer that encodes a caption in {len(ids)} tokens")
     last, known = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
@@ -150,4 +152,6 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[li
         ids: list[list[int]] = tokenizer(plain, truncation=True, max_length=LONGEST)["input_ids"]
     except Exception as error:  # a damaged tokenizer makes the library raise errors of all kinds
         raise InputError(f"expected a tokenizer that encodes captions, got: {reason_of(error)}") from error
+    if empty := [caption for caption, tokens in zip(captions, ids, strict=True) if not tokens]:
+        raise InputError(f"expected captions with words, got {empty[0]!r}")
     return ids

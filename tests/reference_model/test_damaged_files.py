@@ -32,8 +32,8 @@ from reference_model.evaluation.judge import judge
 from reference_model.evaluation.metrics import split_metrics
 from reference_model.evaluation.others import write_other
 from reference_model.models import bert, panns, text
-from reference_model.models.clap import read_extractor
 from reference_model.models.features import cached_features
+from reference_model.models.hugging_face_audio import read_extractor
 from reference_model.paper import select_rows
 from reference_model.reproduction.examples import EmbeddedTestSet, captions_as_queries, clips_as_queries, similarities
 from reference_model.reproduction.grid import Grid, plan
@@ -140,7 +140,7 @@ def test_other_models(tmp_path: Path) -> None:
 def test_feature_extractor_of_clap(tmp_path: Path) -> None:
     ClapFeatureExtractor(max_length_s=1).save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
-    try_all(path, mutated_json, lambda: read_extractor(str(tmp_path)), number=300)
+    try_all(path, mutated_json, lambda: read_extractor(tmp_path), number=300)
 
 
 def test_weights(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ import torch
 from runs import CommandLine
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig
+from transformers import (
+    ClapAudioConfig,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextConfig,
+    Wav2Vec2FeatureExtractor,
+)
 
 from reference_model import InputError
 from reference_model.data.dataset import Clip, captions_of, clip_of_caption, read_split, write_csv
@@ -191,7 +198,8 @@ def change_weights(folder: Path, name: str, value: Tensor | None) -> None:
          lambda folder: change_settings(folder, "preprocessor_config.json", truncation="rand_trunc")),
         ("4294967296 as fft_window_size",
          lambda folder: change_settings(folder, "preprocessor_config.json", fft_window_size=2**32)),
-        ("at most 10000 frames in", lambda folder: change_settings(folder, "preprocessor_config.json", hop_length=1)),
+        ("more than 10000 frames", lambda folder: change_settings(folder, "preprocessor_config.json", hop_length=1)),
+        ("a Wav2Vec2FeatureExtractor", lambda folder: Wav2Vec2FeatureExtractor().save_pretrained(folder)),
         ("a tokenizer that pads with token 0, not 1",
          lambda folder: change_settings(folder, "config.json", "text_config", pad_token_id=1)),
         ("", lambda folder: (folder / "preprocessor_config.json").unlink()),

@@ -107,11 +107,13 @@ def test_folders_of_other_things_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "family, name, value, words",
     [
-        ("clap", "fft_window_size", 2**30, "1073741824 as fft_window_size of a feature extractor"),
-        ("ast", "num_mel_bins", 10**5, "100000 as num_mel_bins of a feature extractor"),
-        ("ast", "max_length", float("nan"), "nan as max_length of a feature extractor"),
-        ("clap", "max_length_s", 10**4, "a feature extractor of clips of more than 300 seconds"),
-        ("whisper", "chunk_length", 10**5, "a feature extractor of clips of more than 300 seconds"),
+        ("clap", "fft_window_size", 2**30, "1073741824 as fft_window_size"),
+        ("ast", "num_mel_bins", 10**5, "100000 as num_mel_bins"),
+        ("ast", "max_length", float("nan"), "nan as max_length"),
+        ("clap", "max_length_s", 10**4, "one of clips of more than 300 seconds"),
+        ("clap", "sampling_rate", 10**6, "1000000 as sampling_rate"),
+        ("clap", "hop_length", 1, "one of more than 10000 frames"),
+        ("whisper", "chunk_length", 10**5, "one of clips of more than 300 seconds"),
     ],
 )
 def test_feature_extractors_that_ask_for_too_much_are_refused(
@@ -121,5 +123,5 @@ def test_feature_extractors_that_ask_for_too_much_are_refused(
         part.save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=rf"expected a feature extractor in {tmp_path}, got: {words}"):
         hugging_face_audio.published(str(tmp_path), clip_seconds=0.5, dropout=0.1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from published import save_bert
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from torch import nn
 from transformers import (
     AutoTokenizer,
@@ -64,6 +65,15 @@ def test_punctuation_becomes_a_space(tokenizer: Tokenizer, mark: str, between: s
     caption = f"A dog{between.replace('{}', mark)}BARKS{mark}"
     plain, marked = text.tokenize(tokenizer, ["a dog barks", caption])
     assert marked == plain
+
+
+def test_a_caption_without_words_is_refused_by_a_tokenizer_that_adds_no_tokens() -> None:
+    """Its features would be those of nothing: the mean of no tokens."""
+    tokenizer = bert.train_tokenizer(CAPTIONS)
+    assert len(text.tokenize(tokenizer, ["...!"])[0]) == 2
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    with pytest.raises(InputError, match=r"expected captions with words, got '\.\.\.!'"):
+        text.tokenize(tokenizer, ["a dog barks", "...!"])
 
 
 def test_other_punctuation_stays() -> None:
