@@ -114,7 +114,7 @@ class Clap(nn.Module):
                 raise ValueError(f"a {type(extractor).__name__}")
             self.tokenizer = AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
             model: Any
-            model, absent = hugging_face.load(name, config, "")
+            model, absent = hugging_face.load(name, config, None)
             if absent:
                 raise ValueError(f"a file without {min(absent)}")
             self.audio_encoder, self.text_encoder = _Audio(model, extractor), _Text(model)

@@ -161,11 +161,11 @@ def new(config: PreTrainedConfig) -> PreTrainedModel:
     return kind(config, **arguments)
 
 
-def load(name: str, config: PreTrainedConfig, tower: str) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Load a tower, see :func:`tower_of`, with its published weights, in float32, from safetensors alone.
+def load(name: str, config: PreTrainedConfig, tower: str | None) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """Load a part of a model, see :func:`tower_of`, with published weights, in float32, from safetensors alone.
 
     Returns:
-        The tower, and its parameters that the files lack, by name.
+        The part, and its parameters that the files lack, by name.
     """
     kind, arguments = _model_class(config)
     choices = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -182,13 +182,17 @@ def load(name: str, config: PreTrainedConfig, tower: str) -> tuple[nn.Module, di
     return encoder, {key: p for key, p in model.named_parameters() if key in absent and id(p) in own}
 
 
-def tower_of(model: PreTrainedModel, tower: str) -> nn.Module:
-    """Return the part of a model that encodes text or audio: one of two towers, an encoder, or the model itself."""
-    if hasattr(model, tower):
-        part: nn.Module = getattr(model, tower)
-        return part
-    encoder: nn.Module = model.get_encoder() if model.config.is_encoder_decoder else model
-    return encoder
+def tower_of(model: PreTrainedModel, tower: str | None) -> nn.Module:
+    """Return the part of a model that encodes text or audio: a tower of this name, an encoder, or the model itself.
+
+    Without a name it is the whole model.
+    """
+    part: nn.Module = model
+    if tower is not None and hasattr(model, tower):
+        part = getattr(model, tower)
+    elif tower is not None and model.config.is_encoder_decoder:
+        part = model.get_encoder()
+    return part
 
 
 def freeze_unused(encoder: nn.Module, inputs: dict[str, Tensor], absent: dict[str, nn.Parameter]) -> int:
