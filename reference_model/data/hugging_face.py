@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face with the sounds inside, saved to disk or as parquet; read with the package ``datasets``.
+"""Data sets of Hugging Face with the sounds inside, saved to disk or as parquet.
 
 ::
 
@@ -9,8 +9,9 @@
 A row has ``audio`` (the bytes of an audio file, and its name), and ``caption``, ``captions`` or ``caption_1``, ... Rows
 of one ``youtube_id`` are one clip, as in AudioCaps; without that column, rows of equal sounds are.
 
-Files are read from beginning to end, a group of rows at a time. Nothing is downloaded, no code of a data set runs, and
-names in a row are never opened.
+Files are read from beginning to end, a few rows at a time: what was saved to disk with the package ``datasets``, and
+parquet with ``pyarrow``, on which that is built. Nothing is downloaded, no code of a data set runs, and names in a row
+are never opened.
 """
 
 import functools
@@ -19,7 +20,7 @@ import itertools
 import re
 import reprlib
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +30,14 @@ from tqdm import tqdm
 
 from reference_model import InputError, reason_of
 from reference_model.data.dataset import Refusals, require_name
+from reference_model.data.decoding import Fault
 from reference_model.data.sources import AudioBytes, DownloadedClip
 from reference_model.data.splits import is_split, name_splits
 from reference_model.runtime.records import read_json
 
 SAVED = "state.json"  # in the folder of a split that was saved to disk
 _ROWS_AT_ONCE = 16
-_AUDIO, _VIDEO, _START, _FILE_NAME = "audio", "youtube_id", "start_time", "file_name"
+_AUDIO, _BYTES, _VIDEO, _START, _FILE_NAME = "audio", "bytes", "youtube_id", "start_time", "file_name"
 
 
 @dataclass(frozen=True)
@@ -52,56 +54,97 @@ class Table:
 
     def columns(self) -> set[str]:
         """Return the names of the columns; an InputError if there are no sounds among them."""
-        with self._opened(None) as dataset:
-            features: dict[str, Any] = dict(dataset.features)
-        audio = features.get(_AUDIO)
-        if not (isinstance(audio, _library(self.path).Audio) or (isinstance(audio, dict) and "bytes" in audio)):
-            got = ", ".join(features) if audio is None else f"one of {reprlib.repr(audio)}"
+        with self._opened() as (schema, _):
+            names: list[str] = schema.names
+            audio = schema.field(_AUDIO).type if _AUDIO in names else None
+        if audio is None or _BYTES not in [audio.field(k).name for k in range(audio.num_fields)]:
+            got = ", ".join(names) if audio is None else f"one of {audio}"
             raise InputError(f"expected a column {_AUDIO} with the bytes of audio files in {self.path}, got {got}")
-        return set(features)
+        return set(names)
 
-    def rows(self, columns: list[str]) -> Generator[dict[str, Any], None, None]:
-        """Yield the rows in order, with these columns alone."""
-        with self._opened(columns) as dataset:
-            yield from dataset
+    def rows(self, columns: list[str], first: int = 0) -> Generator[dict[str, Any], None, None]:
+        """Yield the rows in order, from the first that is wanted on, with these columns alone.
+
+        Raises:
+            InputError: rows cannot be read; it says after which one.
+        """
+        read = first
+        with self._opened() as (_, read_rows):
+            try:
+                for row in read_rows(columns, first):
+                    read += 1
+                    yield row
+            except Exception as error:
+                raise self._fault(f"{reason_of(error)} after row {read}") from error
 
     @contextmanager
-    def _opened(self, columns: list[str] | None) -> Iterator[Any]:
-        """Yield the table as a data set whose sounds are not decoded; its faults become an InputError."""
-        datasets = _library(self.path)
+    def _opened(self) -> Iterator[tuple[Any, Callable[[list[str], int], Iterator[dict[str, Any]]]]]:
+        """Yield the schema of the table and the function that reads it; any of its faults becomes an InputError."""
         try:
-            # Under another name: the package takes some names for patterns, and others for addresses.
-            with tempfile.TemporaryDirectory() as folder:
-                link = Path(folder) / "table.parquet"
-                link.symlink_to(self.path.resolve())
-                if self.path.is_dir():
-                    dataset = datasets.load_from_disk(str(link), keep_in_memory=False).with_format(None)
-                    dataset = dataset.select_columns(columns) if columns else dataset
-                else:
-                    dataset = datasets.IterableDataset.from_parquet(
-                        str(link), columns=columns, batch_size=_ROWS_AT_ONCE, cache_dir=folder
-                    )
-                if columns and _AUDIO in columns:
-                    dataset = dataset.cast_column(_AUDIO, datasets.Audio(decode=False))
-                yield dataset
+            if self.path.is_dir():
+                # Under another name: the package takes some names for patterns, and others for addresses.
+                with tempfile.TemporaryDirectory() as folder:
+                    link = Path(folder) / "table"
+                    link.symlink_to(self.path.resolve())
+                    dataset = _datasets(self.path).load_from_disk(str(link), keep_in_memory=False).with_format(None)
+                    yield dataset.features.arrow_schema, functools.partial(_read_saved, dataset)
+            else:
+                with _parquet(self.path).ParquetFile(self.path) as file:
+                    yield file.schema_arrow, functools.partial(_read_parquet, file)
         except InputError:
             raise
         except Exception as error:  # whatever it is, it is this file's fault
-            raise InputError(
-                f"expected rows with sounds and captions in {self.path}, got {reason_of(error)}"
-            ) from error
+            raise self._fault(reason_of(error)) from error
+
+    def _fault(self, reason: str) -> InputError:
+        return InputError(f"expected rows with sounds and captions in {self.path}, got {reason}")
 
 
-def _library(path: Path) -> Any:
+def _read_saved(dataset: Any, columns: list[str], first: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set that was saved to disk; sounds are not decoded."""
+    dataset = dataset.select_columns(columns).select(range(first, len(dataset)))
+    if _AUDIO in columns:
+        from datasets import Audio
+
+        dataset = dataset.cast_column(_AUDIO, Audio(decode=False))
+    yield from dataset
+
+
+def _read_parquet(file: Any, columns: list[str], first: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a parquet file, one group of rows after the other: a damaged one leaves the others readable."""
+    begin = 0
+    for group in range(file.num_row_groups):
+        end = begin + file.metadata.row_group(group).num_rows
+        if first < end:
+            batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from itertools.islice(rows, max(first - begin, 0), None)
+        begin = end
+
+
+def _datasets(path: Path) -> Any:
     """Return the package ``datasets``, without its progress bars and messages."""
     try:
         import datasets
     except ImportError as error:
-        remedy = "pip install -c constraints.txt -r requirements/datasets.txt"
-        raise InputError(f"expected the package datasets, which reads {path}, got {error}; {remedy}") from error
+        raise _no_package("datasets", path, error) from error
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets
+
+
+def _parquet(path: Path) -> Any:
+    """Return the module of the package ``pyarrow`` that reads parquet files."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise _no_package("pyarrow", path, error) from error
+    return pyarrow.parquet
+
+
+def _no_package(name: str, path: Path, error: ImportError) -> InputError:
+    remedy = "pip install -c constraints.txt -r requirements/datasets.txt"
+    return InputError(f"expected the package {name}, which reads {path}, got {error}; {remedy}")
 
 
 def find_tables(raw: Path) -> dict[str, list[Table]]:
@@ -222,7 +265,7 @@ def _video_name(video: object, where: str) -> str:
 def _name_of_sound(row: dict[str, Any], where: str) -> tuple[str, str]:
     """Return the name of a clip, without folders, and a checksum of its sound; without a name that is made of it."""
     audio = row[_AUDIO] or {}
-    content, name = audio.get("bytes"), row.get(_FILE_NAME) or audio.get("path")
+    content, name = audio.get(_BYTES), row.get(_FILE_NAME) or audio.get("path")
     if not isinstance(name or "", str) or not (name or content):
         raise InputError(f"expected the bytes of an audio file or its name in {where}, got {reprlib.repr(name)}")
     checksum = hashlib.sha256(content or f"no sound: {name}".encode()).hexdigest()
@@ -238,27 +281,31 @@ class _Row:
     number: int
     name: str  # of the clip
 
-    def read(self) -> AudioBytes | None:
+    def read(self) -> AudioBytes | Fault | None:
         audio = self.sounds.of_row(self.table, self.number)
-        return None if audio is None else AudioBytes(audio, self.name, self.table.modified)
+        return AudioBytes(audio, self.name, self.table.modified) if isinstance(audio, bytes) else audio
 
 
 class _Sounds:
-    """Reads the sounds of rows in their order, one table at a time; for an earlier row it begins again."""
+    """Reads the sounds of rows in their order, one table at a time; for an earlier row it opens the table again."""
 
     def __init__(self) -> None:
-        self._table: Table | None = None
+        self._table: Table | None = None  # that is open
         self._rows: Iterator[dict[str, Any]] = iter(())
         self._next = 0
 
-    def of_row(self, table: Table, number: int) -> bytes | None:
-        """Return the sound of a row; None: it has none."""
+    def of_row(self, table: Table, number: int) -> bytes | Fault | None:
+        """Return the sound of a row, or why it cannot be read; None: it has none."""
         if table != self._table or number < self._next:
             del self._rows  # it closes the table
-            self._table, self._rows, self._next = table, table.rows([_AUDIO]), 0
-        row = next(itertools.islice(self._rows, number - self._next, None), None)
+            self._table, self._rows, self._next = table, table.rows([_AUDIO], number), number
+        try:
+            row = next(itertools.islice(self._rows, number - self._next, None), None)
+        except InputError as error:  # of this row alone, perhaps: the next one opens the table again
+            self._table = None
+            return Fault("unreadable", str(error))
         self._next = number + 1
         if row is None:
             raise InputError(f"expected row {number + 1} of {table.path}, got another file than before")
-        content: bytes | None = (row[_AUDIO] or {}).get("bytes")
+        content: bytes | None = (row[_AUDIO] or {}).get(_BYTES)
         return content

@@ -224,7 +224,7 @@ def _init_worker() -> None:
 def _load(task: _Task) -> _Task:
     """Return the task with its sound in memory, if that is in the row of a table."""
     source = task.clip.source
-    if source is None or isinstance(source, Path | ZipMember | AudioBytes):
+    if source is None or isinstance(source, Path | ZipMember | AudioBytes | Fault):
         return task
     return replace(task, clip=replace(task.clip, source=source.read()))
 
@@ -244,7 +244,7 @@ def _prepare_clip(task: _Task) -> ManifestRow:
     if source is None:
         target.unlink(missing_ok=True)
         return replace(row, status="missing", reason="no file of this clip")
-    assert isinstance(source, Path | ZipMember | AudioBytes), "expected a sound that was loaded"
+    assert isinstance(source, Path | ZipMember | AudioBytes | Fault), "expected a sound that was loaded"
     with as_file(source, target) as original:
         row = _prepare_file(row, original, target)
     return replace(row, reason=row.reason.replace(str(original), str(source)))

@@ -69,32 +69,32 @@ class AudioBytes:
 class Row(Protocol):
     """A row of a table with the bytes of an audio file, which are read when it is the row's turn."""
 
-    def read(self) -> AudioBytes | None:
-        """Return the sound of the row; None: it has none."""
+    def read(self) -> AudioBytes | Fault | None:
+        """Return the sound of the row, or why it cannot be read; None: it has none."""
 
 
 @dataclass(frozen=True)
 class DownloadedClip:
-    """A clip of a download: its name, its sound (None: there is none), its captions in order."""
+    """A clip of a download: its name, its sound (None: there is none) or what is wrong with it, its captions."""
 
     file_name: str
-    source: Path | ZipMember | AudioBytes | Row | None
+    source: Path | ZipMember | AudioBytes | Row | Fault | None
     captions: tuple[str, ...]
     blacklist: str = ""  # the file that says that the clip is to be left out; empty: there is none
 
 
 @contextmanager
-def as_file(source: Path | ZipMember | AudioBytes, beside: Path) -> Iterator[Path | Fault]:
+def as_file(source: Path | ZipMember | AudioBytes | Fault, beside: Path) -> Iterator[Path | Fault]:
     """Yield a file with the sound, and remove it afterwards if it was made; or why the sound cannot be read.
 
     Args:
-        source: a file is yielded itself.
+        source: a file, and the reason why there is none, is yielded itself.
         beside: a path in the folder where the file may be made. What a killed process leaves there ends in ``.part``.
 
     Raises:
         NotWritten: there is no room, or no permission.
     """
-    if isinstance(source, Path):
+    if isinstance(source, Path | Fault):
         yield source
         return
     with writing(beside):

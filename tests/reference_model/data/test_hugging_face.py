@@ -11,7 +11,7 @@ from typing import Any
 
 import miniature
 import numpy as np
-import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 import torch
@@ -195,6 +195,46 @@ def test_replaced_tables_are_prepared_again(tmp_path: Path, monkeypatch: pytest.
     assert [name for name in decoded if name.startswith("original")] == ["original.wav"] * 2
 
 
+def damage(path: Path, column: str) -> bytes:
+    """Write zeros over a column of the middle row group of a parquet file; return the file as it was."""
+    whole, groups = path.read_bytes(), pyarrow.parquet.read_metadata(path)
+    group = groups.row_group(groups.num_row_groups // 2)
+    (chunk,) = (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+    start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+    content = bytearray(whole)
+    content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+    return whole
+
+
+def test_a_file_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
+    """Sounds that cannot be read are unusable, the others are kept, and all are there when the file is replaced."""
+    clips = miniature.audiocaps_clips((12, 2, 2))
+    raw = miniature.hugging_face(tmp_path / "raw", clips, "caption", ENGLISH, "{split}.parquet")
+    whole = damage(raw / "train.parquet", "audio.bytes")
+    words = r"(?s)got 2 of 16 that are not:.*expected rows with .* in \S*/train\.parquet, got .* after row 6\n"
+    with pytest.raises(InputError, match=words):
+        run(raw, tmp_path, "AudioCaps")
+    rows = run(raw, tmp_path, "AudioCaps", allow_missing=True).rows
+    assert [row.status for row in rows] == ["ok"] * 6 + ["unreadable"] * 2 + ["ok"] * 8
+    assert len(read_split(tmp_path, "AudioCaps", "train")) == 10
+    (raw / "train.parquet").write_bytes(whole)
+    run(raw, tmp_path, "AudioCaps")
+    run(raw, tmp_path / "new", "AudioCaps")
+    assert everything_in(tmp_path / "AudioCaps") == everything_in(tmp_path / "new" / "AudioCaps")
+
+
+def test_rows_whose_captions_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    """Nothing is known of the clips, so that they could not be listed."""
+    raw = tables(tmp_path / "raw")
+    whole = damage(raw / "train.parquet", "captions.list.element")
+    with pytest.raises(InputError, match=r"expected rows with .*/train\.parquet, got .* after row 2$") as refused:
+        run(raw, tmp_path, allow_missing=True)
+    assert "\n" not in str(refused.value)
+    (raw / "train.parquet").write_bytes(whole)
+    assert {row.status for row in run(raw, tmp_path).rows} == {"ok"}
+
+
 def test_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     """Less than half of 100 MB is ever in memory; it is a fifth or less, as threads happen to read ahead."""
     random, size = np.random.default_rng(0), 2**18
@@ -256,7 +296,7 @@ SOUND = miniature.sound_of(miniature.clotho_clips()["train"][7])
     "change, words",
     [
         (every(lambda row: row.pop("audio")), r"expected a column audio with .*train\.parquet, got captions$"),
-        (every(lambda row: row.update(audio="a.wav")), "expected a column audio with the bytes .*, got one of Value"),
+        (every(lambda row: row.update(audio="a.wav")), "expected a column audio with the bytes .*, got one of string"),
         (every(lambda row: row.update(text=row.pop("captions"))), "expected a column caption, .*, got audio, text"),
         (first(captions=None), r"expected captions with text in row 1 of .*train\.parquet, got \[None\]"),
         (first(captions=[]), r"expected captions with text in row 1 of .*train\.parquet, got \[\]"),
@@ -321,11 +361,12 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytes
     for settings, words in refused:
         with pytest.raises(InputError, match=words):
             read_download(raw, **{"dataset": "Mine", **settings})
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        InputError, match=r"expected the package datasets, which reads .*; pip install -c .*datasets\.txt"
-    ):
-        read_download(raw, "Mine")
+    saved = miniature.hugging_face(tmp_path / "saved", miniature.clotho_clips(SMALL), "caption", ENGLISH, "{split}")
+    for folder, package, module in ((raw, "pyarrow", "pyarrow.parquet"), (saved, "datasets", "datasets")):
+        monkeypatch.setitem(sys.modules, module, None)
+        words = rf"expected the package {package}, which reads .*; pip install -c .*datasets\.txt"
+        with pytest.raises(InputError, match=words):
+            read_download(folder, "Mine")
 
 
 def test_one_data_set_that_was_saved_alone_is_to_train_on(tmp_path: Path) -> None:
