@@ -116,9 +116,18 @@ class Grid:
 
     @classmethod
     def from_rows(cls, rows: dict[str, list[Experiment]], seeds: Sequence[int], settings: dict[str, Any]) -> "Grid":
-        """Return the grid of rows in the form of :func:`reference_model.paper.select_rows`."""
-        tables = {table: [experiment_name(row) for row in table_rows] for table, table_rows in rows.items()}
-        experiments = {experiment_name(row): row for table_rows in rows.values() for row in table_rows}
+        """Return the grid of rows in the form of :func:`reference_model.paper.select_rows`.
+
+        Raises:
+            InputError: two data sets would have runs of the same names.
+        """
+        tables = {table: [*dict.fromkeys(map(experiment_name, table_rows))] for table, table_rows in rows.items()}
+        experiments: dict[str, Experiment] = {}
+        for row in itertools.chain(*rows.values()):
+            other = experiments.setdefault(experiment_name(row), row)
+            if other["dataset"] != row["dataset"]:
+                got = f"{other['dataset']} and {row['dataset']}"
+                raise InputError(f"expected data sets whose names differ in more than capitals, got {got}")
         return cls(tables, experiments, sorted(set(seeds)), settings)
 
     def runs(self, out: Path) -> list[Run]:

@@ -48,6 +48,14 @@ def test_a_run_is_what_its_row_says(grid: Grid, tmp_path: Path) -> None:
     assert runs["clotho-frozen-nt_xent-seed-2"].folder == tmp_path / "runs" / "clotho-frozen-nt_xent-seed-2"
 
 
+def test_a_data_set_that_is_named_twice_is_one_and_capitals_alone_make_no_other(config: Config) -> None:
+    chosen: dict[str, Any] = {"encoders": ["frozen"], "losses": ["nt_xent"]}
+    grid = Grid.from_rows(select_rows(("1",), datasets=("Mine", "Mine"), **chosen), (0,), settings(config))
+    assert grid.tables == {"1": ["mine-frozen-nt_xent"]}
+    with pytest.raises(InputError, match="whose names differ in more than capitals, got Mine and mine"):
+        Grid.from_rows(select_rows(("1",), datasets=("Mine", "mine"), **chosen), (0,), settings(config))
+
+
 def test_rows_are_chosen() -> None:
     rows = select_rows(("1",), datasets=("Clotho",), encoders=("frozen",), losses=("nt_xent", "triplet_max"))
     assert [(row["dataset"], row["encoders"], row["loss"]) for row in rows["1"]] == [
