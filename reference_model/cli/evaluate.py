@@ -12,6 +12,15 @@ from reference_model.runtime.output import require_written
 from reference_model.runtime.signals import handle_signals
 
 CLAP = "clap:"  # how --model begins
+_OTHERS = ("--model", "--embeddings")
+# The options that are not for all of --run, --model and --embeddings: their names here, and those that they are for.
+_ARE_FOR = {
+    "--dataset": ("dataset", _OTHERS),
+    "--out": ("out", _OTHERS),
+    "--name": ("name", _OTHERS),
+    "--clip-seconds": ("seconds", ("--model",)),
+    "--workers": ("workers", ("--model",)),
+}
 
 
 @click.command()
@@ -27,7 +36,7 @@ CLAP = "clap:"  # how --model begins
     type=float,
     help="With --model. AudioCaps 10, Clotho 30, Synthetic 1.5; others need it.",
 )
-@click.option("--workers", type=click.IntRange(0), default=2, help="With --model: processes that read audio.")
+@click.option("--workers", type=click.IntRange(0), show_default="2", help="With --model: processes that read audio.")
 @click.option("--relevance", type=FILE, help="A table caption,file_name of further clips that match a caption.")
 @click.option("--out", type=FILE, help="Write a record for the tables too: RESULTS/others/NAME.json. Not with --run.")
 @click.option("--name", show_default="that of the file or folder", help="Of the model in the tables, with --out.")
@@ -55,23 +64,18 @@ def evaluate(run: Path | None, split: str, data: str | None, relevance: Path | N
     given = {"--run": run, "--model": other["model"], "--embeddings": other["embeddings"]}
     if len(names := [name for name, value in given.items() if value is not None]) != 1:
         raise InputError(f"expected one of {', '.join(given)}, got {' and '.join(names) or 'none'}")
+    for option, (name, are_for) in _ARE_FOR.items():
+        if other[name] is not None and names[0] not in are_for:
+            raise InputError(f"expected {option} with {' or '.join(are_for)}, got it with {names[0]}")
     with handle_signals():
         if run is None:
             metrics = _judge(split, data or "data", relevance, **other)
         else:
-            _refuse_with_run(other)
             from reference_model.evaluation.evaluate import evaluate_run
 
             metrics = evaluate_run(run, split=split, data=data, relevance=relevance)
     click.echo(json.dumps(metrics, indent=1))
     require_written()
-
-
-def _refuse_with_run(other: dict[str, Any]) -> None:
-    for option in ("dataset", "seconds", "out", "name"):
-        if other[option] is not None:
-            word = "clip-seconds" if option == "seconds" else option
-            raise InputError(f"expected --{word} with --model or --embeddings, got it with --run")
 
 
 def _judge(
@@ -83,7 +87,7 @@ def _judge(
     embeddings: Path,
     dataset: str | None,
     seconds: float | None,
-    workers: int,
+    workers: int | None,
     out: Path | None,
     name: str | None,
 ) -> dict[str, Any]:
@@ -94,8 +98,6 @@ def _judge(
         raise InputError(f"expected --dataset with {'--model' if model else '--out'}, got none")
     if name is not None and out is None:
         raise InputError("expected --name with --out, got it alone")
-    if seconds is not None and model is None:
-        raise InputError("expected --clip-seconds with --model, got it with --embeddings")
     default = embeddings.stem if model is None else Path(_clap(model)).name
     about = {"model": default if name is None else name, "dataset": str(dataset), "split": split}
     if out is not None:
@@ -109,7 +111,7 @@ def _judge(
             str(dataset),
             split,
             seconds=clip_seconds(str(dataset), seconds),
-            workers=workers,
+            workers=2 if workers is None else workers,
             relevance=relevance,
         )
     if out is not None:

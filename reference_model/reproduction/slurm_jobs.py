@@ -30,6 +30,7 @@ from reference_model.runtime.lease import lock_holder
 from reference_model.runtime.records import read_json
 from reference_model.runtime.signals import stop_requested
 
+PREFIX = "slurm-"  # of the names of the folders of submitit's files
 PROGRAMS = ("sbatch", "squeue", "scancel", "srun")
 SECONDS_BETWEEN_LOOKS = 30.0  # at Slurm's queue
 POLL_SECONDS = 1.0  # between two looks whether jobs that were cancelled have ended
@@ -127,7 +128,7 @@ class SlurmLauncher:
         Raises:
             InputError: Slurm refuses it.
         """
-        executor = submitit.SlurmExecutor(mkdtemp(dir=self.folder, prefix="slurm-"), max_num_timeout=NO_LIMIT)
+        executor = submitit.SlurmExecutor(mkdtemp(dir=self.folder, prefix=PREFIX), max_num_timeout=NO_LIMIT)
         executor.update_parameters(**self.settings.parameters(), array_parallelism=self.jobs or len(runs))
         try:
             clean = submitit.helpers.clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext()
@@ -171,7 +172,7 @@ class SlurmLauncher:
 
     def _earlier_job(self, job_id: str) -> "submitit.Job[None]":
         """Return a job that an earlier command submitted."""
-        files = next(self.folder.glob(f"*/{job_id}_submitted.pkl"), self.folder / "gone")
+        files = next(self.folder.glob(f"{PREFIX}*/{job_id}_submitted.pkl"), self.folder / "gone")
         return submitit.SlurmJob(files.parent, job_id)
 
     def _record(self, run: Run) -> Path:

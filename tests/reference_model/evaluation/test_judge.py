@@ -170,6 +170,8 @@ def test_wrong_options_end_in_one_line(tmp_path: Path, command_line: CommandLine
         (["evaluate", "--model", "clip:x", "--dataset", "A"], "clap:NAME or clap:FOLDER as --model, got clip:x"),
         (["evaluate", "--model", "clap:", "--dataset", "A"], "clap:NAME or clap:FOLDER as --model, got clap:"),
         ([*evaluate, "--clip-seconds", 3], "--clip-seconds with --model, got it with --embeddings"),
+        ([*evaluate, "--workers", 0], "--workers with --model, got it with --embeddings"),
+        (["evaluate", "--run", tmp_path, "--workers", 0], "--workers with --model, got it with --run"),
         ([*evaluate, "--name", "x"], "--name with --out, got it alone"),
         (["evaluate", "--model", "clap:x", "--dataset", "A"], "--clip-seconds for a data set other than"),
     ):
