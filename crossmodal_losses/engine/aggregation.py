@@ -41,6 +41,13 @@ class Tile(NamedTuple):
     diagonal: bool  # whether the positives are on the diagonal; elsewhere there are none
 
 
+class Kernel(NamedTuple):
+    """An aggregation as epilogue_triton.py has it: a name in the list there, and its settings."""
+
+    name: str
+    settings: tuple[float | Tensor, ...] = ()
+
+
 class Aggregation(ABC):
     """An associative reduction over the candidates of every anchor; by default, over its negatives.
 
@@ -96,6 +103,11 @@ class Aggregation(ABC):
         return None
 
     @property
+    def kernel(self) -> Kernel | None:
+        """How the kernels of tiles on CUDA call it, if they know it. A subclass says it anew."""
+        return None
+
+    @property
     def parameter(self) -> Tensor | None:
         """The setting that is a tensor and may need a gradient."""
         return None
@@ -122,6 +134,7 @@ class HardestNegative(Aggregation):
     """max_j s_ij; of equal ones the lowest j takes the gradient."""
 
     selects = True
+    kernel = Kernel("hardest")
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         return hardest_negative(S, negative)
@@ -164,6 +177,10 @@ class HingeSum(Aggregation):
     one_pass = True
     sparse = True
 
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("hinges", (self.margin,))
+
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         positive = S.diagonal()[:, None]
         return ((self.margin + S - positive).relu() * negative).sum(1)
@@ -201,6 +218,10 @@ class LogSumExp(Aggregation):
     def is_warm(self) -> bool:
         """True if one exp(s / t) serves both directions; not for a tensor: reading it takes waiting for the device."""
         return not isinstance(self.temperature, Tensor) and self.temperature >= COLDEST_WITHOUT_MAXIMUM
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("exponentials" if self.is_warm else "logarithm", (self.temperature,))
 
     @property
     def parameter(self) -> Tensor | None:

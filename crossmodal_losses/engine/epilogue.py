@@ -67,9 +67,9 @@ class Epilogue(ABC):
     def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
         self.aggregation, self.directions, self.positive, self.dtype = aggregation, directions, positive, dtype
 
-    def take(self, products: Tensor, place: Place) -> None:
-        """Set the tile that the other methods work on; it may be overwritten."""
-        self.products, self.place = products, place
+    def take(self, products: Tensor, place: Place, *, may_overwrite: bool = True) -> None:
+        """Set the tile that the other methods work on."""
+        self.products, self.place, self.may_overwrite = products, place, may_overwrite
 
     @abstractmethod
     def add_states(self) -> None:
@@ -109,7 +109,8 @@ class Plain(Epilogue):
         super().__init__(aggregation, directions, positive, dtype)
         self._states: tuple[dict[int, State], dict[int, State]] = {}, {}  # of both directions, by their first anchor
 
-    def take(self, products: Tensor, place: Place) -> None:
+    def take(self, products: Tensor, place: Place, *, may_overwrite: bool = True) -> None:
+        assert may_overwrite
         super().take(products, place)
         if self._memory is None or self._memory.shape[1] < products.numel():
             self._memory = products.new_empty(3, products.numel())

@@ -8,28 +8,19 @@ import triton
 from torch import Tensor
 
 from crossmodal_losses.engine import epilogue_triton as kernels
-from crossmodal_losses.engine.aggregation import Aggregation, HardestNegative, HingeSum, LogSumExp, State
+from crossmodal_losses.engine.aggregation import Aggregation, State
 from crossmodal_losses.engine.epilogue import Epilogue, Place, tile_memory
 from crossmodal_losses.engine.objective import Directions
 
-# A block: 32 entries a thread, which its registers hold.
-BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 64, 64, 4
+# A block: 32 entries a thread, which its registers hold; 16 where there is most to know of each.
+BLOCK_ROWS, BLOCK_COLUMNS, WARPS, WARPS_OF_SEVERAL = 64, 64, 4, 8
 
 LN_2 = 0.6931471805599453
 
 
 def supports(dtype: torch.dtype, aggregation: Aggregation) -> bool:
     """Return whether there are kernels for an aggregation over tiles of inner products of that dtype."""
-    return dtype == torch.float32 and type(aggregation) in (HardestNegative, HingeSum, LogSumExp)
-
-
-def _kind(aggregation: Aggregation) -> tuple[str, float | Tensor]:
-    """The name of an aggregation in the list above, and its setting: m or t."""
-    if isinstance(aggregation, HingeSum):
-        return "hinges", aggregation.margin
-    if isinstance(aggregation, LogSumExp):
-        return "exponentials" if aggregation.is_warm else "logarithm", aggregation.temperature
-    return "hardest", 0.0
+    return dtype == torch.float32 and "kernel" in vars(type(aggregation))
 
 
 def _check_contiguous(**tensors: Tensor | None) -> None:
@@ -40,24 +31,29 @@ def _check_contiguous(**tensors: Tensor | None) -> None:
 
 
 class Fused(Epilogue):
-    """Fused kernels, for what :func:`supports`; gradients in float32 take the place of the inner products."""
+    """Fused kernels, for what :func:`supports`; gradients in float32 take the place of inner products, if they may."""
 
     alignment = 64  # of which the sides of a block are divisors
     wide = True
 
     def __init__(self, aggregation: Aggregation, directions: Directions, positive: Tensor, dtype: torch.dtype) -> None:
         super().__init__(aggregation, directions, positive, dtype)
-        self.kind, setting = _kind(aggregation)
-        # On the device, whether a number or a tensor: then nothing has to wait for its value.
-        self.setting = (
-            setting.detach().to(positive) if isinstance(setting, Tensor) else positive.new_full((), float(setting))
-        )
+        assert aggregation.kernel is not None
+        self.kind, settings = aggregation.kernel
+        # On the device, whether numbers or tensors: then nothing has to wait for their values.
+        on_device = [
+            value.detach().to(positive).view(1) if isinstance(value, Tensor) else positive.new_full((1,), float(value))
+            for value in settings
+        ]
+        self.settings = torch.cat(on_device) if len(on_device) > 1 else (*on_device, positive)[0]  # which is not read
         _check_contiguous(positive=positive)
         self._merged: State = ()
+        self._factors: Tensor | None = None
+        self._given: tuple[Tensor | None, ...] = ()
         self._seen: dict[int, slice] = {}  # the anchors of each direction that have met a tile
 
-    def take(self, products: Tensor, place: Place) -> None:
-        super().take(products, place)
+    def take(self, products: Tensor, place: Place, *, may_overwrite: bool = True) -> None:
+        super().take(products, place, may_overwrite=may_overwrite)
         of_rows, of_columns = place.row, place.column
         _check_contiguous(inv_norm_x=of_rows.inv_norm, inv_norm_y=of_columns.inv_norm)
         _check_contiguous(ids_x=of_rows.ids, ids_y=of_columns.ids)
@@ -81,44 +77,59 @@ class Fused(Epilogue):
         exclude = "ids" if with_ids else "diagonal" if diagonal else "nothing"
         ids = (row.ids, column.ids) if with_ids else (None, None)
         products, shape, grid = self.products, self.products.shape, self._grid
-        tensors = products, products.stride(0), row.inv_norm, column.inv_norm, *ids, self.positive, self.setting
+        tensors = products, products.stride(0), row.inv_norm, column.inv_norm, *ids, self.positive, self.settings
         numbers = row.local(I).start, column.local(J).start, I.start, J.start, *shape
         parts: list[Tensor | None] = [None, None]
         if with_states:
             for k in directions:
-                of_anchors = grid[k] * (BLOCK_COLUMNS if k else BLOCK_ROWS)
-                parts[k] = self.positive.new_empty(len(self._running()), grid[1 - k], of_anchors)
-        gradient, grad_parameters, at, logarithm = products, None, (0, 0), None
+                anchors = grid[k] * (BLOCK_COLUMNS if k else BLOCK_ROWS)
+                parts[k] = self.positive.new_empty(len(self._running()), grid[1 - k], anchors)
+        gradient, grad_parameters, at = products, None, (0, 0)
+        of_anchors: tuple[Tensor | None, ...] = (None, None, None)
         if factors is not None:
-            factors, slots = factors.contiguous(), self.directions.slots
+            slots = self.directions.slots
             at = tuple(slots.get(k, 0) * factors.shape[1] + self.place.anchors(k).start for k in (0, 1))
-            logarithm = state[0].contiguous() if self.kind == "logarithm" else None
-            if self.dtype != products.dtype:
+            of_anchors = self._of_anchors(state, factors)
+            if self.dtype != products.dtype or not self.may_overwrite:
                 gradient = tile_memory(products.new_empty(0, dtype=self.dtype), shape, self.alignment)[1]
             if self.aggregation.parameter is not None:
-                grad_parameters = products.new_empty(grid)
-        others = *parts, logarithm, factors, *at, None if factors is None else gradient, grad_parameters
-        blocks = {"KIND": self.kind, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "num_warps": WARPS}
+                grad_parameters = products.new_empty(1 + (self.kind == "pairs"), *grid)
+        others = *parts, *of_anchors, *at, None if factors is None else gradient, grad_parameters
+        blocks = {"KIND": self.kind, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
+        blocks["num_warps"] = WARPS_OF_SEVERAL if self.kind == "several" else WARPS
         used = {"ROWS": 0 in directions, "COLUMNS": 1 in directions}
         with torch.cuda.device_of(products):  # triton goes by the current device
             kernels.tile[grid](*tensors, *numbers, *others, EXCLUDE=exclude, **used, **blocks)
             if with_states:
-                running = self._running()
+                running = (*self._running(), None, None)[:3]
                 kernels.merge[max(grid), 2](
-                    *parts, running[0], running[-1], running[0].shape[1], I.start, J.start, *shape, *grid, **blocks
+                    *parts, *running, len(self.positive), I.start, J.start, *shape, *grid, **blocks
                 )
         if grad_parameters is not None:
-            self._grad_parameter = grad_parameters.sum()
+            self._sums = grad_parameters.sum((1, 2))
         return gradient
+
+    def _of_anchors(self, state: State, factors: Tensor) -> tuple[Tensor | None, ...]:
+        """The logarithms, the shares of the positives and the factors of all anchors: found once for all tiles."""
+        if self._factors is not factors:
+            logarithm, share = None, None
+            if self.kind in ("logarithm", "several"):
+                logarithm = state[0]
+            if self.kind == "several":
+                logarithm = torch.logaddexp(state[0], self.positive / self.settings[0])
+                share = factors / (state[2] + 1)
+            given = logarithm, share, factors
+            self._factors, self._given = factors, tuple(None if part is None else part.contiguous() for part in given)
+        return self._given
 
     def _running(self) -> tuple[Tensor, ...]:
         """The merged states of all anchors, each part ``[2, B]``; at first those of no candidate."""
         if not self._merged:
-            lowest = {"hardest": -torch.inf, "logarithm": -torch.inf}.get(self.kind, 0.0)
-            self._merged = (self.positive.new_full((2, len(self.positive)), lowest),)
-            if self.kind in ("hardest", "hinges"):
-                dtype = torch.int64 if self.kind == "hardest" else self.positive.dtype
-                self._merged += (torch.zeros_like(self._merged[0], dtype=dtype),)
+            lowest = 0.0 if self.kind in ("hinges", "exponentials", "pairs") else -torch.inf
+            first = self.positive.new_full((2, len(self.positive)), lowest)
+            others = {"hardest": 1, "hinges": 1, "several": 2}.get(self.kind, 0)
+            dtype = torch.int64 if self.kind == "hardest" else first.dtype
+            self._merged = first, *(torch.zeros_like(first, dtype=dtype) for _ in range(others))
         return self._merged
 
     def add_states(self) -> None:
@@ -135,7 +146,7 @@ class Fused(Epilogue):
         if direction not in self._seen:
             return None
         state = tuple(part[direction, self._seen[direction]] for part in self._running())
-        return (state[0] * LN_2,) if self.kind == "logarithm" else state
+        return (state[0] * LN_2, *state[1:]) if self.kind in ("logarithm", "several") else state
 
     def one_pass(self, factors: Tensor) -> Tensor:
         self._see()
@@ -150,4 +161,8 @@ class Fused(Epilogue):
         return True
 
     def grad_parameter(self) -> Tensor:
-        return self._grad_parameter
+        if self.kind != "pairs":
+            return self._sums[0]
+        temperature, bias = self.settings.unbind()
+        of_z, total = self._sums.unbind()
+        return torch.stack([of_z + bias * total, temperature * total])

@@ -10,6 +10,8 @@ and aggregates s along its rows (over j), along its columns (over i), or both:
     hinges         sum_j [m + s_ij - s_ii]_+, and how many hinges are above 0
     exponentials   sum_j exp(s_ij / t)
     logarithm      log sum_j exp(s_ij / t), shifted by the largest exponent of the block
+    several        the same over all j but i; and the sum of s_ij / t over the j of i's id, and their number
+    pairs          sum_j log(1 + exp(z_ij)), z = s / t + b, and -z_ii for the pair itself
 
 or writes the gradients of p, or does both where one pass finds them. It computes exp(s / t) as 2^(s log2(e) / t), and
 multiplies by log2(e) / t once for a row, in 1 / |x_i|.
@@ -28,6 +30,7 @@ import triton
 import triton.language as tl
 
 from crossmodal_losses.engine.aggregation import EXCLUDED
+from crossmodal_losses.engine.formulas_triton import _sigmoid, _softplus
 
 # Whether these are multiples of 16 makes no faster kernel, only more of them to compile. It does for ``stride``, which
 # always is one.
@@ -64,6 +67,12 @@ def _exclude(
 
 
 @triton.jit
+def _is_itself(anchor_row, anchor_column, rows, columns, i, j):
+    """Which pairs of the block are those on the diagonal of S."""
+    return ((anchor_row + i)[:, None] == (anchor_column + j)[None, :]) & (i < rows)[:, None] & (j < columns)[None, :]
+
+
+@triton.jit
 def _hinges(s, positive, margin, AXIS: tl.constexpr):
     shifted = s + tl.expand_dims(margin - positive, AXIS)
     return tl.maximum(shifted, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -78,7 +87,7 @@ def _store(values, part, partials, anchor, AXIS: tl.constexpr, LENGTH: tl.conste
 
 @triton.jit
 def _store_states(
-    s, positive, setting, partials, anchor, candidate, candidates, AXIS: tl.constexpr, KIND: tl.constexpr
+    s, same, positive, setting, partials, anchor, candidate, candidates, AXIS: tl.constexpr, KIND: tl.constexpr
 ):
     """Aggregation.tile_state, over the candidates in the block."""
     LENGTH: tl.constexpr = s.shape[1 - AXIS]
@@ -95,25 +104,37 @@ def _store_states(
         _store(tl.sum((hinges > 0).to(tl.float32), AXIS), 1, partials, anchor, AXIS, LENGTH)
     elif KIND == "exponentials":
         _store(tl.sum(s, AXIS), 0, partials, anchor, AXIS, LENGTH)
+    elif KIND == "pairs":
+        _store(tl.sum(_softplus(s), AXIS), 0, partials, anchor, AXIS, LENGTH)
     else:
         # All pairs of a block may be excluded: -inf if the temperature is tiny, and -inf minus -inf would be NaN.
         largest = tl.maximum(tl.max(s, AXIS), _LOWEST)
         total = tl.sum(tl.exp2(s - tl.expand_dims(largest, AXIS)), AXIS)
         _store(tl.log2(total) + largest, 0, partials, anchor, AXIS, LENGTH)
+        if KIND == "several":
+            _store(tl.sum(tl.where(same, s, 0.0), AXIS) * _LN_2, 1, partials, anchor, AXIS, LENGTH)
+            _store(tl.sum(same.to(tl.float32), AXIS), 2, partials, anchor, AXIS, LENGTH)
 
 
 @triton.jit
-def _grad_along(s, positive, setting, state, factors, at, index, count, AXIS: tl.constexpr, KIND: tl.constexpr):
+def _grad_along(
+    s, same, positive, setting, state, shares, factors, at, index, count, AXIS: tl.constexpr, KIND: tl.constexpr
+):
     """Aggregation.grad_tile, of the anchors whose state begins at ``at``."""
     inside = index < count
     factor = tl.expand_dims(tl.load(factors + at + index, mask=inside, other=0.0), AXIS)
-    if KIND == "hinges":
+    if KIND == "pairs":
+        grad = _sigmoid(s) * factor
+    elif KIND == "hinges":
         grad = tl.where(_hinges(s, positive, setting, AXIS) > 0, factor, 0.0)
     elif KIND == "exponentials":
         grad = s * factor
     else:
         logarithm = tl.load(state + at + index, mask=inside, other=0.0) * _LOG2_E
         grad = tl.exp2(s - tl.expand_dims(logarithm, AXIS)) * factor
+        if KIND == "several":
+            share = tl.load(shares + at + index, mask=inside, other=0.0)
+            grad -= tl.where(same, tl.expand_dims(share, AXIS), 0.0)
     return grad
 
 
@@ -137,6 +158,7 @@ def tile(
     of_rows,
     of_columns,
     state,
+    shares,
     factors,
     state_row,
     state_column,
@@ -157,12 +179,28 @@ def tile(
     inv_norm_j = tl.load(inv_norm_y + of_column + j, mask=j < columns, other=0.0)
     at = i.to(tl.int64)[:, None] * stride + j[None, :]  # a tile may have more than 2^31 entries
     p = tl.load(products + at)
-    if KIND == "exponentials" or KIND == "logarithm":
+    if KIND == "exponentials" or KIND == "logarithm" or KIND == "several":
         scale = _LOG2_E / setting
         s, excluded = p * (inv_norm_i * scale)[:, None] * inv_norm_j[None, :], _EXCLUDED * scale
+    elif KIND == "pairs":
+        s, excluded = p * (inv_norm_i / setting)[:, None] * inv_norm_j[None, :] + tl.load(settings + 1), _EXCLUDED
     else:
         s, excluded = p * inv_norm_i[:, None] * inv_norm_j[None, :], _EXCLUDED
-    s = _exclude(s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE)
+    # Of "several" the pairs of one id, of "pairs" those on the diagonal; else none.
+    z, same = s, i[:, None] < 0
+    if KIND == "several" and EXCLUDE == "ids":
+        id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0)
+        id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0)
+        itself = _is_itself(anchor_row, anchor_column, rows, columns, i, j)
+        same = (id_i[:, None] == id_j[None, :]) & (i < rows)[:, None] & (j < columns)[None, :] & (itself == 0)
+        s = _exclude(s, excluded, 0, 0, 0, 0, anchor_row, anchor_column, rows, columns, i, j, "diagonal")
+    else:
+        s = _exclude(
+            s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE
+        )
+    if KIND == "pairs" and EXCLUDE != "nothing":
+        same = _is_itself(anchor_row, anchor_column, rows, columns, i, j)
+        s = tl.where(same, -z, s)
     if KIND == "exponentials":
         s = tl.exp2(s)
     positive_i, positive_j = inv_norm_i, inv_norm_j
@@ -172,25 +210,31 @@ def tile(
         if COLUMNS:
             positive_j = tl.load(positive + anchor_column + j, mask=j < columns, other=0.0)
     if of_rows is not None:
-        _store_states(s, positive_i, setting, of_rows, i, j, columns, 1, KIND)
+        _store_states(s, same, positive_i, setting, of_rows, i, j, columns, 1, KIND)
     if of_columns is not None:
-        _store_states(s, positive_j, setting, of_columns, j, i, rows, 0, KIND)
+        _store_states(s, same, positive_j, setting, of_columns, j, i, rows, 0, KIND)
     if grad_products is not None:  # pragma: no branch - the interpreter hides the end of a kernel
         grad = tl.zeros_like(s)
         if ROWS:
-            grad += _grad_along(s, positive_i, setting, state, factors, state_row, i, rows, 1, KIND)
+            grad += _grad_along(s, same, positive_i, setting, state, shares, factors, state_row, i, rows, 1, KIND)
         if COLUMNS:
-            grad += _grad_along(s, positive_j, setting, state, factors, state_column, j, columns, 0, KIND)
+            grad += _grad_along(s, same, positive_j, setting, state, shares, factors, state_column, j, columns, 0, KIND)
+        if KIND == "pairs" and EXCLUDE != "nothing":
+            s, grad = tl.where(same, -s, s), tl.where(same, -grad, grad)
         if grad_parameters is not None:
             place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-            tl.store(grad_parameters + place, -tl.sum(s * grad) * _LN_2)
+            if KIND == "pairs":
+                tl.store(grad_parameters + place, -tl.sum(s * grad))
+                tl.store(grad_parameters + tl.num_programs(0) * tl.num_programs(1) + place, tl.sum(grad))
+            else:
+                tl.store(grad_parameters + place, -tl.sum(s * grad) * _LN_2)
         grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]
         tl.store(grad_products + at, grad.to(grad_products.dtype.element_ty))
 
 
 @triton.jit
 def _merge_along(
-    partials, blocks, values, others, at, anchors, first, stride, LENGTH: tl.constexpr, KIND: tl.constexpr
+    partials, blocks, values, others, counts, at, anchors, first, stride, LENGTH: tl.constexpr, KIND: tl.constexpr
 ):
     """Merge the states of blocks of a tile into those of its anchors, which begin at ``at``; in order of the blocks."""
     anchor = tl.program_id(0) * LENGTH + tl.arange(0, LENGTH)
@@ -201,9 +245,11 @@ def _merge_along(
     other_part = blocks.to(tl.int64) * stride
     if KIND == "hardest":
         index = tl.load(others + to, mask=known, other=0)
-    if KIND == "hinges":
-        count = tl.load(others + to, mask=known, other=0.0)
-    if KIND == "logarithm":
+    if KIND == "hinges" or KIND == "several":
+        other = tl.load(others + to, mask=known, other=0.0)
+    if KIND == "several":
+        count = tl.load(counts + to, mask=known, other=0.0)
+    if KIND == "logarithm" or KIND == "several":
         largest = tl.maximum(value, _LOWEST)
         total = tl.exp2(value - largest)
     start = blocks * 0
@@ -217,22 +263,26 @@ def _merge_along(
             lowest = tl.min(tl.where(found == hardest[None, :], place, _NO_INDEX), 0).to(tl.int64) + first
             harder = (hardest > value) | ((hardest == value) & (lowest < index))
             value, index = tl.where(harder, hardest, value), tl.where(harder, lowest, index)
-        elif KIND == "logarithm":
+        elif KIND == "logarithm" or KIND == "several":
             found = tl.load(source, mask=there, other=-float("inf"))
             before, largest = largest, tl.maximum(largest, tl.max(found, 0))
             total = total * tl.exp2(before - largest) + tl.sum(tl.exp2(found - largest[None, :]), 0)
         else:
             value += tl.sum(tl.load(source, mask=there, other=0.0), 0)
-            if KIND == "hinges":
-                count += tl.sum(tl.load(source + other_part, mask=there, other=0.0), 0)
+        if KIND == "hinges" or KIND == "several":
+            other += tl.sum(tl.load(source + other_part, mask=there, other=0.0), 0)
+        if KIND == "several":
+            count += tl.sum(tl.load(source + 2 * other_part, mask=there, other=0.0), 0)
         start += _MERGED
-    if KIND == "logarithm":
+    if KIND == "logarithm" or KIND == "several":
         value = tl.log2(total) + largest
     tl.store(values + to, value, mask=known)
     if KIND == "hardest":
         tl.store(others + to, index, mask=known)
-    if KIND == "hinges":  # pragma: no branch
-        tl.store(others + to, count, mask=known)
+    if KIND == "hinges" or KIND == "several":
+        tl.store(others + to, other, mask=known)
+    if KIND == "several":  # pragma: no branch
+        tl.store(counts + to, count, mask=known)
 
 
 @triton.jit(do_not_specialize=("B", "anchor_row", "anchor_column", "rows", "columns", "row_blocks", "column_blocks"))
@@ -241,6 +291,7 @@ def merge(
     of_columns,
     values,
     others,
+    counts,
     B,
     anchor_row,
     anchor_column,
@@ -252,7 +303,7 @@ def merge(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Merge the states of the blocks of a tile into values and others, ``[2, B]``, in place.
+    """Merge the states of the blocks of a tile into values, others and counts, ``[2, B]``, in place.
 
     Axis 0 of the grid: blocks of anchors; axis 1: rows, columns.
     """
@@ -261,8 +312,8 @@ def merge(
         if of_rows is not None and block < row_blocks:  # pragma: no branch
             size = row_blocks * BLOCK_ROWS
             _merge_along(
-                of_rows, column_blocks, values, others, anchor_row, rows, anchor_column, size, BLOCK_ROWS, KIND
+                of_rows, column_blocks, values, others, counts, anchor_row, rows, anchor_column, size, BLOCK_ROWS, KIND
             )
     elif of_columns is not None and block < column_blocks:  # pragma: no branch
         size, at = column_blocks * BLOCK_COLUMNS, B + anchor_column
-        _merge_along(of_columns, row_blocks, values, others, at, columns, anchor_row, size, BLOCK_COLUMNS, KIND)
+        _merge_along(of_columns, row_blocks, values, others, counts, at, columns, anchor_row, size, BLOCK_COLUMNS, KIND)

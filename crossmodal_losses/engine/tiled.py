@@ -74,10 +74,10 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *_, parameter, problem, grad_enabled = arguments
         needs_grad = [grad_enabled and need for need in ctx.needs_input_grad[:5]]
-        loss, saved, ctx.gradients = forward(problem, needs_grad)
+        loss, saved, ctx.gradients = forward(problem, needs_grad, keep=True)
         operands, *ctx.settings = saved.problem
-        ctx.starts = operands.starts
-        others = parameter, saved.positive, saved.has_negative, saved.kept, *saved.state
+        ctx.starts, ctx.count_products = operands.starts, len(saved.products)
+        others = parameter, saved.positive, saved.has_negative, saved.kept, *saved.products, *saved.state
         ctx.save_for_backward(*operands.tensors(), *others)
         return loss
 
@@ -86,7 +86,8 @@ class _Tiled(torch.autograd.Function):
         refuse_transformations(upstream)
         saved = ctx.saved_tensors
         operands = Operands.of_tensors(saved[:COUNT_OF_TENSORS], ctx.starts)
-        parameter, positive, has_negative, kept, *state = saved[COUNT_OF_TENSORS:]
+        parameter, positive, has_negative, kept, *rest = saved[COUNT_OF_TENSORS:]
+        products, state = rest[: ctx.count_products], tuple(rest[ctx.count_products :])
         problem, inputs = Problem(operands, *ctx.settings), (*operands.rows, parameter)
         with torch.no_grad():
             if ctx.gradients is not None:
@@ -94,7 +95,7 @@ class _Tiled(torch.autograd.Function):
                 gradients = scaled(found, problem.communicator.all_reduce(upstream))
                 gradients = [cast_gradient(grad, value) for grad, value in zip(gradients, inputs, strict=True)]
             else:
-                all_saved = Saved(problem, positive, has_negative, tuple(state), kept)
+                all_saved = Saved(problem, positive, has_negative, state, kept, products)
                 gradients = backward(all_saved, upstream, ctx.needs_input_grad[:5])
         if torch.is_grad_enabled():
             sources = [value for value in (*inputs, upstream) if value is not None]

@@ -5,7 +5,8 @@ says what is done with a tile. In units of one B x B x D product, forward and ba
 
 * 1 where the aggregation selects one negative an anchor: the backward pass gathers rows;
 * 3 where the gradient of a pair depends on positives alone: one pass finds value and gradients (1 without them);
-* 4 otherwise: statistics first, then every tile again, for its gradient.
+* 4 otherwise: statistics first, then every tile again, for its gradient. With fused kernels 3 where all tiles take no
+  more memory than one may: then the inner products of the first pass are kept.
 
 Memory beyond inputs and gradients is O(t^2 + t D + B): three tiles of t x t, O(B) statistics, and a few blocks of
 t x D. Fused kernels take two tiles, by default of 4,096 rows and up to 16,384 columns. For half precision the gradients
@@ -42,12 +43,16 @@ class Saved(NamedTuple):
     has_negative: Tensor | None
     state: State  # of every local anchor, each part [k, rows]
     kept: Tensor | None  # rows of y that the communicator kept
+    products: Sequence[Tensor] = ()  # the memory of all tiles, in order, with their inner products, if it was kept
 
 
-def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved, Gradients | None]:
+def forward(
+    problem: Problem, needs_grad: Sequence[bool], *, keep: bool = False
+) -> tuple[Tensor, Saved, Gradients | None]:
     """Compute the loss; and the gradients of the embeddings and of the parameter, where needed, if one pass finds them.
 
-    These gradients are those of the loss itself, in the dtype of the computation.
+    These gradients are those of the loss itself, in the dtype of the computation. Keep what saves a product of the
+    backward pass, if there is room.
     """
     objective, directions, reduction = problem.objective, problem.directions, problem.total.reduction
     aggregation, communicator = objective.aggregation, problem.communicator
@@ -64,7 +69,10 @@ def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved
                 grad_aggregate = torch.where(has_negative, grad_aggregate, 0)
             sums = GradientSums(problem, needs_grad, (), aggregation.anchor_factors((), grad_aggregate))
         one_pass = column_pass(problem, needs_grad if sums else [False] * 5)
-        state = statistics(problem, epilogue, one_pass, sums)
+        products: list[Tensor] | None = None
+        if keep and any(needs_grad) and not aggregation.selects and sums is None and has_room(problem, epilogue):
+            products = []
+        state = statistics(problem, epilogue, one_pass, sums, products)
         gradients: Gradients | None = None
         if sums is not None and grad_aggregate is not None:
             local = grad_aggregate[:, operands.x.whole]
@@ -78,12 +86,12 @@ def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved
     if reduction != "none":
         loss = communicator.all_reduce(loss)
     kept = None if gradients else one_pass.kept
-    return loss, Saved(problem, positive, has_negative, state, kept), gradients
+    return loss, Saved(problem, positive, has_negative, state, kept, products or ()), gradients
 
 
 def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Gradients:
     """Compute the gradients of the embeddings and of the parameter, where needed, in the dtypes of these."""
-    problem, positive, has_negative, state, kept = saved
+    problem, positive, has_negative, state, kept, products = saved
     operands, objective, communicator = problem.operands, problem.objective, problem.communicator
     directions, reduction = problem.directions, problem.total.reduction
     aggregation, B, nan_factor = objective.aggregation, len(positive), operands.nan_factor
@@ -105,7 +113,7 @@ def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Grad
             add_hardest(operands, directions, state[1], factors, communicator.columns(one_pass), sums.of_rows)
         else:
             epilogue = epilogue_for(problem, positive)
-            for tile in tiles(problem, epilogue, communicator.columns(one_pass)):
+            for tile in tiles(problem, epilogue, communicator.columns(one_pass), kept=products):
                 sums.add(epilogue, state, *tile)
         gradients = sums.finish(one_pass, local_positive, grad_positive)
     inputs = *operands.rows, aggregation.parameter
@@ -128,28 +136,47 @@ def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
     return Plain(aggregation, problem.directions, positive, dtype)
 
 
-def tiles(problem: Problem, epilogue: Epilogue, columns: Iterable[Columns]) -> Iterator[tuple[int, Tensor | None]]:
+def has_room(problem: Problem, epilogue: Epilogue) -> bool:
+    """Return whether all tiles of a single process take no more memory than one may, with fused kernels."""
+    (height, width), operands = problem.tile_size, problem.operands
+    x, y, negatives_x, negatives_y = (0 if part is None else part.rows.shape[0] for part in operands.parts)
+    single = epilogue.wide and problem.communicator.world_size == 1
+    return single and (x + negatives_x) * (y + negatives_y) <= height * width
+
+
+def tiles(
+    problem: Problem,
+    epilogue: Epilogue,
+    columns: Iterable[Columns],
+    *,
+    keep: list[Tensor] | None = None,
+    kept: Sequence[Tensor] = (),
+) -> Iterator[tuple[int, Tensor | None]]:
     """Compute every tile of the local rows, the lowest columns of a block first, and give it to the epilogue.
 
     The columns stay while the rows change: where rows have to be scaled, those of the columns are scaled once.
 
-    All tiles lie in the same memory. Yields the index of the rows' operand, and where gradients of the columns are
-    summed.
+    All tiles lie in the same memory, or each in its own, which is added to the list to keep; or products are those that
+    were kept. Yields the index of the rows' operand, and where gradients of the columns are summed.
     """
     operands, (height, width) = problem.operands, problem.tile_size
     width = width if epilogue.wide else height
-    memory = operands.x.inv_norm.new_empty(0)
+    memory, before = operands.x.inv_norm.new_empty(0), iter(kept)
     for part, block, rows_of_y, grad_y in columns:
         y = operands.columns(part, block, rows_of_y)
         for index, x, directions in problem.directions.rows_beside(part, operands):
             for J in blocks(block, width):
                 for I in blocks(x.whole, height):  # noqa: E741
                     shape = I.stop - I.start, J.stop - J.start
-                    memory, products = tile_memory(memory, shape, epilogue.alignment)
-                    multiply(x.block(I), y.block(J).T, out=products)
+                    memory, products = tile_memory(next(before, memory), shape, epilogue.alignment)
+                    if not kept:
+                        multiply(x.block(I), y.block(J).T, out=products)
                     diagonal = index == 0 and part == 0 and I.start < J.stop and J.start < I.stop
-                    epilogue.take(products, Place(x, I, y, J, directions, diagonal))
+                    epilogue.take(products, Place(x, I, y, J, directions, diagonal), may_overwrite=not kept)
                     yield index, grad_y
+                    if keep is not None:
+                        keep.append(memory)
+                        memory = memory.new_empty(0)
 
 
 class GradientSums:
@@ -217,13 +244,15 @@ class GradientSums:
         return [*gradients, of_parameter]
 
 
-def statistics(problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums: GradientSums | None) -> State:
+def statistics(
+    problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums: GradientSums | None, keep: list[Tensor] | None
+) -> State:
     """The aggregation's state of every local anchor, each part ``[k, rows]``.
 
-    With sums, the gradients are summed in the same pass.
+    With sums, the gradients are summed in the same pass. The products of all tiles are added to ``keep``, if given.
     """
     aggregation, communicator, directions = problem.objective.aggregation, problem.communicator, problem.directions
-    for tile in tiles(problem, epilogue, communicator.columns(one_pass)):
+    for tile in tiles(problem, epilogue, communicator.columns(one_pass), keep=keep):
         if sums is None:
             epilogue.add_states()
         else:

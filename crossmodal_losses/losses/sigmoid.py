@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_bias, check_temperature
-from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, Tile, along
+from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, Kernel, State, Tile, along
 from crossmodal_losses.engine.compat import can_look
 from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
@@ -37,6 +37,10 @@ class SoftplusSum(Aggregation):
     temperature_and_bias: Sequence[float] | Tensor
 
     one_pass = True
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("pairs", (self._temperature, self._bias))
 
     @property
     def parameter(self) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from crossmodal_losses.checks import Reduction, check_temperature
-from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, State, Tile, along, log_sum_exp
+from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, Kernel, State, Tile, along, log_sum_exp
 from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
 from crossmodal_losses.losses.nt_xent import NTXentObjective
@@ -25,6 +25,10 @@ class SoftmaxOfSeveral(Aggregation):
     """
 
     temperature: float | Tensor
+
+    @property
+    def kernel(self) -> Kernel:
+        return Kernel("several", (self.temperature,))
 
     @property
     def parameter(self) -> Tensor | None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparisons import dense_of_batch, gradients, leaves_of, normal_batch, of_batch
+from comparisons import dense_of_batch, gradients, learning_loss, leaves_of, normal_batch, of_batch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,8 +16,10 @@ from crossmodal_losses.engine import tiles
 from crossmodal_losses.engine.aggregation import Aggregation, HardestNegative, HingeSum, LogSumExp
 from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain, tile_memory
 from crossmodal_losses.engine.objective import Directions, Total
-from crossmodal_losses.engine.operands import Operand, Statistics, measure_norms
+from crossmodal_losses.engine.operands import Operand, Statistics, blocks, measure_norms
 from crossmodal_losses.engine.problem import Problem as TiledProblem
+from crossmodal_losses.losses.sigmoid import SoftplusSum
+from crossmodal_losses.losses.sup_con import SoftmaxOfSeveral
 
 pytest.importorskip("triton")
 
@@ -25,7 +27,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from crossmodal_losses.engine import dispatch, epilogue_fused, epilogue_triton
+from crossmodal_losses.engine import dispatch, epilogue_fused, epilogue_triton, formulas_triton
 from crossmodal_losses.engine.epilogue_fused import Fused, supports
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +46,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
         return
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for module in (tl, tl.standard, epilogue_triton):
+    for module in (tl, tl.standard, formulas_triton, epilogue_triton):
         for name, function in list(vars(module).items()):
             if isinstance(function, JITFunction):
                 monkeypatch.setattr(module, name, InterpretedFunction(function.fn))
@@ -65,6 +67,10 @@ AGGREGATIONS = {
     "t = 0.025": LogSumExp(0.025),
     "t = 0.005": LogSumExp(0.005),
     "learned t": LogSumExp(torch.tensor(0.05, device=DEVICE)),
+    "several": SoftmaxOfSeveral(0.07),
+    "several, learned t": SoftmaxOfSeveral(torch.tensor(0.05, device=DEVICE)),
+    "pairs": SoftplusSum((0.1, -10.0)),
+    "pairs, learned": SoftplusSum(torch.tensor([0.05, -3.0], device=DEVICE)),
 }
 WITH_TILE_GRADIENTS = sorted(AGGREGATIONS.keys() - {"hardest"})
 
@@ -140,7 +146,9 @@ class Problem:
 
 def rtol_of(aggregation: Aggregation) -> float:
     """An exponent s / t is rounded a few times in either form, by 6e-8 of at most 1 / t."""
-    return RTOL + (3e-7 / float(aggregation.temperature) if isinstance(aggregation, LogSumExp) else 0)
+    assert aggregation.kernel is not None
+    name, settings = aggregation.kernel
+    return RTOL + (0 if name in ("hardest", "hinges") else 3e-7 / float(settings[0]))
 
 
 def states_of(epilogue: Epilogue) -> list[tuple[Tensor, ...]]:
@@ -192,7 +200,7 @@ def test_gradients_of_a_tile(name: str, with_ids: bool, place: str, weights: tup
     rtol = rtol_of(aggregation)
     assert_close_in_scale(gradient, expected, rtol=rtol)
     if aggregation.parameter is not None:
-        scale = float(expected.abs().sum() / aggregation.parameter)
+        scale = float(expected.abs().sum() / aggregation.parameter.detach().flatten()[0])
         of_plain = plain.grad_parameter().detach()
         torch.testing.assert_close(fused.grad_parameter(), of_plain, rtol=rtol, atol=ATOL * scale)
     assert fused.any_gradient()
@@ -356,10 +364,9 @@ def test_what_is_supported() -> None:
 
 
 ENGINE: dict[str, PairLoss] = {
-    **{name: loss() for name, loss in LOSSES.items() if supports(torch.float32, loss().objective.aggregation)},
-    "sup_con, without ids": LOSSES["sup_con"](),
+    **{name: loss() for name, loss in LOSSES.items()},
     "nt_xent, t = 0.01": NTXent(temperature=0.01),
-    "nt_xent, learned": NTXent(learn_temperature=True),
+    **{f"{name}, learned": learning_loss(name) for name in ("nt_xent", "sup_con", "sigmoid")},
 }
 
 
@@ -372,8 +379,6 @@ def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> N
     def fused(problem: TiledProblem, positive: Tensor) -> Fused:
         return Fused(problem.objective.aggregation, problem.directions, positive, problem.operands.dtype)
 
-    if with_ids and name == "sup_con, without ids":
-        return
     monkeypatch.setattr(tiles, "epilogue_for", fused)
     loss = ENGINE[name].to(DEVICE)
     monkeypatch.setattr(loss, "tile_size", 48)
@@ -387,3 +392,39 @@ def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(value, dense, rtol=RTOL, atol=ATOL)
         for gradient, expected in zip(gradients(value, inputs), gradients(dense, inputs), strict=True):
             assert_close_in_scale(gradient, expected, rtol=1e-4, atol=5 * ATOL)
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "nt_xent, learned", "sup_con", "sigmoid", "triplet_max"])
+def test_products_are_kept_where_there_is_room(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One product less, the same bits, in a second backward pass, too."""
+    made: list[torch.Size] = []
+
+    def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+        made.append(out.shape)
+        torch.mm(a, b, out=out)
+
+    def fused(problem: TiledProblem, positive: Tensor) -> Fused:
+        return Fused(problem.objective.aggregation, problem.directions, positive, problem.operands.dtype)
+
+    monkeypatch.setattr(tiles, "multiply", multiply)
+    monkeypatch.setattr(tiles, "epilogue_for", fused)
+    loss = ENGINE[name].to(DEVICE)
+    monkeypatch.setattr(loss, "tile_size", 16)
+    batch = normal_batch(2, 37, 9, 20, 6, torch.float32, with_ids=name == "sup_con")
+    batch = Batch(*(None if v is None else v.detach().to(DEVICE).requires_grad_(v.requires_grad) for v in batch))  # type: ignore[arg-type]
+    inputs = leaves_of(batch, *loss.parameters())
+    found, counts = [], []
+    for room in ((37 + 9) * (37 + 20), (37 + 9) * (37 + 20) - 1):
+        monkeypatch.setattr(dispatch, "tile_of", lambda *_, room=room: (1, room))
+        monkeypatch.setattr(tiles, "blocks", lambda whole, step: blocks(whole, 20))
+        made.clear()
+        value = of_batch(loss, batch)
+        found += [torch.autograd.grad(value, inputs, retain_graph=True), torch.autograd.grad(value, inputs)]
+        counts.append(len(made))
+    assert all(torch.equal(grad, first) for grads in found for grad, first in zip(grads, found[0], strict=True))
+    of_one_pass = 2 * 2 + 2 * 1 + 1 * 2  # of pairs, of them with either kind of candidates
+    if name == "triplet_max":
+        assert counts == [of_one_pass] * 2
+    else:
+        again = 1 if name == "sigmoid" else 0
+        assert counts == [of_one_pass * (1 + again), of_one_pass * (1 + 2 - again)]
