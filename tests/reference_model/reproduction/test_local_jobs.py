@@ -16,7 +16,7 @@ from reference_model import InputError
 from reference_model.reproduction.grid import Run
 from reference_model.reproduction.launchers import Ended
 from reference_model.reproduction.local_jobs import LocalLauncher, gpu_variables
-from reference_model.runtime.lease import lock_holder
+from reference_model.runtime.lease import lock_folder, lock_holder
 
 OPTIONS: dict[str, Any] = {"features": None, "checkpoint_minutes": 1.0}
 
@@ -61,14 +61,16 @@ def test_jobs_on_this_machine(runs: list[Run], acts: Acts, tmp_path: Path, monke
 
 
 def test_how_jobs_on_this_machine_died(runs: list[Run], acts: Acts, tmp_path: Path) -> None:
-    acts("die", "abort", "exit")
-    with LocalLauncher(tmp_path, 3, **OPTIONS) as launcher:
-        launcher.submit(runs[:3])
-        killed, aborted, ended = sorted(all_ends(launcher), key=lambda end: runs.index(end.run))
+    acts("die", "abort", "exit", "die")
+    runs[3].folder.mkdir(parents=True)
+    with lock_folder(runs[3].folder), LocalLauncher(tmp_path, 4, **OPTIONS) as launcher:
+        launcher.submit(runs[:4])
+        killed, aborted, ended, locked = sorted(all_ends(launcher), key=lambda end: runs.index(end.run))
     assert killed.failure == "its process ended before its run, as by SIGKILL when memory runs out"
     assert aborted.failure == "its process ended: Fatal Python error: Aborted"
     assert "light_jobs.py" in aborted.log  # where it was
     assert ended.failure == f"{killed.failure}; its last line: the driver is too old"
+    assert locked == Ended(runs[3], again=True)  # another process has the run
 
 
 def test_jobs_that_cannot_begin_end_the_command(runs: list[Run], acts: Acts, tmp_path: Path) -> None:

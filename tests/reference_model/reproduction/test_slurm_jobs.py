@@ -21,6 +21,7 @@ from reference_model.reproduction import slurm_jobs
 from reference_model.reproduction.grid import Run
 from reference_model.reproduction.launchers import Ended
 from reference_model.reproduction.slurm_jobs import SlurmLauncher, SlurmSettings
+from reference_model.runtime.lease import lock_folder
 from reference_model.runtime.signals import handle_signals, request_stop
 
 OPTIONS: dict[str, Any] = {"features": None, "checkpoint_minutes": 1.0}
@@ -94,6 +95,26 @@ def test_how_jobs_of_slurm_ended(runs: list[Run], acts: Acts, slurm: Path, tmp_p
     assert cancelled == Ended(runs[2])
     assert (runs[2].folder / "saved").exists()
     assert left == Ended(runs[3], again=True)
+
+
+def test_a_job_has_ended_when_two_looks_miss_it(
+    runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then a disk that machines share shows its files. If its run is locked, another process has it."""
+    monkeypatch.setattr(slurm_jobs, "SECONDS_BETWEEN_LOOKS", 0)
+    (slurm / "hold").touch()
+    with launcher(tmp_path) as each:
+        each.submit(runs[:2])
+        for job in each.at_work:
+            (slurm / f"{job}.state").write_text("FAILED")
+            (slurm / f"{job}.queued").unlink()
+        assert list(each.ended()) == []
+        runs[1].folder.mkdir(parents=True)
+        with lock_folder(runs[1].folder):
+            failed, locked = each.ended()
+    assert failed.failure is not None
+    assert failed.failure.endswith("ended in the state FAILED")
+    assert locked == Ended(runs[1], again=True)
 
 
 def test_a_later_command_takes_the_jobs_over(runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path) -> None:
@@ -179,15 +200,18 @@ def has_begun_again(run: Run, times: int) -> bool:
 def test_a_time_limit_and_preemption_put_a_job_back(
     runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path, number: int
 ) -> None:
-    """Twice, after it has saved its run; the same job then continues it."""
+    """Twice, after it has saved its run; the same job then continues it. The second time Slurm's queue is silent."""
     acts("wait")
     with launcher(tmp_path) as each:
         each.submit(runs[:2])
         job = min(each.at_work)
         for times in (1, 2):
             wait_until((runs[0].folder / ".lock").exists)
+            if times == 2:
+                (slurm / "silent").touch()
             fake_slurm.signal_job(slurm, job, number)
             wait_until(partial(has_begun_again, runs[0], times))
+        (slurm / "silent").unlink()
         (runs[0].folder / "go").touch()
         assert all_ends(each) == []
     assert fake_slurm.asked(slurm, "scontrol") == [["requeue", job]] * 2
