@@ -7,16 +7,18 @@ The functions named ``plot_...`` return a matplotlib figure; :func:`data_url` tu
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from reference_model.beyond import TITLES as LOSS_TITLES
 from reference_model.evaluation.metrics import DIRECTIONS, TITLES
-from reference_model.reproduction.table_formats import block_title
+from reference_model.reproduction.table_formats import block_title, other_title
 from reference_model.reproduction.tables import Table, TableRow, row_blocks
 from reference_model.training.curves import DPI, show_whole_epochs
 
@@ -24,7 +26,9 @@ from reference_model.training.curves import DPI, show_whole_epochs
 COLOURS = {"triplet_sum": "#0072B2", "triplet_max": "#E69F00", "triplet_weighted": "#CC79A7", "nt_xent": "#009E73"}
 COLOURS |= {"sup_con": "#56B4E9", "sigmoid": "#D55E00", "nt_xent_learned": "#F0E442", "nt_xent_queue": "#000000"}
 RANKS = (1, 5, 10)  # the k of R@k
-LINE_STYLES = ("-", "--", ":", "-.")
+LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+OTHER_COLOURS = ("#333333", "#882255", "#117733")  # of models that were not trained here, each with all line styles
+LONGEST_TITLE = 85  # characters of another model in the legend
 
 
 def colour_of(loss: str) -> str:
@@ -58,19 +62,54 @@ def plot_learning_curves(histories: Mapping[str, Mapping[int, Sequence[dict[str,
 
 
 def plot_table(table: Table) -> Figure:
-    """Plot the recalls as bars with standard deviations: ours filled, beside each the paper's in outline."""
+    """Plot the recalls as bars with standard deviations: ours filled, beside each the paper's in outline.
+
+    Other models are lines across the bars of their data set.
+    """
     blocks = row_blocks(table)
-    figure = Figure(figsize=(11, 0.8 + 2.5 * len(blocks)), layout="constrained")
+    others = table["others"]
+    figure = Figure(figsize=(11, 0.8 + 2.5 * len(blocks) + 0.1 * len(others)), layout="constrained")
     axes_grid = figure.subplots(len(blocks), 2, squeeze=False, sharey="row")
+    lines: dict[int, LineCollection] = {}  # of other models, by their places in the table
     for axes_row, block in zip(axes_grid, blocks, strict=True):
         for axes, direction in zip(axes_row, DIRECTIONS, strict=True):
             _draw_bars(axes, block, direction)
+            for place, other in enumerate(others):
+                if other["dataset"] == block[0]["dataset"]:
+                    lines[place] = _draw_line(axes, other["recalls"][direction], place)
             axes.set_title(f"{block_title(table, block[0])}: {TITLES[direction]}", fontsize=9, parse_math=False)
         axes_row[0].set_ylabel("recall, %")
         axes_row[0].set_ylim(bottom=0)  # after all bars are drawn: both directions share the axis
     handles, labels = axes_grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+    if lines:
+        titles = [_short(other_title(table, others[place])) for place in lines]
+        legend = figure.legend(
+            list(lines.values()), titles, loc="outside upper center", ncols=min(len(lines), 2), fontsize=8
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
+
+
+def _short(title: str) -> str:
+    """Return the title of another model so short that two of them fit beside each other."""
+    return title if len(title) <= LONGEST_TITLE else f"{title[: LONGEST_TITLE - 1]}…"
+
+
+def _draw_line(axes: Axes, recalls: Mapping[str, float], place: int) -> LineCollection:
+    """Draw the recalls of another model, the one at this place in the table, as a level across each group of bars."""
+    groups = range(len(RANKS))
+    return axes.hlines(
+        [recalls[f"R@{k}"] for k in RANKS],
+        [group - 0.45 for group in groups],
+        [group + 0.45 for group in groups],
+        colors=OTHER_COLOURS[place // len(LINE_STYLES) % len(OTHER_COLOURS)],
+        linestyles=LINE_STYLES[place % len(LINE_STYLES)],
+        linewidth=1.3,
+        path_effects=[withStroke(linewidth=2.3, foreground="white")],  # it stands out from bars of any colour
+        zorder=3,
+    )
 
 
 def _draw_bars(axes: Axes, block: Sequence[TableRow], direction: str) -> None:

@@ -142,14 +142,14 @@ def lines(table: Table) -> list[Line]:
                 found.append(Line("difference", _texts(table, None, "", "difference"), cells))
     for other in table["others"]:
         cells = [Cell(other["recalls"][direction][metric]) for direction, metric in RECALL_COLUMNS]
-        found.append(Line("other", _texts(table, None, _other_model(table, other), ""), cells))
+        found.append(Line("other", _texts(table, None, other_title(table, other), ""), cells))
     for dataset, chance in table["chance"].items():
         cells = [Cell(chance[direction][metric]) for direction, metric in RECALL_COLUMNS]
         found.append(Line("chance", _texts(table, None, f"Chance, {dataset}", ""), cells))
     return found
 
 
-def _other_model(table: Table, other: TableRow) -> str:
+def other_title(table: Table, other: TableRow) -> str:
     """Return the name of another model, its data set, and what differs from the conditions of the other rows."""
     remarks = [] if other["relevance"] is None else [f"relevance of {other['relevance']}"]
     pool = table["pools"].get(other["dataset"], {})

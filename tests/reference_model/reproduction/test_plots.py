@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from grids import clotho_table, finish, in_cells, runs_by_name, small_grid
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from PIL import Image
@@ -87,6 +88,45 @@ def test_every_block_has_a_row_of_panels_and_missing_recalls_have_no_bar(tmp_pat
     assert errors(of_128["NT-Xent"]) == [(6, 6), (24, 24), (36, 36)]  # a single seed
     assert heights(of_128["Triplet-sum"]) == [0, 0, 0]
     assert all(bars_stand_apart(axes) for axes in figure.axes)
+
+
+def levels(axes: Axes) -> list[tuple[list[float], str]]:
+    """Return the heights of each line across the groups of bars, with its colour and dashes."""
+    found = []
+    for lines in (c for c in axes.collections if isinstance(c, LineCollection) and c.get_zorder() == 3):
+        ends = np.array(lines.get_segments())
+        assert np.array_equal(ends[:, 0, 1], ends[:, 1, 1])
+        assert ends[:, :, 0] == pytest.approx(np.arange(3)[:, None] + [-0.45, 0.45])
+        found.append((ends[:, 0, 1].tolist(), f"{lines.get_color()} {lines.get_linestyle()}"))
+    return found
+
+
+def test_other_models_are_lines_across_the_bars_of_their_data_set(tmp_path: Path) -> None:
+    table = clotho_table(tmp_path)
+    names = ["CLAP", "_mine $x_1$ $", *(f"{'long ' * 20}{k}" for k in range(7))]
+    table["others"] = [
+        {"model": name, "dataset": "AudioCaps" if k == 8 else "Clotho", "relevance": "more.csv" if k == 1 else None,
+         "clips": 1000, "captions": 5000, "recalls": in_cells([k, 10 + k, 20 + k, 5 + k, 15 + k, 25 + k])}
+        for k, name in enumerate(names)
+    ]  # fmt: skip
+    figure = plot_table(table)
+    left, right = figure.axes
+    for axes, lowest in ((left, 0), (right, 5)):
+        drawn = levels(axes)
+        assert [recalls for recalls, _ in drawn] == [[lowest + k, lowest + 10 + k, lowest + 20 + k] for k in range(8)]
+        assert len({look for _, look in drawn}) == 8
+        assert bars_stand_apart(axes)
+    of_losses, of_others = figure.legends
+    assert len(of_losses.get_texts()) == 4
+    titles = [text.get_text() for text in of_others.get_texts()]
+    assert titles[:2] == ["CLAP†, Clotho", "_mine $x_1$ $†, Clotho (relevance of more.csv)"]
+    assert len(titles) == 8
+    figure.draw_without_rendering()
+    boxes = [legend.get_window_extent() for legend in figure.legends]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    panels = [box for axes in figure.axes if (box := axes.get_tightbbox()) is not None]
+    assert len(panels) == 2
+    assert not any(box.overlaps(panel) for box in boxes for panel in panels)
 
 
 def history(*epochs: tuple[float, float]) -> list[dict[str, Any]]:
