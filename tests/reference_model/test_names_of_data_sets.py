@@ -19,7 +19,7 @@ ESCAPED = r"&lt;script&gt; &amp; \[click\](http:a.b) \`x\` \*y\* $\\frac{ \|"
 def test_in_the_model_card(config: Config) -> None:
     card = model_card(replace(config, dataset=f"{NAME}\n", text_encoder=NAME), None, parameters=1, embedding_size=1)
     assert "<script" not in card
-    assert card.count(ESCAPED) == 5
+    assert card.count(ESCAPED) == 6
     assert f"| dataset | {ESCAPED} |" in card
 
 
