@@ -38,18 +38,23 @@ class NTXentObjective(Objective):
 
     @property
     def square(self) -> Square | None:
-        t = self.temperature
-        if isinstance(t, Tensor):
-            if not can_look(t):
-                return None
-            t = float(t.detach())
-        return SquareOfExponentials(t) if t >= COLDEST_WITHOUT_MAXIMUM else None
+        t = warm_temperature(self.temperature)
+        return None if t is None else SquareOfExponentials(t)
 
     @property
     def formula(self) -> Formula:
         if isinstance(self.temperature, Tensor):
             return Formula("softmax", (0.0,))
         return Formula("warm softmax" if self.aggregation.is_warm else "softmax", (self.temperature,))
+
+
+def warm_temperature(temperature: float | Tensor) -> float | None:
+    """The temperature as a number; None if it cannot be read, or if an exponential may over- or underflow."""
+    if isinstance(temperature, Tensor):
+        if not can_look(temperature):
+            return None
+        temperature = float(temperature.detach())
+    return temperature if temperature >= COLDEST_WITHOUT_MAXIMUM else None
 
 
 class SquareOfExponentials(Square):

@@ -12,7 +12,8 @@ from crossmodal_losses.checks import Reduction, check_temperature
 from crossmodal_losses.engine.aggregation import EXCLUDED, Aggregation, Kernel, State, Tile, along, log_sum_exp
 from crossmodal_losses.engine.objective import Formula, Objective
 from crossmodal_losses.engine.reference import reference_loss
-from crossmodal_losses.losses.nt_xent import NTXentObjective
+from crossmodal_losses.engine.square import Saved, Square
+from crossmodal_losses.losses.nt_xent import NTXentObjective, SquareOfExponentials, warm_temperature
 from crossmodal_losses.losses.temperature import LossWithTemperature
 
 
@@ -116,6 +117,11 @@ class SupConObjective(Objective):
         return None, torch.ones_like(aggregate)
 
     @property
+    def square(self) -> Square | None:
+        t = warm_temperature(self.temperature)
+        return None if t is None else SquareOfSeveral(t)
+
+    @property
     def formula(self) -> Formula:
         t = self.temperature
         return Formula("softmax of several", (0.0 if isinstance(t, Tensor) else t,))
@@ -123,6 +129,31 @@ class SupConObjective(Objective):
     def without_ids(self) -> NTXentObjective:
         """With one positive an anchor it is NT-Xent."""
         return NTXentObjective(self.temperature)
+
+
+class SquareOfSeveral(SquareOfExponentials):
+    """log(1 + sum_{j != i} exp(s_ij / t) / exp(s_ii / t)) - sum_p (s_ip - s_ii) / (P t), p = i among the P positives.
+
+    For temperatures from 0.025 up.
+    """
+
+    def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
+        if same is None:
+            same = torch.eye(len(S), dtype=torch.bool)
+        positives, count = torch.mul(S, same), same.sum(1, dtype=S.dtype)
+        means = torch.stack((positives.sum(1), positives.sum(0))).div_(count)
+        of_several = means.sub_(S.diagonal()).div_(self.temperature)
+        losses, saved = super().losses(S, None)
+        return losses.sub_(of_several), (*saved, same, count)
+
+    def grad_S(self, saved: Saved, upstream: Tensor, divisor: float) -> Tensor:
+        *of_all, same, count = saved
+        grad = super().grad_S(tuple(of_all), upstream, divisor)
+        upstream = upstream / (divisor * self.temperature)
+        share = upstream / count
+        grad.sub_(torch.add(along(share, 1), along(share, 0)).mul_(same))
+        grad.diagonal().add_(upstream, alpha=2)
+        return grad
 
 
 def sup_con(
