@@ -16,7 +16,7 @@ from reference_model.data.dataset import read_split, write_csv
 from reference_model.evaluation.embedded import EmbeddedSplit, StoredClip, read_embeddings
 from reference_model.evaluation.judge import embeddings_of_split, judge
 from reference_model.evaluation.metrics import split_metrics
-from reference_model.evaluation.others import read_other
+from reference_model.evaluation.others import read_other, write_other
 from reference_model.evaluation.relevance import read_relevance
 from reference_model.runtime.files import write_json
 from reference_model.runtime.tensors import load_tensors, save_tensors
@@ -81,6 +81,19 @@ def test_a_table_that_is_refused(words: str, content: str | None, tmp_path: Path
     with pytest.raises(InputError, match=re.escape(words.format(path))) as refused:
         read_relevance(path, CLIPS)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_table_that_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"expected a file at {tmp_path}, got a folder"):
+        read_relevance(tmp_path, CLIPS)
+
+
+def test_names_of_files_may_have_any_bytes(tmp_path: Path) -> None:
+    metrics, name = split_metrics(torch.eye(5), torch.eye(5), torch.arange(5)), "\udc80"
+    about = {"model": "x", "dataset": "A", "split": "test"}
+    write_other(tmp_path / "o.json", metrics, source=f"{name}.npz", relevance=Path(f"{name}.csv"), **about)
+    record = read_other(tmp_path / "o.json")
+    assert (record["source"], record["relevance"]) == ("?.npz", "?.csv")
 
 
 def test_embeddings_have_to_be_those_of_the_split(trained: Path, corpus: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from reference_model.data.dataset import Clip, captions_of, read_split
 from reference_model.data.manifest import audio_checksums
 from reference_model.models import features, hugging_face
 from reference_model.models.dual_encoder import DualEncoder, new_model
+from reference_model.models.features import MixedBatches
 from reference_model.models.resnet38 import ResNet38
 from reference_model.models.text import TextEncoder
 from reference_model.training.step import Step
@@ -41,6 +42,20 @@ def inputs_of(config: Config, split: str, number: int | None = None) -> tuple[Du
     torch.manual_seed(0)
     model = new_model(config, captions_of(clips))
     return model, clips, model.text_encoder.tokenize(captions_of(clips))
+
+
+def test_each_pair_has_the_features_of_its_clip_or_of_its_caption() -> None:
+    """Captions 0 and 2 are of the same text, and share a row of the features."""
+    read = SimpleNamespace(
+        device=torch.device("cpu"),
+        from_step=lambda step: [{"ids": torch.tensor([1, 0]), "captions": torch.tensor([3, 2]), "text": step}],
+    )
+    rows = torch.tensor([[0.0], [1.0], [2.0]])
+    for modality, expected in (("text", [[2.0], [0.0]]), ("audio", [[1.0], [0.0]])):
+        batches = MixedBatches(read, {modality: rows}, [[5], [6], [5], [7]])  # type: ignore[arg-type]
+        (batch,) = batches.from_step(4)
+        assert batch[modality][modality].tolist() == expected
+        assert batch["text"] == 4 or modality == "text"
 
 
 @pytest.mark.parametrize("loss, one_length", [("nt_xent", True), ("triplet_max", True), ("nt_xent", False)])

@@ -34,6 +34,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Model,
+    XLNetConfig,
+    XLNetModel,
 )
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
@@ -207,6 +209,7 @@ FAMILIES: dict[str, Any] = {
     ),
     "t5": lambda words: T5Model(T5Config(vocab_size=words, **T5)),
     "the encoder of t5": lambda words: T5EncoderModel(T5Config(vocab_size=words, **T5)),
+    "xlnet": lambda words: XLNetModel(XLNetConfig(vocab_size=words, d_model=16, n_layer=1, n_head=2, d_inner=16)),
     "gpt2": lambda words: GPT2Model(GPT2Config(vocab_size=words, n_embd=16, n_layer=1, n_head=2, n_positions=64)),
 }
 
@@ -249,6 +252,7 @@ def test_every_parameter_that_trains_has_a_gradient(published: tuple[Path, Any])
     """As training on several processes requires; the others, of other tasks, are 0, though files may lack them."""
     folder, _ = published
     encoder = text.published(str(folder))
+    assert all(parameter.requires_grad for parameter in encoder.parameters()) == ("xlnet" not in encoder.family)
     encoder(**pad_tokens(encoder.tokenize(CAPTIONS[:3]))).square().sum().backward()
     for name, parameter in encoder.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name

@@ -3,11 +3,18 @@
 import json
 from pathlib import Path
 
+import pytest
 from grids import diverge, finish, runs_by_name, small_grid
 
+from reference_model import InputError
 from reference_model.paper import select_rows
 from reference_model.reproduction import learning_rates
-from reference_model.reproduction.learning_rates import rate_folder, rate_folders, write_learning_rates
+from reference_model.reproduction.learning_rates import (
+    rate_folder,
+    rate_folders,
+    refuse_other_folder,
+    write_learning_rates,
+)
 
 EXPECTED = """\
 R@10 in %, text to audio / audio to text, by learning rate; the mean over seeds.
@@ -22,6 +29,15 @@ R@10 in %, text to audio / audio to text, by learning rate; the mean over seeds.
 def test_rates_that_differ_have_different_folders() -> None:
     assert rate_folder(Path("out"), 1e-4) == Path("out/rate-0.0001")
     assert rate_folder(Path("out"), 1.0000001e-4) != rate_folder(Path("out"), 1e-4)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    for name in ("rate-0.1", "jobs", "learning_rates.md", ".tables.lock"):
+        (tmp_path / name).mkdir()
+        refuse_other_folder(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(InputError, match="to be new or the folder of grids of learning rates; choose another --out"):
+        refuse_other_folder(tmp_path)
 
 
 def test_the_table_and_the_picture(tmp_path: Path) -> None:
