@@ -37,6 +37,7 @@ from reference_model.runtime.records import read_json
 
 SAVED = "state.json"  # in the folder of a split that was saved to disk
 _ROWS_AT_ONCE = 16
+_BYTES_AT_ONCE = 2**20  # of a column; without a limit all bytes of a group of rows are read
 _AUDIO, _BYTES, _VIDEO, _START, _FILE_NAME = "audio", "bytes", "youtube_id", "start_time", "file_name"
 
 
@@ -89,7 +90,7 @@ class Table:
                     dataset = _datasets(self.path).load_from_disk(str(link), keep_in_memory=False).with_format(None)
                     yield dataset.features.arrow_schema, functools.partial(_read_saved, dataset)
             else:
-                with _parquet(self.path).ParquetFile(self.path) as file:
+                with _parquet(self.path).ParquetFile(self.path, buffer_size=_BYTES_AT_ONCE) as file:
                     yield file.schema_arrow, functools.partial(_read_parquet, file)
         except InputError:
             raise
