@@ -28,6 +28,7 @@ from reference_model.models.dual_encoder import Heads
 from reference_model.models.features import FeatureBatches, Features
 from reference_model.paper import DATASET_SIZES, PROTOCOLS, experiments
 from reference_model.runtime.tensors import save_tensors
+from reference_model.training.captured import new_step
 from reference_model.training.checkpoint import save_checkpoint
 from reference_model.training.step import Step
 
@@ -113,10 +114,11 @@ def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[R
         calls: dict[str, Call] = {}
         for loss in losses:
             heads = Heads(AUDIO, TEXT, hidden_size=2048, embedding_size=1024).to(device)
-            step = Step(heads, config(dataset, batch_size, loss), accelerator)
+            step = new_step(heads, config(dataset, batch_size, loss), accelerator)
             steps, batches = endless_batches(train, batch_size)
             calls[loss] = functools.partial(take_step, step, batches)
-            calls[loss]()
+            for _ in range(step.warm_up):
+                calls[loss]()
         calls["evaluate"] = functools.partial(evaluate, heads, val, accelerator)
         with tempfile.TemporaryDirectory() as folder:
             calls["write"] = functools.partial(write_files, Path(folder), heads, step)

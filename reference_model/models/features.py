@@ -177,8 +177,9 @@ class FeatureBatches:
     def from_step(self, step: int) -> Iterator[dict[str, Any]]:
         """Yield the batches of an epoch without the first ``step``."""
         self.sampler.first = step
-        for captions in self.sampler:
-            yield self.features.pairs(torch.tensor(captions, device=self.features.audio.device))
+        order = torch.tensor(list(self.sampler), device=self.features.audio.device)  # one copy to the device an epoch
+        for captions in order:
+            yield self.features.pairs(captions)
 
 
 class MixedBatches:

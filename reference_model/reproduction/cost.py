@@ -28,6 +28,7 @@ from reference_model.runtime.children import end_with_parent, how_it_ended, sign
 from reference_model.runtime.devices import make_accelerator
 from reference_model.runtime.output import outlive_readers
 from reference_model.runtime.signals import follow_parent, raise_if_stop_requested
+from reference_model.training.captured import new_step
 from reference_model.training.step import Step
 
 REHEARSED_STEPS = 3
@@ -130,7 +131,7 @@ def _cost(config: Config) -> Cost:
     with accelerator.autocast():
         clip_seconds = seconds_per_clip(model, config.clip_seconds)
     module = model.heads if model.is_constant else model
-    step = Step(module, replace(config, batch_size=pairs), accelerator)
+    step = new_step(module, replace(config, batch_size=pairs), accelerator)
     step_seconds = seconds_per_step(step, _batch(model, config, pairs, device)) * config.batch_size / pairs
     accelerator.free_memory()
 
@@ -170,9 +171,10 @@ def _noise(model: DualEncoder, clip_seconds: float, clips: int, device: torch.de
 
 
 def seconds_per_step(step: Step, batch: dict[str, Any]) -> float:
-    """Measure an optimiser step on the batch; the first one is a warm-up."""
+    """Measure an optimiser step on the batch, after those that are its warm-up."""
     step.embed.train()
-    step(batch).item()
+    for _ in range(step.warm_up):
+        step(batch).item()
     started = time.perf_counter()
     for _ in range(REHEARSED_STEPS - 1):
         step(batch).item()

@@ -49,6 +49,8 @@ class Queue(nn.Module):
 class Step:
     """Trains a module, which returns both embeddings of the "audio" and "text" of a batch, by a batch at each call."""
 
+    warm_up = 1  # calls that take longer than all later ones
+
     def __init__(self, module: nn.Module, config: Config, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.loss = GatheredLoss(config.new_loss()).to(accelerator.device)

@@ -33,10 +33,10 @@ from reference_model.runtime.files import write_json
 from reference_model.runtime.lease import lock_folder
 from reference_model.runtime.signals import Stopped, handle_signals, stop_requested
 from reference_model.runtime.tensors import load_weights, save_tensors
+from reference_model.training.captured import new_step
 from reference_model.training.checkpoint import Progress, fingerprint, load_checkpoint, save_checkpoint, versions
 from reference_model.training.monitor import Monitor, log_to_folder, summary
 from reference_model.training.setup import EpochBatches, constant_features, make_model, read_clips, spread_seed
-from reference_model.training.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Trainer:
         self.known = constant_features(config, feature_folder, model, clips, token_ids, accelerator)
         train = (clips["train"], token_ids["train"], self.known.get("train", {}))
         self.batches = EpochBatches(config, model, *train, accelerator)
-        self.step = Step(model.heads if model.is_constant else model, config, accelerator)
+        self.step = new_step(model.heads if model.is_constant else model, config, accelerator)
         self.origin = {"data": fingerprint(clips), "frozen": checksum(model.frozen_parameters())}  # stay the same
         if (folder / run_folder.CHECKPOINT).exists():
             self._load_checkpoint()

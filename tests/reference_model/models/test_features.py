@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from runs import Interrupted
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import BatchSampler, RandomSampler
 
 from reference_model import InputError
@@ -94,6 +95,21 @@ def test_training_on_features_is_training_through_the_encoders(
     torch.testing.assert_close(losses, expected, rtol=0 if one_length else 1e-5, atol=0)
     if one_length:
         torch.testing.assert_close(heads, expected_heads, rtol=0, atol=0)
+
+
+def test_after_the_first_batch_of_an_epoch_nothing_is_copied_to_the_gpu() -> None:
+    pytest.importorskip("triton")
+    from fake_cuda import counted
+
+    sampler = DistributedBatchSampler(BatchSampler(range(12), 4, drop_last=True), 0, 1)
+    with FakeTensorMode(), torch.device("cuda"):
+        rows = torch.arange(12)
+        given = features.Features(torch.empty(12, 3), torch.empty(12, 2), text_of_caption=rows, clip_of_caption=rows)
+        epoch = features.FeatureBatches(given, sampler).from_step(0)
+        first = next(epoch)
+        with counted():  # it refuses tensors on the CPU
+            others = list(epoch)
+    assert [batch["audio"]["audio"].shape for batch in (first, *others)] == [(4, 3)] * 3
 
 
 def test_runs_share_cached_features(frozen: Config, tmp_path: Path) -> None:
