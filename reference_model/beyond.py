@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reference_model import InputError
-from reference_model.config import ADDED_SETTINGS, Config
 from reference_model.paper import LOSS_NAMES, TABLES, Experiment, select_rows
 
 TABLE = "beyond"
@@ -43,15 +42,6 @@ def settings_of(loss: str) -> dict[str, Any]:
     """
     variant = VARIANTS.get(loss, Variant(loss, loss))
     return {"loss": variant.loss, **variant.settings}
-
-
-def row_loss(config: Config) -> str:
-    """Return the loss of the row that a run belongs to."""
-    for name, variant in VARIANTS.items():
-        expected = {name: ADDED_SETTINGS[name] for name in ("learn_temperature", "queue")} | dict(variant.settings)
-        if config.loss == variant.loss and all(getattr(config, key) == value for key, value in expected.items()):
-            return name
-    return config.loss
 
 
 def rows_of_tables(tables: Sequence[str], *, losses: Sequence[str] = (), **chosen: Any) -> dict[str, list[Experiment]]:

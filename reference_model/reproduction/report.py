@@ -8,7 +8,6 @@ import numpy as np
 from filelock import FileLock
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from reference_model.beyond import row_loss
 from reference_model.evaluation.metrics import TITLES, sum_of_recalls
 from reference_model.evaluation.others import OtherModel, read_others
 from reference_model.paper import TABLES
@@ -66,8 +65,8 @@ def write_report(grid: Grid, results: Path, out: Path | None = None, *, sounds: 
         made=f"Made on {describe_environment()}",
         tables=[_table(table) for table in tables],
         claims=claims.check(_of_paper(tables)),
-        curves=[{"title": title, "image": _curves(block)} for title, block in blocks.items()],
-        similarities=[{"title": title, "image": _similarities(block)} for title, block in blocks.items()],
+        curves=[{"title": title, "image": _curves(grid, block)} for title, block in blocks.items()],
+        similarities=[{"title": title, "image": _similarities(grid, block)} for title, block in blocks.items()],
         examples=[_examples(title, block, sounds) for title, block in blocks.items()],
         hours=_hours(done),
         titles=list(TITLES.values()),
@@ -105,17 +104,19 @@ def _blocks(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return blocks
 
 
-def _curves(runs: Sequence[Run]) -> str:
+def _curves(grid: Grid, runs: Sequence[Run]) -> str:
     histories: dict[str, dict[int, Any]] = {}
     for run in runs:
-        histories.setdefault(row_loss(run.config), {})[run.config.seed] = stored_metrics(run.folder)["history"]
+        loss = grid.experiments[run.experiment]["loss"]
+        histories.setdefault(loss, {})[run.config.seed] = stored_metrics(run.folder)["history"]
     return plots.data_url(plots.plot_learning_curves(histories))
 
 
-def _similarities(runs: Sequence[Run]) -> str:
+def _similarities(grid: Grid, runs: Sequence[Run]) -> str:
     pairs: dict[str, list[Any]] = {}
     for run in runs:
-        pairs.setdefault(row_loss(run.config), []).append(similarities(EmbeddedTestSet.read(run.folder)))
+        loss = grid.experiments[run.experiment]["loss"]
+        pairs.setdefault(loss, []).append(similarities(EmbeddedTestSet.read(run.folder)))
     joined = {loss: [np.concatenate(arrays) for arrays in zip(*found, strict=True)] for loss, found in pairs.items()}
     return plots.data_url(plots.plot_similarities(joined))
 

@@ -1,18 +1,21 @@
 """Rows that the paper does not have: their settings, names and table."""
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from grids import finish, runs_by_name, small_grid
+from grids import finish, runs_by_name, settings, small_grid
+from matplotlib.figure import Figure
 
 from reference_model import InputError
-from reference_model.beyond import BASE, QUEUE, TABLE, VARIANTS, row_loss, rows_of_tables, settings_of
+from reference_model.beyond import BASE, QUEUE, TABLE, VARIANTS, rows_of_tables
 from reference_model.config import Config
 from reference_model.reproduction import plots
 from reference_model.reproduction.claims import check
 from reference_model.reproduction.grid import Grid
-from reference_model.reproduction.report import write_tables
+from reference_model.reproduction.report import write_report, write_tables
 from reference_model.reproduction.table_formats import markdown
 from reference_model.reproduction.tables import make_table
 
@@ -31,11 +34,26 @@ def test_every_row_of_nt_xent_has_a_row_of_each_variant() -> None:
         rows_of_tables(["1", TABLE], losses=["sup_con"])
 
 
-@pytest.mark.parametrize("name", [BASE, "triplet_max", *VARIANTS])
-def test_a_run_belongs_to_the_row_of_its_settings(config: Config, name: str) -> None:
-    run = replace(config, **settings_of(name))
-    assert row_loss(run) == name
-    assert row_loss(replace(run, queue=QUEUE + 1)) != "nt_xent_queue"
+def test_the_pictures_of_the_report_show_each_row(
+    config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all runs have a setting that tells some rows apart."""
+    losses = [BASE, "nt_xent_queue"]
+    row = {"dataset": "Synthetic", "encoders": "fine-tuned", "batch_size": 16, "learning_rate": 1e-3}
+    all_learn = settings(replace(config, learn_temperature=True))
+    grid = Grid.from_rows({TABLE: [{**row, "loss": loss} for loss in losses]}, (0,), all_learn)
+    for run in grid.runs(tmp_path):
+        shutil.copytree(trained, run.folder)
+    shown: list[list[str]] = []
+
+    def show(by_loss: Mapping[str, object]) -> Figure:
+        shown.append([*by_loss])
+        return Figure()
+
+    for name in ("plot_learning_curves", "plot_similarities"):
+        monkeypatch.setattr(plots, name, show)
+    write_report(grid, tmp_path, sounds=False)
+    assert shown == [losses, losses]
 
 
 def test_the_table(tmp_path: Path) -> None:
