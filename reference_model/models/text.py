@@ -91,6 +91,7 @@ def published(name: str, *, pooling: Pooling = "first", dropout: float = 0.1) ->
     try:
         config = hugging_face.read_config(name, dropout=dropout)
         tokenizer = AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
+        tokenizer.chat_template = None  # captions need none, and it would be saved in a file of its own
         ids = check_tokenizer(tokenizer, config)
         model, absent = hugging_face.load(name, config, "text_model")
         return _checked(TextEncoder(model, config, tokenizer, pooling), ids, absent)

@@ -287,6 +287,17 @@ def test_models_that_cannot_encode_every_caption_alike_are_refused(tmp_path: Pat
             text.published(str(folder))
 
 
+def test_the_files_of_a_saved_encoder_are_known(tmp_path: Path) -> None:
+    """A folder with others would be no saved model."""
+    save_bert(tmp_path / "published", CAPTIONS)
+    chats = AutoTokenizer.from_pretrained(tmp_path / "published")
+    chats.chat_template = "{{ messages }}"
+    chats.save_pretrained(tmp_path / "published")
+    text.published(str(tmp_path / "published")).save(tmp_path / "saved")
+    found = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert {*text.FILES} <= found <= {*text.FILES, *text.OTHER_FILES}
+
+
 def test_the_settings_of_an_encoder_name_its_pooling_and_not_its_dropout(tmp_path: Path) -> None:
     save_bert(tmp_path, CAPTIONS)
     first, second = (text.published(str(tmp_path), dropout=dropout) for dropout in (0.1, 0.2))
