@@ -1,5 +1,7 @@
 """The step of training on a GPU as a CUDA graph: captured once, replayed for every batch after."""
 
+import logging
+import math
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from reference_model.config import Config
 from reference_model.models.dual_encoder import Heads
 from reference_model.training.step import Step
+
+log = logging.getLogger(__name__)
 
 EAGER_STEPS = 3  # before the capture: they make the state of Adam, and compile and load kernels, which no capture may
 
@@ -30,7 +34,7 @@ class CapturedStep(Step):
 
     Every call trains on its batch: the first ones eagerly, the next one captures the graph and replays it, those after
     it replay it. A replay takes seed and offset of the generator as an eager step does, so it draws the same numbers.
-    The gradients lie in memory of the graph, which every replay overwrites.
+    The gradients lie in memory of the graph, which every replay overwrites. If CUDA refuses the capture, all are eager.
     """
 
     warm_up = EAGER_STEPS + 1
@@ -41,15 +45,19 @@ class CapturedStep(Step):
             group["lr"] = torch.tensor(config.learning_rate, device=accelerator.device)  # the graph reads it there
         self.stream = torch.cuda.Stream(accelerator.device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.eager_steps = 0
+        self.eager_steps: float = EAGER_STEPS  # to come
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
         """Update the weights, and return the loss before the update: see :class:`Step`."""
-        if self.eager_steps < EAGER_STEPS:
-            self.eager_steps += 1
-            return self._call_eagerly(batch)
+        if self.eager_steps == 0 and self.graph is None:
+            try:
+                self.graph = self._capture(batch)
+            except RuntimeError as error:
+                log.warning("training goes on without a CUDA graph, which was refused: %s", error)
+                self.eager_steps = math.inf
         if self.graph is None:
-            self.graph = self._capture(batch)
+            self.eager_steps -= 1
+            return self._call_eagerly(batch)
         for of_graph, given in zip(_tensors(self.batch), _tensors(batch), strict=True):
             of_graph.copy_(given)
         self.graph.replay()

@@ -172,6 +172,21 @@ def test_a_captured_step_trains_as_an_eager_one(config: Config, device: str, set
             assert stream.wait_stream.call_args_list == [call(other)] * captured.EAGER_STEPS  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("stand_in")
+def test_where_the_capture_is_refused_all_steps_are_eager(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(graph: OperatorGraph, stream: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    eager, refused = (new(kind, config, "cpu") for kind in (Step, CapturedStep))
+    assert_same(run_steps(refused, range(STEPS), "cpu"), run_steps(eager, range(STEPS), "cpu"), "cpu")
+    assert_same(trained(refused), trained(eager), "cpu")
+    (warning,) = caplog.messages
+    assert warning.endswith("which was refused: operation not permitted when stream is capturing")
+
+
 @pytest.mark.parametrize("stop", [2, 6])
 @pytest.mark.parametrize("first, second", list(itertools.product((Step, CapturedStep), repeat=2)))
 def test_a_checkpoint_lies_between(
