@@ -10,7 +10,6 @@ from reference_model.reproduction.grid import GRID, Grid, Run
 from reference_model.reproduction.learning_rates import rate_folders, write_learning_rates
 from reference_model.reproduction.report import write_report, write_tables
 from reference_model.run_folder import METRICS, stored_time
-from reference_model.runtime.environment import describe_environment
 from reference_model.runtime.files import atomic_folder, write_text
 
 KEPT = Path(__file__).parents[1] / "results" / "evidence"
@@ -70,5 +69,6 @@ def _keep(folder: Path, kept: Path) -> None:
 def _say_what_it_cost(runs: Sequence[Run], kept: Path) -> None:
     times = [stored_time(run.folder) for run in runs if (run.folder / METRICS).exists()]
     hours = sum(time["seconds"] for time in times) / 3600
-    made_by = f"Made by `make evidence` on {describe_environment()}"
-    write_text(kept / MADE, f"{made_by}: {len(times)} runs of {hours:.2f} hours added up.\n")
+    machines = ", and on ".join(sorted({time["machine"] for time in times})) or "no machine yet"
+    cost = f"{len(times)} runs of {hours:.2f} hours added up"
+    write_text(kept / MADE, f"Made by `make evidence` on {machines}: {cost}.\n")
