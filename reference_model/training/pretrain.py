@@ -38,6 +38,7 @@ from reference_model.runtime.signals import raise_if_stop_requested
 
 AUDIO, TEXT = "ResNet38_tiny.pth", "bert"  # file and folder of the encoders
 RECORD = "pretraining.json"  # the settings they were made with
+EPOCHS = "audio_epochs", "text_epochs"  # settings of one encoder each
 BATCH_SIZE = 32  # at most
 LEARNING_RATE = 1e-3  # at the top of the one-cycle schedule
 MASKED = 0.15  # fraction of the words that BERT fills in
@@ -55,7 +56,7 @@ def pretrain(
 ) -> None:
     """Pre-train encoders on the train split, and write ``out/ResNet38_tiny.pth`` and ``out/bert``.
 
-    An encoder that is there already stays; one whose epochs are None is not made.
+    An encoder that is there already stays; one whose epochs are None is not made, and may be made by another call.
 
     Args:
         seconds: the fixed length of a clip; None: that of a data set that is known by name.
@@ -73,10 +74,14 @@ def pretrain(
     settings |= {"audio_epochs": audio_epochs, "text_epochs": text_epochs, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out, keep_guard=False):
+        record = settings
         if (out / RECORD).exists():
             got = f"encoders of others; see {out / RECORD}"
-            require_same_settings(out, _stored(out), settings, expected="new or of these settings", got=got)
-        write_json(out / RECORD, settings)
+            stored = _stored(out)
+            record = settings | {name: stored[name] for name in EPOCHS if settings[name] is None and name in stored}
+            known = stored | {name: record[name] for name in EPOCHS if stored.get(name) is None}
+            require_same_settings(out, known, record, expected="new or of these settings", got=got)
+        write_json(out / RECORD, record)
         _pretrain_missing(clips, tags, out, settings)
 
 

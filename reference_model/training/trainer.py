@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from reference_model import InputError, run_folder
 from reference_model.config import Config
 from reference_model.data.dataset import SPLITS
+from reference_model.evaluation.embedded import stored_clips
 from reference_model.evaluation.evaluate import embeddings, evaluate
 from reference_model.evaluation.metrics import DIRECTIONS, Metrics, NotFinite, chance, sum_of_recalls
 from reference_model.models.features import Features, checksum, compute_features
@@ -232,8 +233,8 @@ class Trainer:
         features = self._features("test")
         test, _ = evaluate(heads, features, self.accelerator)
         audio, text = embeddings(heads, features, self.accelerator)
-        names = [{"file_name": clip.path.name, "captions": clip.captions} for clip in clips["test"]]
-        save_tensors(folder / run_folder.TEST_EMBEDDINGS, {"audio": audio, "text": text}, {"clips": names})
+        named = {"clips": stored_clips(clips["test"])}
+        save_tensors(folder / run_folder.TEST_EMBEDDINGS, {"audio": audio, "text": text}, named)
         metrics = {
             "test": test,
             "val": best["val"],
@@ -250,7 +251,7 @@ class Trainer:
         write_json(folder / run_folder.TIME, time_record)
         write_json(folder / run_folder.METRICS, metrics)
         (folder / run_folder.CHECKPOINT).unlink()
-        log.info("%s, test of %d clips at epoch %d: %s", folder.name, len(names), best["epoch"], summary(test))
+        log.info("%s, test of %d clips at epoch %d: %s", folder.name, len(clips["test"]), best["epoch"], summary(test))
 
     def _diverged(self, error: NotFinite) -> Diverged:
         best, kept = self._best(), "no epoch was finished"

@@ -185,12 +185,14 @@ def test_one_encoder_alone_of_any_data_set_with_tags(
     assert fit.call_args.args[1].dataset[0][0].shape == (12_800,)
     assert {path.name for path in (tmp_path / "audio").iterdir()} == {AUDIO, "pretraining.json"}
     assert audio.stdout == f"next: train or reproduce --model tiny --audio-checkpoint {tmp_path / 'audio' / AUDIO}\n"
-    both = ["--out", tmp_path / "audio", "--clip-seconds", 0.4]
-    assert "encoders of others" in command_line(*arguments, *both, status=1).output
     shutil.rmtree(tmp_path / "Mine" / "tags")
-    command_line(*arguments, "--out", tmp_path / "text", "--clip-seconds", 0.4, "--only", "text")
-    assert [call.args[3] for call in fit.mock_calls] == [TAGGING, FILLING_IN]
-    assert {path.name for path in (tmp_path / "text").iterdir()} == {TEXT, "pretraining.json"}
+    for folder, found in (("text", {TEXT}), ("audio", {AUDIO, TEXT})):
+        command_line(*arguments, "--out", tmp_path / folder, "--clip-seconds", 0.4, "--only", "text")
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {*found, "pretraining.json"}
+    assert [call.args[3] for call in fit.mock_calls] == [TAGGING, FILLING_IN, FILLING_IN]
+    for other in ("--text-epochs", "--seed"):
+        others = [*arguments, "--out", tmp_path / "audio", "--clip-seconds", 0.4, "--only", "text", other, 1]
+        assert "encoders of others" in command_line(*others, status=1).output
 
 
 def test_encoders_whose_record_is_older_have_clips_as_long_as_the_data_set(
