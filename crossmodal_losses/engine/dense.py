@@ -23,8 +23,8 @@ from crossmodal_losses.engine.tiles import Saved, backward
 from crossmodal_losses.similarity import HALF
 
 # From here on, gathering rows is faster than multiplying by a matrix with a few entries in each row. Measured on a CPU;
-# on CUDA it takes 30 launches more, in whose time all products of this form are made.
-FEWEST_TO_GATHER = 64
+# counted on CUDA: it takes 30 launches more, in whose time smaller products are made.
+FEWEST_TO_GATHER, FEWEST_TO_GATHER_ON_CUDA = 64, 1025
 
 # Up to here gradients of rows in half precision come from products in float32; beyond, as in tiles, from products of
 # half precision, summed in float32, and of S once more.
@@ -146,8 +146,8 @@ class _Dense(torch.autograd.Function):
             has_negative = have_negatives(objective, directions, positive, ids[0], others)
             anchors = Anchors.of(objective, directions, positive, state, has_negative, operands.nan_factor)
         ctx.objective, ctx.total, ctx.directions, ctx.starts = objective, total, directions, operands.starts
-        many = B >= FEWEST_TO_GATHER and not x.is_cuda
-        gathers = aggregation.selects and (many or len(tiles) > 1 or len(directions.used) == 1)
+        fewest = FEWEST_TO_GATHER_ON_CUDA if x.is_cuda else FEWEST_TO_GATHER
+        gathers = aggregation.selects and (fewest <= B or len(tiles) > 1 or len(directions.used) == 1)
         if gathers or (operands.dtype in HALF and B > LARGEST_IN_FLOAT32):
             tiles = []
         kept = [part for tile in tiles for part in tile[:2]]

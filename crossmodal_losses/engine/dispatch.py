@@ -46,6 +46,8 @@ def pair_loss(batch: Batch, objective: Objective, total: Total, tile_size: int |
     """Compute the loss of a batch."""
     if batch.ids is None:
         objective = objective.without_ids()
+    if objective.pairs_once:
+        total = Total(total.reduction)  # every pair counts once, in neither direction
     aggregation = objective.aggregation
     if not _is_small(batch, aggregation, tile_size):
         return tiled_loss(batch, objective, total, tile_of(tile_size, batch.x.device))

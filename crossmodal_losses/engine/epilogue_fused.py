@@ -20,7 +20,7 @@ LN_2 = 0.6931471805599453
 
 def supports(dtype: torch.dtype, aggregation: Aggregation) -> bool:
     """Return whether there are kernels for an aggregation over tiles of inner products of that dtype."""
-    return dtype == torch.float32 and "kernel" in vars(type(aggregation))
+    return dtype == torch.float32 and "kernel" in vars(type(aggregation)) and aggregation.kernel is not None
 
 
 def _check_contiguous(**tensors: Tensor | None) -> None:

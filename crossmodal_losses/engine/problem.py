@@ -101,8 +101,9 @@ def numbered(ids: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _numbered(all_ids: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     """Number ids over all of the lists that are given; elsewhere than on a CPU they are compared as they are."""
-    given = [ids.long() for ids in all_ids if ids is not None]
+    given = [ids.long().contiguous() for ids in all_ids if ids is not None]
     if not given or not given[0].is_cpu:
-        return [None if ids is None else ids.long() for ids in all_ids]
+        numbers = iter(given)
+        return [None if ids is None else next(numbers) for ids in all_ids]
     numbers = iter(numbered(torch.cat(given), dtype).split([len(ids) for ids in given]))
     return [None if ids is None else next(numbers) for ids in all_ids]

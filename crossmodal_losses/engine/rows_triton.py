@@ -18,7 +18,7 @@ def _exponent(rows, at, step, D: tl.constexpr, BLOCK: tl.constexpr):
 
     The power and its inverse are normal numbers. It is 1 for a row of zeros.
     """
-    d = tl.arange(0, BLOCK)
+    d = tl.arange(0, BLOCK).to(tl.int64)  # rows may lie along the columns of a long table
     # The bits of |x| as a whole number: in their order a NaN is the largest, where a maximum would drop it.
     largest = tl.zeros([BLOCK], tl.int32)
     for start in range(0, D, BLOCK):
@@ -33,7 +33,7 @@ def _exponent(rows, at, step, D: tl.constexpr, BLOCK: tl.constexpr):
 def measure(rows, stride, step, inv_norm, scale, D: tl.constexpr, BLOCK: tl.constexpr):
     """Write the scale of a row, NaN for one with a NaN or an inf, and its inverse norm, 0 for a row of zeros."""
     row = tl.program_id(0)
-    at, d = row.to(tl.int64) * stride, tl.arange(0, BLOCK)
+    at, d = row.to(tl.int64) * stride, tl.arange(0, BLOCK).to(tl.int64)
     exponent, finite = _exponent(rows, at, step, D, BLOCK)
     inverse_power = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     squares = tl.zeros([BLOCK], tl.float32)
@@ -51,7 +51,7 @@ def measure(rows, stride, step, inv_norm, scale, D: tl.constexpr, BLOCK: tl.cons
 def differentiate(grad, grad_stride, rows, stride, step, inv_norm, scale, D: tl.constexpr, BLOCK: tl.constexpr):
     """Turn a row of the gradient of normalised rows into that of the rows, in place."""
     row = tl.program_id(0)
-    at, to, d = row.to(tl.int64) * stride, row.to(tl.int64) * grad_stride, tl.arange(0, BLOCK)
+    at, to, d = row.to(tl.int64) * stride, row.to(tl.int64) * grad_stride, tl.arange(0, BLOCK).to(tl.int64)
     inverse, power = tl.load(inv_norm + row), tl.load(scale + row)
     dots = tl.zeros([BLOCK], tl.float32)
     for start in range(0, D, BLOCK):

@@ -113,7 +113,7 @@ def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Grad
             add_hardest(operands, directions, state[1], factors, communicator.columns(one_pass), sums.of_rows)
         else:
             epilogue = epilogue_for(problem, positive)
-            for tile in tiles(problem, epilogue, communicator.columns(one_pass), kept=products):
+            for tile in tiles(problem, epilogue, communicator.columns(one_pass), made=products):
                 sums.add(epilogue, state, *tile)
         gradients = sums.finish(one_pass, local_positive, grad_positive)
     inputs = *operands.rows, aggregation.parameter
@@ -139,9 +139,19 @@ def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
 def has_room(problem: Problem, epilogue: Epilogue) -> bool:
     """Return whether all tiles of a single process take no more memory than one may, with fused kernels."""
     (height, width), operands = problem.tile_size, problem.operands
-    x, y, negatives_x, negatives_y = (0 if part is None else part.rows.shape[0] for part in operands.parts)
-    single = epilogue.wide and problem.communicator.world_size == 1
-    return single and (x + negatives_x) * (y + negatives_y) <= height * width
+    if not epilogue.wide or problem.communicator.world_size > 1:
+        return False
+
+    def in_memory(part: Operand | None, length: int) -> int:
+        """The rows of the tiles of an operand's rows: of each there are whole blocks in memory."""
+        whole, rest = divmod(0 if part is None else part.rows.shape[0], length)
+        of_whole, of_rest = (-(-count // epilogue.alignment) * epilogue.alignment for count in (length, rest))
+        return whole * of_whole + of_rest
+
+    x, y, negatives_x, negatives_y = operands.parts
+    rows = in_memory(x, height) + in_memory(negatives_x, height)
+    columns = in_memory(y, width) + in_memory(negatives_y, width)
+    return rows * columns <= height * width
 
 
 def tiles(
@@ -150,29 +160,29 @@ def tiles(
     columns: Iterable[Columns],
     *,
     keep: list[Tensor] | None = None,
-    kept: Sequence[Tensor] = (),
+    made: Sequence[Tensor] = (),
 ) -> Iterator[tuple[int, Tensor | None]]:
     """Compute every tile of the local rows, the lowest columns of a block first, and give it to the epilogue.
 
     The columns stay while the rows change: where rows have to be scaled, those of the columns are scaled once.
 
-    All tiles lie in the same memory, or each in its own, which is added to the list to keep; or products are those that
-    were kept. Yields the index of the rows' operand, and where gradients of the columns are summed.
+    All tiles lie in the same memory, or each in its own, which is added to ``keep``; or their products are made already
+    and were kept. Yields the index of the rows' operand, and where gradients of the columns are summed.
     """
     operands, (height, width) = problem.operands, problem.tile_size
     width = width if epilogue.wide else height
-    memory, before = operands.x.inv_norm.new_empty(0), iter(kept)
+    memory, memories = operands.x.inv_norm.new_empty(0), iter(made)
     for part, block, rows_of_y, grad_y in columns:
         y = operands.columns(part, block, rows_of_y)
         for index, x, directions in problem.directions.rows_beside(part, operands):
             for J in blocks(block, width):
                 for I in blocks(x.whole, height):  # noqa: E741
                     shape = I.stop - I.start, J.stop - J.start
-                    memory, products = tile_memory(next(before, memory), shape, epilogue.alignment)
-                    if not kept:
+                    memory, products = tile_memory(next(memories, memory), shape, epilogue.alignment)
+                    if not made:
                         multiply(x.block(I), y.block(J).T, out=products)
                     diagonal = index == 0 and part == 0 and I.start < J.stop and J.start < I.stop
-                    epilogue.take(products, Place(x, I, y, J, directions, diagonal), may_overwrite=not kept)
+                    epilogue.take(products, Place(x, I, y, J, directions, diagonal), may_overwrite=not made)
                     yield index, grad_y
                     if keep is not None:
                         keep.append(memory)

@@ -151,9 +151,9 @@ class SquareOfSeveral(SquareOfExponentials):
         grad = super().grad_S(tuple(of_all), upstream, divisor)
         upstream = upstream / (divisor * self.temperature)
         share = upstream / count
-        grad.sub_(torch.add(along(share, 1), along(share, 0)).mul_(same))
-        grad.diagonal().add_(upstream, alpha=2)
-        return grad
+        shares = torch.add(along(share, 1), along(share, 0)).mul_(same)
+        shares.diagonal().sub_(upstream, alpha=2)  # exactly 0 with one positive
+        return grad.sub_(shares)
 
 
 def sup_con(

@@ -123,10 +123,30 @@ def test_gradients_of_hardest_negatives_are_gathered_at_once() -> None:
         assert launched(TripletMax, 32768, dtype, False).operators["_embedding_bag_forward_only"] == 4
 
 
+def test_hardest_negatives_of_large_batches_are_gathered_where_all_of_S_is_kept() -> None:
+    for B, sums in ((1024, 0), (1025, 4)):
+        launches = launched(TripletMax, B, torch.float32, False, tile_size=B)
+        assert launches.operators["_embedding_bag_forward_only"] == sums
+        assert not [launch for launch in launches.kernels if launch.kernel == "tile"]
+
+
 def test_products_are_kept_up_to_the_memory_of_a_tile() -> None:
-    """Of 4,096 rows each, once and not twice."""
+    """They are made once and not twice, in tiles of 4,096 x 16,384; of a few rows 64 are in memory."""
     for B, products in ((8192, 2), (8193, 3 + 3)):
         assert launched(NTXent, B, torch.bfloat16, False).operators["mm"] == products
+    for N, products in ((400_000, 2 + 25), (600_000, 2 * (2 + 37))):
+        assert launched(NTXent, 16, torch.bfloat16, False, 1, N).operators["mm"] == products
+
+
+@each_loss
+def test_ids_may_be_a_column_of_a_table(name: str) -> None:
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            x, y, negatives = (torch.empty(n, D, requires_grad=True) for n in (50, 50, 30))
+            ids, negative_ids = (torch.empty(n, 2, dtype=torch.int64)[:, 0] for n in (50, 30))
+        with counted() as launches:
+            run_backward(LOSSES[name](tile_size=32)(x, y, ids, negatives_y=negatives, negative_ids_y=negative_ids))
+    assert launches.kernels
 
 
 def _index_on_the_host(x: Tensor) -> Tensor:

@@ -124,6 +124,20 @@ def test_similarities_are_kept_where_they_are_fewer_than_entries_of_x(D: int, ke
     assert sizes.count(23 * 23) - (2 if D == 23 else 0) == kept
 
 
+@pytest.mark.parametrize("name", ["nt_xent", "sup_con"])
+def test_the_gradient_of_pairs_that_are_found_keeps_its_digits(name: str) -> None:
+    """A loss of 1e-6, of anchors that have one positive."""
+    y, noise = torch.randn(2, 32, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x, loss, ids = y + 0.3 * noise, LOSSES[name](temperature=0.05), torch.arange(32)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        rows = x.to(dtype).requires_grad_()
+        value = loss(rows, y.to(dtype), ids)
+        assert 1e-8 < value.item() < 1e-5
+        found.append(torch.autograd.grad(value, rows)[0].double())
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-5
+
+
 def test_a_hinge_at_0_has_no_gradient() -> None:
     """All similarities are 0.5, and so are the zeros of one of the polynomials."""
     x, y = torch.eye(4)[:2].requires_grad_(), torch.ones(2, 4)

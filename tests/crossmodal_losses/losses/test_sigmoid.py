@@ -69,3 +69,13 @@ def test_pairs_of_one_id_leave_the_sum() -> None:
         [1 * logsigmoid(zero), 1 * logsigmoid(zero), 2 * logsigmoid(zero)]
     )
     torch.testing.assert_close(terms, expected)
+
+
+@pytest.mark.parametrize("tile_size", [None, 2])
+def test_weights_of_directions_are_of_no_effect(tile_size: int | None) -> None:
+    """A pair counts once, in neither direction."""
+    x, y = normal_pair(0, 5, 4)
+    loss = Sigmoid(tile_size=tile_size)
+    expected = loss(x, y)
+    loss.direction_weights = (0.5, 2.0)
+    torch.testing.assert_close(loss(x, y), expected)
