@@ -138,8 +138,7 @@ class SquareOfSeveral(SquareOfExponentials):
     """
 
     def losses(self, S: Tensor, same: Tensor | None) -> tuple[Tensor, Saved]:
-        if same is None:
-            same = torch.eye(len(S), dtype=torch.bool)
+        assert same is not None, "expected ids: without them it is NT-Xent"
         positives, count = torch.mul(S, same), same.sum(1, dtype=S.dtype)
         means = torch.stack((positives.sum(1), positives.sum(0))).div_(count)
         of_several = means.sub_(S.diagonal()).div_(self.temperature)

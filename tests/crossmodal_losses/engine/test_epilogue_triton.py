@@ -353,10 +353,17 @@ class Another(HingeSum):
     """No kernel knows what it redefines."""
 
 
+class Without(HingeSum):
+    """It says that there is no kernel."""
+
+    kernel = Aggregation.kernel  # type: ignore[assignment]
+
+
 def test_what_is_supported() -> None:
     assert all(supports(torch.float32, aggregation) for aggregation in AGGREGATIONS.values())
     assert not supports(torch.float64, HardestNegative())
     assert not supports(torch.float32, Another(0.2))
+    assert not supports(torch.float32, Without(0.2))
     batch = Problem(3)
     one = slice(0, 1)
     with pytest.raises(NotImplementedError, match="expected a fold of many pairs"):
@@ -414,8 +421,8 @@ def test_products_are_kept_where_there_is_room(name: str, monkeypatch: pytest.Mo
     batch = Batch(*(None if v is None else v.detach().to(DEVICE).requires_grad_(v.requires_grad) for v in batch))  # type: ignore[arg-type]
     inputs = leaves_of(batch, *loss.parameters())
     found, counts = [], []
-    for room in ((37 + 9) * (37 + 20), (37 + 9) * (37 + 20) - 1):
-        monkeypatch.setattr(dispatch, "tile_of", lambda *_, room=room: (1, room))
+    for width in (256, 255):  # of 64 rows; of x, y and the candidates 64 are in memory, each
+        monkeypatch.setattr(dispatch, "tile_of", lambda *_, width=width: (64, width))
         monkeypatch.setattr(tiles, "blocks", lambda whole, step: blocks(whole, 20))
         made.clear()
         value = of_batch(loss, batch)

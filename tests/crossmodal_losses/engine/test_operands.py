@@ -39,9 +39,11 @@ def test_blocks_times_inverse_norms_are_unit_rows(dtype: torch.dtype, scale: flo
 def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as tensors without values tell."""
     pytest.importorskip("triton")
+    from fake_cuda import counted
+
     asked: list[Any] = []
     monkeypatch.setattr(torch, "addmm", lambda *args, out_dtype, out: asked.append(out_dtype))
-    with FakeTensorMode():
+    with FakeTensorMode(), counted() as launches:
         x = torch.empty(8, 4, device="cuda", dtype=torch.bfloat16)
         operands = measure_norms(Batch(x, x), 4)
         assert operands.x.block(slice(0, 4)).dtype == torch.bfloat16
@@ -55,3 +57,4 @@ def test_cuda_takes_the_kernels_and_wide_products(monkeypatch: pytest.MonkeyPatc
         assert type(epilogue).__name__ == "Fused"
         in_double = tiles.epilogue_for(problem, positive.double())
         assert type(in_double).__name__ == "Plain"
+    assert [launch.kernel for launch in launches.kernels] == ["measure"] * 2

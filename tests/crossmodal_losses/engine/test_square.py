@@ -124,6 +124,13 @@ def test_similarities_are_kept_where_they_are_fewer_than_entries_of_x(D: int, ke
     assert sizes.count(23 * 23) - (2 if D == 23 else 0) == kept
 
 
+@pytest.mark.parametrize("name", ["nt_xent", "sup_con", "sigmoid"])
+def test_a_temperature_that_cannot_be_read_is_left_to_the_form_for_every_batch(name: str) -> None:
+    loss = LOSSES[name]()
+    assert loss.objective.square is not None
+    assert loss.objective_with({"temperature": torch.empty((), device="meta")}).square is None
+
+
 @pytest.mark.parametrize("name", ["nt_xent", "sup_con"])
 def test_the_gradient_of_pairs_that_are_found_keeps_its_digits(name: str) -> None:
     """A loss of 1e-6, of anchors that have one positive."""
