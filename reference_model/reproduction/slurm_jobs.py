@@ -154,12 +154,13 @@ class SlurmLauncher:
         queue = self._queue()
         if queue is None:  # Slurm does not answer
             return
-        missing = self.at_work.keys() - queue
-        for job_id in missing & self.missing:  # at two looks: by now, its files are seen here too
-            run, job = self.at_work.pop(job_id)
-            if not run.finished():
-                yield self._how_it_ended(run, job)
-        self.missing = missing
+        missing = [job_id for job_id in self.at_work if job_id not in queue]
+        for job_id in missing:
+            if job_id in self.missing:  # at two looks: by now, its files are seen here too
+                run, job = self.at_work.pop(job_id)
+                if not run.finished():
+                    yield self._how_it_ended(run, job)
+        self.missing = set(missing)
 
     def _how_it_ended(self, run: Run, job: "submitit.Job[None]") -> Ended:
         state = job.get_info().get("State", "UNKNOWN").upper()
