@@ -72,10 +72,11 @@ def test_pairs_of_one_id_leave_the_sum() -> None:
 
 
 @pytest.mark.parametrize("tile_size", [None, 2])
-def test_weights_of_directions_are_of_no_effect(tile_size: int | None) -> None:
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.5, 2.0)])
+def test_weights_of_directions_are_of_no_effect(tile_size: int | None, weights: tuple[float, float]) -> None:
     """A pair counts once, in neither direction."""
     x, y = normal_pair(0, 5, 4)
     loss = Sigmoid(tile_size=tile_size)
     expected = loss(x, y)
-    loss.direction_weights = (0.5, 2.0)
+    loss.direction_weights = weights
     torch.testing.assert_close(loss(x, y), expected)
