@@ -191,9 +191,9 @@ def tile(
     if KIND == "several" and EXCLUDE == "ids":
         id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0)
         id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0)
-        itself = _is_itself(anchor_row, anchor_column, rows, columns, i, j)
-        same = (id_i[:, None] == id_j[None, :]) & (i < rows)[:, None] & (j < columns)[None, :] & (itself == 0)
-        s = _exclude(s, excluded, 0, 0, 0, 0, anchor_row, anchor_column, rows, columns, i, j, "diagonal")
+        other = (anchor_row + i)[:, None] != (anchor_column + j)[None, :]
+        other = other & (i < rows)[:, None] & (j < columns)[None, :]
+        s, same = tl.where(other, s, excluded), other & (id_i[:, None] == id_j[None, :])
     else:
         s = _exclude(
             s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE

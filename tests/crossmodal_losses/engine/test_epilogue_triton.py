@@ -23,9 +23,7 @@ from crossmodal_losses.losses.sup_con import SoftmaxOfSeveral
 
 pytest.importorskip("triton")
 
-import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
-from triton.runtime.jit import JITFunction
+from interpreted_kernels import interpret
 
 from crossmodal_losses.engine import dispatch, epilogue_fused, epilogue_triton, formulas_triton
 from crossmodal_losses.engine.epilogue_fused import Fused, supports
@@ -38,18 +36,11 @@ RTOL, ATOL = (2e-5 if DEVICE == "cuda" else 2e-6), 2e-6
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels run on a CPU. Whether triton was imported before, which decides on it by itself, does not matter.
-
-    What lies beyond the edges of a tile is never initialised: it may overflow.
-    """
+    """Kernels run on a CPU. What lies beyond the edges of a tile is never initialised: it may overflow."""
     if DEVICE == "cuda":
         yield
         return
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for module in (tl, tl.standard, formulas_triton, epilogue_triton):
-        for name, function in list(vars(module).items()):
-            if isinstance(function, JITFunction):
-                monkeypatch.setattr(module, name, InterpretedFunction(function.fn))
+    interpret(monkeypatch, formulas_triton, epilogue_triton)
     with np.errstate(all="ignore"):
         yield
 
