@@ -45,7 +45,8 @@ class Fused(Epilogue):
             value.detach().to(positive).view(1) if isinstance(value, Tensor) else positive.new_full((1,), float(value))
             for value in settings
         ]
-        self.settings = torch.cat(on_device) if len(on_device) > 1 else (*on_device, positive)[0]  # which is not read
+        # Where there are none the kernel takes other memory, which it does not read.
+        self.settings = torch.cat(on_device) if len(on_device) > 1 else (*on_device, positive)[0]
         _check_contiguous(positive=positive)
         self._merged: State = ()
         self._factors: Tensor | None = None

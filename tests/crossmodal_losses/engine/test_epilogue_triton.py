@@ -115,9 +115,8 @@ class Problem:
         self.upstream = self.upstream[: len(self.directions.weights)]
 
     def operand(self, which: Operand) -> Operand:
-        """The rows with the ids as numbers, as the engine has them."""
-        ids = None if self.ids is None else self.ids.float()
-        return Operand(which.rows, Statistics(which.inv_norm, which.scale, ids), which.dtype, which.start)
+        """The rows with their ids as they are, as the engine has them on CUDA."""
+        return Operand(which.rows, Statistics(which.inv_norm, which.scale, self.ids), which.dtype, which.start)
 
     def epilogue(self, kind: type[Epilogue], aggregation: Aggregation, I: slice, J: slice) -> Epilogue:  # noqa: E741
         x, y = self.operand(self.operands.x), self.operand(self.operands.y)
