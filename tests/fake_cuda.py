@@ -23,8 +23,7 @@ from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-# Operators that launch nothing, beside views.
-ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh")
+from benchmarks.gpu.launches import launches
 
 # The largest grid of a launch, in blocks.
 LARGEST_GRID = 2**31 - 1, 2**16 - 1, 2**16 - 1
@@ -87,7 +86,7 @@ class _Counting(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in ("mm", "addmm"):
             self.launches.products |= {value.dtype for value in args[-3:][-2:] if isinstance(value, Tensor)}
-        if not func.is_view and name not in ALLOCATIONS and func.namespace != "prim":
+        if launches(func):
             self.launches.operators[name] += 1
         return out
 

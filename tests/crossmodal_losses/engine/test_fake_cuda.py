@@ -14,7 +14,8 @@ from comparisons import each_loss
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from crossmodal_losses import LOSSES, NTXent, PairLoss, Sigmoid, SupCon, TripletMax, TripletSum
+from benchmarks.gpu.launches import DENSE, DTYPES, LAUNCHES, MAKE, TILE, TILED, D, of_small_batch
+from crossmodal_losses import LOSSES, NTXent, PairLoss, SupCon, TripletMax, TripletSum
 from crossmodal_losses.checks import REDUCTIONS
 
 pytest.importorskip("triton")
@@ -23,30 +24,7 @@ import triton
 import triton.language as tl
 from fake_cuda import Compiled, Launch, Launches, Pointer, compile_launches, counted, run_backward
 
-# All of S, and 2 x 2 tiles. The length of a row is a multiple of 16 in two of them, and is none in the other two.
-D, DENSE, TILED, TILE = 1024, 32, 4096 + 999, 4096
-
 CAPABILITIES = 80, 90, 100
-
-MAKE: dict[str, Callable[..., PairLoss]] = {
-    **LOSSES,
-    "nt_xent, learned": lambda **settings: NTXent(learn_temperature=True, **settings),
-    "sigmoid, learned": lambda **settings: Sigmoid(learn_temperature=True, learn_bias=True, **settings),
-}
-
-# The launches of forward and backward: operators that are no views and allocate nothing, and Triton kernels. An
-# improvement lowers them. Without and with ids: dense in float32, in bfloat16; in tiles in float32, in bfloat16.
-LAUNCHES = {
-    "triplet_sum": ((64, 71), (68, 75), (76, 82), (80, 86)),
-    "triplet_max": ((56, 65), (60, 69), (99, 107), (105, 113)),
-    "triplet_weighted": ((69, 78), (73, 82), (112, 120), (118, 126)),
-    "triplet_weighted_mined": ((91, 100), (95, 104), (134, 142), (140, 148)),
-    "nt_xent": ((54, 61), (58, 65), (103, 109), (107, 113)),
-    "sup_con": ((54, 95), (58, 99), (103, 126), (107, 130)),
-    "sigmoid": ((46, 55), (50, 59), (75, 81), (79, 85)),
-    "nt_xent, learned": ((79, 86), (83, 90), (121, 127), (125, 131)),
-    "sigmoid, learned": ((68, 77), (72, 81), (118, 124), (122, 128)),
-}
 
 
 def launched(
@@ -75,26 +53,23 @@ def test_number_of_launches(name: str) -> None:
     found = tuple(
         tuple(launched(MAKE[name], B, dtype, ids, tile_size=TILE).total for ids in (False, True))
         for B in (DENSE, TILED)
-        for dtype in (torch.float32, torch.bfloat16)
+        for dtype in DTYPES
     )
     assert found == LAUNCHES[name]
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_number_of_launches_of_a_small_batch(name: str) -> None:
-    """Beside them there is the upstream gradient of 1, and what makes a temperature from what is learned, and back.
-
-    A learned bias is put beside the temperature.
-    """
-    learning = {"nt_xent, learned": 6, "sigmoid, learned": 7}.get(name, 0)
     for B, dtype, ids in ((1, torch.float32, False), (32, torch.float16, True), (128, torch.bfloat16, False)):
         launches = launched(MAKE[name], B, dtype, ids)
         kernels = [launch.kernel for launch in launches.kernels]
         assert kernels == ["scale_rows", "pair_losses", "finish"]
         assert launches.operators["mm"] == launches.operators["bmm"] == launches.operators["ones_like"] == 1
-        assert launches.total == 1 + 5 + bool(learning) + learning
-        if not learning:
-            assert launched(MAKE[name], B, dtype, ids, reduction="none").total == 1 + 6
+        assert launches.total == of_small_batch(name)
+        if name in LOSSES:
+            for reduction in REDUCTIONS:
+                of_reduction = launched(MAKE[name], B, dtype, ids, reduction=reduction)
+                assert of_reduction.total == of_small_batch(name, reduction)
     assert launched(MAKE[name], 129, dtype, ids).total > 40
     assert launched(MAKE[name], 128, dtype, ids, tile_size=128).total > 40
 
