@@ -27,6 +27,7 @@ class Variant:
 
 VARIANTS = {
     "sup_con": Variant("Supervised contrastive", "sup_con"),
+    "sup_con_together": Variant("Supervised contrastive, captions together", "sup_con", {"captions_together": True}),
     "sigmoid": Variant("Sigmoid, learned", "sigmoid", {"learn_temperature": True}),
     "nt_xent_learned": Variant("NT-Xent, learned temperature", BASE, {"learn_temperature": True}),
     "nt_xent_queue": Variant(f"NT-Xent, queue of {QUEUE}", BASE, {"queue": QUEUE}),

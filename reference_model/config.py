@@ -34,6 +34,7 @@ ADDED_SETTINGS: dict[str, Any] = {
     "trained": "both",
     "learn_temperature": False,
     "queue": 0,
+    "captions_together": False,
 }
 # What the memory and the processes of a machine allow.
 LARGEST = {"clip_seconds": 3600.0, "workers": 1024, "queue": 2**24}
@@ -50,6 +51,9 @@ class Config:
     loss: str  # a name of LOSSES, with the settings of section 3.2, which are its defaults
     learn_temperature: bool  # of the losses that have one; of sigmoid the bias too
     queue: int  # embeddings of earlier pairs that are further negatives, in both directions; 0: none, as in the paper
+    captions_together: (
+        bool  # those of a clip follow one another in an epoch, so that a batch holds them; not in the paper
+    )
     encoders: Encoders  # table 1, column "Fine-tune"
     trained: Trained  # the encoders that learn where they are fine-tuned; the other one is frozen
     frozen_mode: FrozenMode  # of frozen encoders; train: they drop out, and batch-norm statistics drift
@@ -192,8 +196,8 @@ def in_current_form(stored: Any) -> Any:
     """Convert stored settings from their older forms.
 
     There ``protocol`` is nested and the decay factor a setting, or ``nt_xent_factor`` in place of direction weights, or
-    the encoders are the paper's and ``bert`` is the text encoder. Everything else, such as a decay factor other than
-    the paper's, stays as it is: the caller refuses it.
+    ``bert`` is the text encoder, and settings that were added later are missing. Everything else, such as a decay
+    factor other than the paper's, stays as it is: the caller refuses it.
     """
     if not isinstance(stored, dict):
         return stored
@@ -206,5 +210,5 @@ def in_current_form(stored: Any) -> Any:
         factor = settings.pop("nt_xent_factor")
         settings["direction_weights"] = [1.0, 1.0] if factor == 1 else {"nt_xent": [factor, factor]}
     if "bert" in settings and "text_encoder" not in settings:
-        settings |= {"text_encoder": settings.pop("bert"), **ADDED_SETTINGS}
-    return settings
+        settings["text_encoder"] = settings.pop("bert")
+    return ADDED_SETTINGS | settings

@@ -116,6 +116,9 @@ run_options = with_options(
         help="Embeddings of earlier pairs that are further negatives; captions of one clip are none of each other.",
     ),
     click.option(
+        "--captions-together", is_flag=True, help="Batches hold all captions of a clip: the positives of sup_con."
+    ),
+    click.option(
         "--gradient-cache-micro-batch", type=int, help="Pairs embedded at a time: less memory, one more forward pass."
     ),
     click.option("--clip-seconds", type=float, help="AudioCaps 10, Clotho 30, Synthetic 1.5; others need it."),

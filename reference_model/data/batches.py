@@ -107,6 +107,20 @@ def collate(pairs: list[dict[str, Any]], *, each_clip_once: bool = False) -> dic
     return {"captions": batch.pop("caption"), "ids": batch.pop("id"), **batch}
 
 
+class CaptionsOfClips(Sampler[int]):
+    """The captions of one clip after those of another, by their numbers in ``captions_of(clips)``."""
+
+    def __init__(self, clips: list[Clip], order: Iterable[int]) -> None:
+        self.order, self.starts = order, [0, *itertools.accumulate(len(clip.captions) for clip in clips)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __iter__(self) -> Iterator[int]:
+        for clip in self.order:
+            yield from range(self.starts[clip], self.starts[clip + 1])
+
+
 class DistributedBatchSampler(Sampler[list[int]]):
     """Split every batch, the same in every process, over them; sizes of the parts differ by one pair at most."""
 

@@ -90,7 +90,7 @@ class Row(TypedDict):
     encoders: Encoders
     loss: Literal[  # those with a title in the tables
         "triplet_sum", "triplet_max", "triplet_weighted", "nt_xent",
-        "sup_con", "sigmoid", "nt_xent_learned", "nt_xent_queue",
+        "sup_con", "sup_con_together", "sigmoid", "nt_xent_learned", "nt_xent_queue",
     ]  # fmt: skip
     batch_size: int
     learning_rate: FiniteFloat

@@ -24,7 +24,8 @@ from reference_model.training.curves import DPI, show_whole_epochs
 
 # The palette of Okabe and Ito: colour-blind readers can tell its colours apart.
 COLOURS = {"triplet_sum": "#0072B2", "triplet_max": "#E69F00", "triplet_weighted": "#CC79A7", "nt_xent": "#009E73"}
-COLOURS |= {"sup_con": "#56B4E9", "sigmoid": "#D55E00", "nt_xent_learned": "#F0E442", "nt_xent_queue": "#000000"}
+COLOURS |= {"sup_con": "#56B4E9", "sup_con_together": "#999999", "sigmoid": "#D55E00"}
+COLOURS |= {"nt_xent_learned": "#F0E442", "nt_xent_queue": "#000000"}
 RANKS = (1, 5, 10)  # the k of R@k
 LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 OTHER_COLOURS = ("#333333", "#882255", "#117733")  # of models that were not trained here, each with all line styles

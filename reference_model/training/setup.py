@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 from reference_model import InputError
 from reference_model.config import Config
 from reference_model.data.audio import check_audio
-from reference_model.data.batches import DistributedBatchSampler, Pairs, WaveformBatches
+from reference_model.data.batches import CaptionsOfClips, DistributedBatchSampler, Pairs, WaveformBatches
 from reference_model.data.dataset import SPLITS, Clip, captions_of, read_split
 from reference_model.data.manifest import audio_checksums
 from reference_model.models.dual_encoder import DualEncoder, new_model
@@ -99,8 +99,10 @@ class EpochBatches:
     ) -> None:
         front_end = model.audio_encoder.front_end
         pairs = Pairs(clips, token_ids, config.clip_seconds, front_end, known=known.keys())
-        self.order: DistributedSampler[Any] = DistributedSampler(pairs, 1, 0, seed=spread_seed(config.seed))
-        whole = BatchSampler(self.order, config.batch_size, drop_last=True)
+        shuffled: Any = clips if config.captions_together else pairs
+        self.order: DistributedSampler[Any] = DistributedSampler(shuffled, 1, 0, seed=spread_seed(config.seed))
+        captions = CaptionsOfClips(clips, self.order) if config.captions_together else self.order
+        whole = BatchSampler(captions, config.batch_size, drop_last=True)
         self.sampler = DistributedBatchSampler(whole, on.process_index, on.num_processes)
         self.batches: FeatureBatches | MixedBatches
         if model.is_constant:

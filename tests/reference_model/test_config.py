@@ -138,6 +138,14 @@ def test_a_run_in_the_older_form_is_evaluated_searched_and_not_repeated(
         train(config, run)
 
 
+def test_a_setting_that_was_added_last_may_be_missing(config: Config, tmp_path: Path) -> None:
+    settings = config.as_dict()
+    del settings["captions_together"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settings))
+    assert Config.read(path) == config
+
+
 def test_an_interrupted_run_in_the_older_form_continues(config: Config, tmp_path: Path) -> None:
     expected, run = train(config, tmp_path / "whole"), tmp_path / "run"
 
@@ -162,6 +170,7 @@ def test_every_setting_but_the_place_and_the_readers_makes_another_run(config: C
         "text_encoder": "c", "audio_encoder": "panns-cnn14", "text_pooling": "mean",
         "trained": "audio", "batch_size": 8, "learning_rate": 1e-4, "epochs": 3, "decay_every": 2,
         "gradient_cache_micro_batch": 4, "seed": 1, "precision": "bf16", "learn_temperature": True, "queue": 8,
+        "captions_together": True,
     }  # fmt: skip
     changes |= PROTOCOLS["released"]
     for name, value in changes.items():

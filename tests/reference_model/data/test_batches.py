@@ -13,8 +13,15 @@ from torch.utils.data import BatchSampler, RandomSampler
 from reference_model import InputError
 from reference_model.data import batches
 from reference_model.data.audio import load_waveform
-from reference_model.data.batches import DistributedBatchSampler, Pairs, Waveforms, data_loader, read_batches
-from reference_model.data.dataset import Clip, read_split
+from reference_model.data.batches import (
+    CaptionsOfClips,
+    DistributedBatchSampler,
+    Pairs,
+    Waveforms,
+    data_loader,
+    read_batches,
+)
+from reference_model.data.dataset import Clip, clip_of_caption, read_split
 
 
 def test_tokens_are_padded() -> None:
@@ -84,6 +91,14 @@ def test_a_batch_is_divided_without_remainder() -> None:
     assert [[pair for part in parts for pair in part[k]] for k in range(2)] == [first, second]
     assert {len(batch) for part in parts for batch in part} == {2, 3}
     assert len(DistributedBatchSampler(sampler, 0, 3)) == 2
+
+
+def test_captions_follow_those_of_their_clip() -> None:
+    clips = [Clip(Path(str(number)), ("a caption",) * number) for number in (2, 1, 3)]
+    captions = CaptionsOfClips(clips, [2, 0, 1])
+    assert [*captions] == [3, 4, 5, 0, 1, 2]
+    assert clip_of_caption(clips)[[*captions]].tolist() == [2, 2, 2, 0, 0, 1]
+    assert len(captions) == 6
 
 
 PROGRAM = """

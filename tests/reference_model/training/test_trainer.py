@@ -180,6 +180,34 @@ def test_order_seed_rate_and_loss_of_every_step(
     assert (len(orders), len(seeds)) == (6, 18)
 
 
+@pytest.mark.parametrize("encoders", ["frozen", "fine-tuned"])
+def test_captions_of_a_clip_are_together_in_a_batch(
+    encoders: Any, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of clips in another order in each epoch; 5 captions each."""
+    epochs: list[list[int]] = []
+    original = Step.__call__
+
+    def noted(self: Step, batch: dict[str, Any]) -> torch.Tensor:
+        epochs[-1].extend(batch["ids"].tolist())
+        return original(self, batch)
+
+    def begun(self: setup.EpochBatches, epoch: int, *, first: int) -> Any:
+        epochs.append([])
+        return of_epoch(self, epoch, first=first)
+
+    of_epoch = setup.EpochBatches.of_epoch
+    monkeypatch.setattr(setup.EpochBatches, "of_epoch", begun)
+    monkeypatch.setattr(Step, "__call__", noted)
+    config = replace(config, encoders=encoders, captions_together=True, loss="sup_con", batch_size=20, clip_seconds=0.5)
+    trainer.train(config, tmp_path / "run")
+    assert [len(ids) for ids in epochs] == [80, 80]
+    orders = [ids[::5] for ids in epochs]
+    assert [[clip for clip in order for _ in range(5)] for order in orders] == epochs
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == [*range(16)]
+
+
 def test_every_process_draws_other_numbers() -> None:
     numbers = itertools.product((0, 1), (1, 2), (1, 2), (0, 1))  # seed, epoch, step, process
     assert len({setup.spread_seed(*each) for each in numbers}) == 16
