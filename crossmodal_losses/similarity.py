@@ -133,5 +133,6 @@ def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
     candidates, count = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min), S.shape[1]
     hardest = candidates.amax(1, keepdim=True)
     downwards = torch.arange(count, 0, -1, device=S.device)
-    index = (count - ((candidates == hardest) * downwards).amax(1, keepdim=True)).clamp(max=count - 1)
-    return (S.gather(1, index) + 0 * hardest).squeeze(1)  # nothing equals a NaN
+    first = ((candidates == hardest) * downwards).amax(1, keepdim=True).clamp(min=1)  # nothing equals a NaN
+    # Not S.gather(), whose gradient is compiled to a call of its own.
+    return torch.where(downwards == first, S, 0).sum(1) + 0 * hardest.squeeze(1)

@@ -39,7 +39,7 @@ class SoftmaxOfSeveral(Aggregation):
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         i = torch.arange(S.shape[0], device=S.device)[:, None]
         itself = i == torch.arange(S.shape[1], device=S.device)
-        difference = (S - S.gather(1, i)) / self.temperature
+        difference = (S - torch.where(itself, S, 0).sum(1, keepdim=True)) / self.temperature
         h = difference.masked_fill(itself, torch.finfo(S.dtype).min).logsumexp(1)
         positives = (~negative).sum(1)
         return softplus(h, threshold=40) - (difference * ~negative).sum(1) / positives
