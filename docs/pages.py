@@ -134,7 +134,7 @@ def _cost(name: str) -> str:
     with (ROOT / "benchmarks" / "results" / "summary.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["loss"] == name]
     if rows:
-        columns = ("B", "D", "ms", "fastest rival", "its ms", "times faster", "autograd compiled, ms")
+        columns = ("B", "D", "ms", "fastest rival", "its ms", "times faster", "not compiled, ms")
         shown += "\nMeasured, forward and backward ([the whole of it](../performance.md)):\n\n"
         shown += table([columns, *([row[column] for column in columns] for row in rows)])
     return shown

@@ -230,8 +230,8 @@ class LogSumExp(Aggregation):
 
     def over_rows(self, S: Tensor, negative: Tensor) -> Tensor:
         # In this form a loss near 0 keeps all its digits, and so does its gradient.
-        # Not S.diagonal(): for the gradient of that, torch 2.11 to 2.15 compiles wrong code on a CPU. Nor S.gather(): its
-        # gradient is compiled to a call of its own.
+        # Not S.diagonal(): for the gradient of that, torch 2.11 to 2.15 compiles wrong code on a CPU. Nor S.gather():
+        # the gradient of that is compiled to a call of its own.
         i = torch.arange(S.shape[0], device=S.device)[:, None]
         itself = i == torch.arange(S.shape[1], device=S.device)
         positive = torch.where(itself, S, 0).sum(1, keepdim=True)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import losses, memory, options
 from benchmarks.__main__ import SUITE
-from benchmarks.baselines import BASELINES
+from benchmarks.baselines import BASELINES, COMPILED
 from benchmarks.batch import Conditions
 from benchmarks.losses import summary
 from benchmarks.measure import Timing, deviation
@@ -58,7 +58,12 @@ def test_the_summary_compares_with_the_fastest_baseline() -> None:
     assert compared["fastest rival"] == "autograd"
     assert compared["times faster"] == "3.00"
     assert compared["range"] == "1.50 to 6.00"  # 3 / 2 to 6 / 1
-    assert compared["autograd compiled, ms"] == ""
+    assert compared["not compiled, ms"] == 3
+    compiled = {**RECORDS[0], "implementation": COMPILED, "ms": 1, "lower quartile": 1, "upper quartile": 2}
+    (compared,) = summary([*RECORDS[:3], compiled])
+    assert (compared["fastest rival"], compared["its ms"], compared["not compiled, ms"]) == (COMPILED, 1, 3)
+    (compared,) = summary([RECORDS[0], compiled])
+    assert compared["not compiled, ms"] == ""
 
 
 def test_a_timing_has_median_and_quartiles() -> None:
