@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +25,17 @@ Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 ENCODERS, SIZE, PRECISION = (click.Choice(get_args(kind)) for kind in (Encoders, Size, Precision))
+
+
+class FiniteRange(click.FloatRange):
+    """A range without infinity, and without NaN, which click finds in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or refuse it."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not finite.", param, ctx)
+        return number
 
 
 def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -127,9 +139,7 @@ run_options = with_options(
     click.option(
         "--features", type=FOLDER, show_default="DATA/DATASET/features", help="Of frozen encoders, kept for all runs."
     ),
-    click.option(
-        "--checkpoint-minutes", type=click.FloatRange(0), default=10.0, help="Time between saves within an epoch."
-    ),
+    click.option("--checkpoint-minutes", type=FiniteRange(0), default=10.0, help="Time between saves within an epoch."),
 )
 
 

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from reference_model import InputError
 from reference_model.beyond import TABLE as BEYOND
 from reference_model.beyond import TITLES, rows_of_tables
-from reference_model.cli.options import ENCODERS, FOLDER, run_options, run_settings, with_options
+from reference_model.cli.options import ENCODERS, FOLDER, FiniteRange, run_options, run_settings, with_options
 from reference_model.paper import SEEDS, TABLES
 from reference_model.runtime.signals import handle_signals
 
@@ -31,11 +31,9 @@ _launcher_options = with_options(
     ),
     click.option("--partition", show_default="the cluster's", help="Where jobs run."),
     click.option("--gpus", type=click.IntRange(0), default=1, help="Of a job."),
-    click.option("--hours", type=click.FloatRange(0, min_open=True), default=12.0, help="Until a job is put back."),
+    click.option("--hours", type=FiniteRange(0, min_open=True), default=12.0, help="Until a job is put back."),
     click.option("--cpus", type=click.IntRange(1), show_default="--workers + 1", help="Cores of a job."),
-    click.option(
-        "--memory", type=click.FloatRange(0, min_open=True), show_default="the cluster's", help="GB of a job."
-    ),
+    click.option("--memory", type=FiniteRange(0, min_open=True), show_default="the cluster's", help="GB of a job."),
     click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="Other options of sbatch: --slurm account=lab."),
     click.option(
         "--jobs",

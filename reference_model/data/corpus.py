@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from reference_model import InputError
-from reference_model.data.audio import SAMPLE_RATE
+from reference_model.data.audio import LONGEST, SAMPLE_RATE
 from reference_model.data.dataset import write_csv
 from reference_model.data.layouts import DATA_SETS
 from reference_model.runtime.files import atomic_write, require_same_settings, write_json
@@ -42,8 +42,9 @@ class Corpus:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.train, self.val, self.test) < 2 or self.seconds < 0.5 or self.seed < 0:
-            raise InputError(f"expected at least 2 clips a split, 0.5 seconds, and a seed >= 0, got {asdict(self)}")
+        if min(self.train, self.val, self.test) < 2 or not 0.5 <= self.seconds <= LONGEST or self.seed < 0:
+            expected = f"expected at least 2 clips a split, 0.5 to {LONGEST} seconds, and a seed >= 0"
+            raise InputError(f"{expected}, got {asdict(self)}")
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,8 @@ def read_download(
         hold_out: for a download without val or test, percent of the training clips that each of them gets.
         blacklist: for WavCaps, one of its lists of clips to leave out; see :mod:`reference_model.data.wavcaps`.
     """
+    if hold_out is not None and not 0 < hold_out < 100:  # before any row is read
+        raise InputError(f"expected --hold-out between 0 and 100 percent, got {hold_out:g}")
     if not raw.is_dir():
         raise InputError(f"expected a folder with a downloaded data set at {raw}, got no folder")
     if audio is not None and not audio.is_dir():

@@ -43,11 +43,22 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
         ([*train, *tiny, "--data", tmp_path, "--out", tmp_path / "other"], "the captions of the train split"),
         (["reproduce", *data, *tiny, "--learning-rate", 0, "--out", tmp_path / "grid"], "learning_rate > 0, got 0.0"),
         (["evaluate", "--run", tmp_path], "a run with a finished epoch in"),
-        (["synthesize", "--out", tmp_path, "--seconds", 0.1], "at least 2 clips a split, 0.5 seconds"),
+        (["synthesize", "--out", tmp_path, "--seconds", 0.1], "at least 2 clips a split, 0.5 to 300 seconds"),
+        (["synthesize", "--out", tmp_path, "--seconds", "nan"], "at least 2 clips a split, 0.5 to 300 seconds"),
+        (["synthesize", "--out", tmp_path, "--seconds", "inf"], "at least 2 clips a split, 0.5 to 300 seconds"),
+        (["prepare", "--dataset", "Mine", "--raw", corpus, "--hold-out", "nan"], "--hold-out between 0 and 100"),
     ):
         result = command_line(*arguments, status=1)
         assert result.output.splitlines()[-1].startswith(f"Error: expected {words}")
         assert "Traceback" not in result.output
+    assert not (tmp_path / "Synthetic").exists()
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--hours", "--memory", "--checkpoint-minutes"])
+def test_numbers_that_are_not_finite_are_refused(command_line: CommandLine, option: str, number: str) -> None:
+    words = f"Invalid value for '{option}': {number} is not finite."
+    assert words in command_line("reproduce", option, number, status=2).output
 
 
 def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
