@@ -104,7 +104,7 @@ def reproduce(
     """
     from reference_model.reproduction.cost import estimate
     from reference_model.reproduction.grid import Grid, plan
-    from reference_model.reproduction.schedule import check_before_training, train_all
+    from reference_model.reproduction.schedule import check_before_training, check_encoders, train_all
 
     if "LOCAL_RANK" in os.environ:
         raise InputError("expected reproduce on its own, got torchrun; it divides runs, not batches: see --jobs")
@@ -114,13 +114,13 @@ def reproduce(
     _check_launcher(launching["launcher"], launching["slurm"])
     whole, runs = {}, []
     for folder, rate in rates.items():
-        rows = rows_of_tables(tables, learning_rate=rate, **chosen)
-        requested = Grid.from_rows(rows, seeds, run_settings(options))
+        requested = Grid.from_rows(rows_of_tables(tables, learning_rate=rate, **chosen), seeds, run_settings(options))
         whole[folder] = requested.merge_with_stored(folder)  # with runs of earlier commands, which tables show too
         runs += requested.runs(folder)
     check_before_training(runs)
-    if retry_failed and not plan_only:
-        for run in runs:
+    if not plan_only:
+        check_encoders(runs, retry_failed=retry_failed)
+        for run in runs if retry_failed else []:
             run.failure_file.unlink(missing_ok=True)
     for folder, grid in whole.items():
         click.echo((f"{folder}\n" if folder != out else "") + plan(grid, folder))

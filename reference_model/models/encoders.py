@@ -6,6 +6,7 @@ features depend on besides weights and waveforms. A text encoder is a :class:`re
 Which of them are frozen, and how: :class:`reference_model.models.dual_encoder.DualEncoder`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ def new_text_encoder(config: Config, captions: list[str]) -> TextEncoder:
     if config.text_encoder is None:
         return bert.new(captions, pooling=config.text_pooling, dropout=config.dropout)
     return text.published(config.text_encoder, pooling=config.text_pooling, dropout=config.dropout)
+
+
+def check_published(configs: Sequence[Config]) -> None:
+    """Load each published encoder of these runs once, so that one that cannot be had is refused with an InputError."""
+    audio: dict[Any, Config] = {}
+    for config in configs:
+        of_panns = config.audio_encoder in AUDIO_CHECKPOINTS
+        if not of_panns or config.audio_checkpoint is not None:
+            seconds = None if of_panns else config.clip_seconds
+            audio[config.audio_encoder, config.audio_checkpoint, config.model, seconds] = config
+    for config in audio.values():
+        new_audio_encoder(config)
+    for config in {(c.text_encoder, c.text_pooling): c for c in configs if c.text_encoder is not None}.values():
+        new_text_encoder(config, [])
 
 
 def saved_audio_encoder(config: Config, folder: Path) -> AudioEncoder:

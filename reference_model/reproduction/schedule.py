@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from reference_model.config import Config
 from reference_model.data.dataset import SPLITS, read_split
+from reference_model.models.encoders import check_published
 from reference_model.reproduction.grid import Run
 from reference_model.reproduction.launchers import Launcher
 from reference_model.run_folder import CONFIG, LOG
@@ -32,6 +33,12 @@ def check_before_training(runs: Sequence[Run]) -> None:
     for data, dataset in dict.fromkeys((run.config.data, run.config.dataset) for run in runs):
         for split in SPLITS:
             read_split(data, dataset, split)
+
+
+def check_encoders(runs: Sequence[Run], *, retry_failed: bool) -> None:
+    """Refuse published encoders that runs cannot begin with, with an InputError; each is loaded once."""
+    to_train = [run for run in runs if not run.finished() or (retry_failed and run.state() == "failed")]
+    check_published([run.config for run in to_train])
 
 
 def train_all(runs: Sequence[Run], launcher: Launcher, *, on_finished: Callable[[], object]) -> None:

@@ -277,6 +277,9 @@ def test_a_plan_and_wrong_input_write_nothing(
     monkeypatch.setenv("PATH", "/nowhere")
     refusals: list[tuple[list[Any], str]] = [
         (["--dataset", "Clotho", "--clip-seconds", 1], "expected the captions of the train split at"),
+        (["--text-encoder", "/nowhere/bert"], "expected a text encoder by name or in"),
+        (["--text-encoder", "/nowhere/bert", "--launcher", "slurm"], "expected a text encoder by name or in"),
+        (["--audio-encoder", "/nowhere/ast", "--launcher", "slurm"], "expected an audio encoder by name or in"),
         (["--partition", "gpu"], "expected --partition with --launcher slurm, got it with --launcher local"),
         (["--launcher", "slurm", "--slurm", "Account"], "expected --slurm KEY=VALUE, or KEY, of an option of sbatch"),
         (["--launcher", "slurm", "--slurm", "array=0-9"], "other than array, error,"),
@@ -286,6 +289,7 @@ def test_a_plan_and_wrong_input_write_nothing(
     for more, words in refusals:
         refused = command_line(*arguments(corpus, tmp_path / "out", *more), status=1)
         assert words in refused.output.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
     monkeypatch.setenv("LOCAL_RANK", "0")
     refused = command_line(*arguments(corpus, tmp_path / "new"), status=1)
     assert "expected reproduce on its own, got torchrun" in refused.output

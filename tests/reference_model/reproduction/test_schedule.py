@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -14,12 +15,13 @@ from locks import held
 
 from reference_model import InputError
 from reference_model.config import Config
+from reference_model.models import hugging_face_audio, text
 from reference_model.paper import select_rows
 from reference_model.reproduction import schedule
 from reference_model.reproduction.grid import Grid, Run
 from reference_model.reproduction.launchers import Ended
 from reference_model.reproduction.local_jobs import LocalLauncher
-from reference_model.reproduction.schedule import check_before_training, train_all
+from reference_model.reproduction.schedule import check_before_training, check_encoders, train_all
 from reference_model.runtime import lease
 from reference_model.runtime.files import write_json
 from reference_model.runtime.signals import Stopped, request_stop
@@ -147,6 +149,32 @@ def test_runs_of_other_settings_are_refused(runs: list[Run]) -> None:
     write_json(run.folder / "config.json", replace(run.config, epochs=9).as_dict())
     with pytest.raises(InputError, match=r"expected .*nt_xent-seed-0 to be of these settings, got others in epochs"):
         check_before_training(runs)
+
+
+def test_each_published_encoder_is_loaded_once_before_training(
+    runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of runs that will be trained: later one is done, and two have failed. Clips of each length are tried."""
+    monkeypatch.setattr(hugging_face_audio, "published", audio := Mock())
+    monkeypatch.setattr(text, "published", words := Mock())
+    check_encoders(runs, retry_failed=False)
+    audio.assert_not_called()  # the small encoders begin with new weights
+    words.assert_not_called()
+    published: dict[str, Any] = {"audio_encoder": "some/audio", "text_encoder": "some/text"}
+    runs = [replace(run, config=replace(run.config, **published)) for run in runs]
+    runs[4] = replace(runs[4], config=replace(runs[4].config, clip_seconds=9.0))
+    check_encoders(runs, retry_failed=False)
+    assert [call.kwargs["clip_seconds"] for call in audio.call_args_list] == [0.5, 9.0]
+    words.assert_called_once()
+    finish(runs[0])
+    for run in runs[1:3]:
+        run.record_failure("it is not there")
+    words.reset_mock()
+    check_encoders(runs[:3], retry_failed=False)
+    words.assert_not_called()
+    words.side_effect = InputError("not there yet")
+    with pytest.raises(InputError, match="not there yet"):
+        check_encoders(runs[:3], retry_failed=True)
 
 
 def test_with_jobs_in_processes(runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
