@@ -96,6 +96,8 @@ def train(
     row, source = _row(options) if experiment is None else (experiments()[experiment], "")
     settings = run_settings(options, row)
     config = Config(**{**settings, "clip_seconds": clip_seconds(settings["dataset"], settings["clip_seconds"])})
+    if config.encoders == "frozen" and config.trained != "both":
+        raise InputError(f"expected --train {config.trained} with --encoders fine-tuned, got frozen: neither learns")
     if out is None:
         if experiment is None:
             raise InputError("expected --out, the run's folder, got none; it has a default for --experiment alone")

@@ -39,6 +39,7 @@ def test_wrong_input_ends_in_one_message(tmp_path: Path, corpus: Path, command_l
     for arguments, words in (
         ([*train, "--audio-checkpoint", "nowhere.pth"], "a PANNs checkpoint at nowhere.pth, got no file"),
         (["train", *data], "--encoders, --loss, got none; an experiment"),
+        ([*train, *tiny, "--train", "audio"], "--train audio with --encoders fine-tuned, got frozen: neither learns"),
         ([*train, *tiny, "--batch-size", 500], "at least one batch of 500 pairs, got 80"),
         ([*train, *tiny, "--data", tmp_path, "--out", tmp_path / "other"], "the captions of the train split"),
         (["reproduce", *data, *tiny, "--learning-rate", 0, "--out", tmp_path / "grid"], "learning_rate > 0, got 0.0"),
