@@ -85,6 +85,17 @@ def test_the_hit_rates_are_our_recalls(trained: Path, corpus: Path, tmp_path: Pa
     assert result.model_name == "crossmodal_losses/tiny"
 
 
+class Decoder:
+    """What ``datasets`` makes of an audio file with torchcodec: it decodes when it is asked for a name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, name: str) -> Any:
+        """Return one of the two."""
+        return dict(zip(("array", "sampling_rate"), soundfile.read(self.path), strict=True))[name]
+
+
 def test_clips_are_embedded_as_their_files_are(trained: Path, corpus: Path) -> None:
     """At any rate, with one channel or several."""
     retriever = Retriever.from_pretrained(trained, device="cpu")
@@ -96,6 +107,7 @@ def test_clips_are_embedded_as_their_files_are(trained: Path, corpus: Path) -> N
     found = model.encode([{"id": ["a"], "audio": items[:1]}, {"id": ["b"], "audio": items[1:]}])
     assert (found.dtype, found.shape) == (np.float32, (2, 256))
     assert np.allclose(found, retriever.embed_audio(paths), atol=1e-5)
+    assert np.allclose(model.encode([{"audio": [Decoder(path) for path in paths]}]), found, atol=1e-5)
     slower = model.encode([{"audio": [{"array": first, "sampling_rate": rate // 2}]}])
     assert not np.allclose(slower[0], found[0], atol=1e-3)
     text = model.encode([{"id": ["a", "b"], "text": ["a dog", "a cat"]}])
