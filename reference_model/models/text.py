@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from reference_model import InputError, reason_of
 from reference_model.config import Pooling
@@ -18,7 +19,8 @@ from reference_model.data.batches import pad_tokens
 from reference_model.models import hugging_face
 from reference_model.models.hugging_face import LONGEST
 
-FILES = (hugging_face.CONFIG, "tokenizer.json")  # in the folder of a saved encoder
+TOKENIZER = "tokenizer.json"
+FILES = (hugging_face.CONFIG, TOKENIZER)  # in the folder of a saved encoder
 OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")  # some have them
 
 CAPTION = "A dog barks (twice), and a car passes."  # with which models are tried
@@ -90,7 +92,7 @@ def published(name: str, *, pooling: Pooling = "first", dropout: float = 0.1) ->
     """Load a text encoder by name ("bert-base-uncased") or from a local folder in the Hugging Face layout."""
     try:
         config = hugging_face.read_config(name, dropout=dropout)
-        tokenizer = AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
+        tokenizer = _read_tokenizer(name, config)
         tokenizer.chat_template = None  # captions need none, and it would be saved in a file of its own
         ids = check_tokenizer(tokenizer, config)
         model, absent = hugging_face.load(name, config, "text_model")
@@ -100,6 +102,19 @@ def published(name: str, *, pooling: Pooling = "first", dropout: float = 0.1) ->
             f"expected a text encoder by name or in a folder with config.json, model.safetensors and its tokenizer, "
             f"got {name}: {reason_of(error)}"
         ) from error
+
+
+def _read_tokenizer(name: str, config: PreTrainedConfig) -> Any:
+    """Read a tokenizer by name or from a folder; say so where a tokenizer.json is missing."""
+    try:
+        return AutoTokenizer.from_pretrained(name, config=config, trust_remote_code=False)
+    except Exception as error:  # one that names a package, where there is a file of sentencepiece alone
+        try:
+            cached_file(name, TOKENIZER)
+        except OSError:
+            remedy = "where sentencepiece is installed, save_pretrained of transformers' AutoTokenizer writes one"
+            raise ValueError(f"no {TOKENIZER}, nor other files to make one of here; {remedy}") from error
+        raise
 
 
 def saved(folder: Path, *, pooling: Pooling) -> TextEncoder:
@@ -122,7 +137,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig
         The token ids of a caption.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"a {type(tokenizer).__name__}, which has no tokenizer.json")
+        raise ValueError(f"a {type(tokenizer).__name__}, which has no {TOKENIZER}")
     (ids,) = tokenize(tokenizer, [CAPTION])
     if not 0 < len(ids) <= LONGEST:
         raise ValueError(f"a tokenizer that encodes a caption in {len(ids)} tokens")

@@ -287,6 +287,17 @@ def test_models_that_cannot_encode_every_caption_alike_are_refused(tmp_path: Pat
             text.published(str(folder))
 
 
+def test_a_tokenizer_of_sentencepiece_alone_is_refused_with_a_remedy(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    save_model(tmp_path, FAMILIES["deberta-v2"](len(tokenizer)), tokenizer)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "DebertaV2Tokenizer"}')
+    (tmp_path / "tokenizer.json").rename(tmp_path / "spm.model")
+    with pytest.raises(InputError, match=r"got .*: no tokenizer\.json, .* where sentencepiece .* save_pretrained"):
+        text.published(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{")  # there, and damaged
+    with pytest.raises(InputError, match=r"expected a text encoder by name .*, got (?!.*sentencepiece)"):
+        text.published(str(tmp_path))
+
+
 def test_the_files_of_a_saved_encoder_are_known(tmp_path: Path) -> None:
     """A folder with others would be no saved model."""
     save_bert(tmp_path / "published", CAPTIONS)
