@@ -94,6 +94,9 @@ class Config:
         self._check_types()
         if self.loss not in LOSSES:
             raise InputError(f"expected loss to be one of {', '.join(LOSSES)}, got {self.loss}")
+        for name in ("audio_encoder", "text_encoder"):
+            if getattr(self, name) == "":  # which Path takes for the current folder
+                raise InputError(f"expected {name} to be a name or a folder, got an empty text")
         of_panns = self.audio_encoder in AUDIO_CHECKPOINTS
         for name in ("audio_checkpoint", "text_encoder") if of_panns else ("text_encoder",):
             if getattr(self, name) is None and self.model == "full":

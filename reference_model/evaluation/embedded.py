@@ -63,6 +63,8 @@ def read_embeddings(path: Path) -> EmbeddedSplit:
     Raises:
         InputError: the file is missing, damaged, or of another form.
     """
+    if not path.exists():
+        raise InputError(f"expected a file of embeddings at {path}, got no file")
     tensors, record = _read_npz(path) if path.suffix.lower() == ".npz" else load_tensors(path)
     clips, clip_of_caption = None, tensors.get("clip_of_caption")
     if "clips" in record:

@@ -41,6 +41,8 @@ from reference_model.training.trainer import train
         ({"clip_seconds": 0.2}, "expected clip_seconds >= 0.31, the least that ResNet-38 can pool, got 0.2"),
         ({"batch_size": 1}, "expected batch_size >= 2, because negatives come from the batch, got 1"),
         ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0"),
+        ({"text_encoder": ""}, "expected text_encoder to be a name or a folder, got an empty text"),
+        ({"audio_encoder": ""}, "expected audio_encoder to be a name or a folder, got an empty text"),
         ({"clip_norm": -1.0}, "expected clip_norm >= 0, where 0 is no clipping, got -1.0"),
         ({"direction_weights": (1,)}, "expected settings of the right types, got no entry direction_weights.1"),
         ({"direction_weights": [True, 1.0]}, "got True as direction_weights.0, which should be a valid number"),
