@@ -204,7 +204,8 @@ def _write_results(runs: "list[Run]", folders: list[Path], out: Path) -> None:
         click.echo("\n" + text)
     for folder in folders:
         write_report(Grid.read(folder), folder)  # others may have added to it
-        click.echo(f"{folder}/report.html shows it all; {folder}/table_*.md, .tex, .json and .png, {folder}/claims.md")
+        checked = f", {folder}/claims.md" if (folder / "claims.md").exists() else ""
+        click.echo(f"{folder}/report.html shows it all; {folder}/table_*.md, .tex, .json and .png{checked}")
     if folders != [out]:
         click.echo(f"{out}/learning_rates.png compares the rates; learning_rates.md and .json")
     states = [run.state() for run in runs]

@@ -28,7 +28,7 @@ LOCK = ".tables.lock"  # of the files that several machines may write
 def write_tables(grid: Grid, results: Path, out: Path | None = None) -> list[Table]:
     """Write ``table_N.{md,tex,json,png}`` and ``claims.{md,json}`` for the runs that are done so far.
 
-    They go to ``out``, or else to the folder of the results.
+    They go to ``out``, or else to the folder of the results. Claims are written where a table of the paper is.
     """
     out = out or results
     out.mkdir(parents=True, exist_ok=True)
@@ -40,9 +40,9 @@ def write_tables(grid: Grid, results: Path, out: Path | None = None) -> list[Tab
             write_text(out / f"{name}.md", formats.markdown(table))
             write_text(out / f"{name}.tex", formats.latex(table))
             write_figure(out / f"{name}.png", plots.plot_table(table))
-        checked = claims.check(_of_paper(tables))
-        write_json(out / "claims.json", checked)
-        write_text(out / "claims.md", claims.markdown(checked))
+        if checked := _claims(tables):
+            write_json(out / "claims.json", checked)
+            write_text(out / "claims.md", claims.markdown(checked))
     return tables
 
 
@@ -64,7 +64,7 @@ def write_report(grid: Grid, results: Path, out: Path | None = None, *, sounds: 
         state=f"{len(runs)} runs: {count_states(run.state() for run in runs)}",
         made=f"Made on {describe_environment()}",
         tables=[_table(table) for table in tables],
-        claims=claims.check(_of_paper(tables)),
+        claims=_claims(tables),
         curves=[{"title": title, "image": _curves(grid, block)} for title, block in blocks.items()],
         similarities=[{"title": title, "image": _similarities(grid, block)} for title, block in blocks.items()],
         examples=[_examples(title, block, sounds) for title, block in blocks.items()],
@@ -80,8 +80,10 @@ def write_report(grid: Grid, results: Path, out: Path | None = None, *, sounds: 
     return out / PAGE
 
 
-def _of_paper(tables: Sequence[Table]) -> list[Table]:
-    return [table for table in tables if table["table"] in TABLES]
+def _claims(tables: Sequence[Table]) -> list[dict[str, str]]:
+    """Return the paper's claims, checked on those of the tables that the paper has; none if it has none of them."""
+    of_paper = [table for table in tables if table["table"] in TABLES]
+    return claims.check(of_paper) if of_paper else []
 
 
 def _table(table: Table) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Rows that the paper does not have: their settings, names and table."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,8 +53,12 @@ def test_the_pictures_of_the_report_show_each_row(
 
     for name in ("plot_learning_curves", "plot_similarities"):
         monkeypatch.setattr(plots, name, show)
-    write_report(grid, tmp_path, sounds=False)
+    page = write_report(grid, tmp_path, sounds=False).read_text()
     assert shown == [losses, losses]
+    assert "#claims" not in page  # the paper says nothing of these rows
+    assert "What the paper reports" not in page
+    write_tables(grid, tmp_path)
+    assert not list(tmp_path.glob("claims.*"))
 
 
 def test_the_table(tmp_path: Path) -> None:
@@ -77,4 +82,4 @@ def test_the_table(tmp_path: Path) -> None:
     plots.plot_table(table)
     tables = write_tables(grid, tmp_path)
     assert (tmp_path / "table_beyond.md").read_text() == markdown(tables[1])
-    assert check(tables[:1]) == check([make_table(grid, "1", tmp_path)])
+    assert json.loads((tmp_path / "claims.json").read_text()) == check(tables[:1])
