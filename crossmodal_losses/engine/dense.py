@@ -26,9 +26,9 @@ from crossmodal_losses.similarity import HALF
 # counted on CUDA: it takes 30 launches more, in whose time smaller products are made.
 FEWEST_TO_GATHER, FEWEST_TO_GATHER_ON_CUDA = 64, 1025
 
-# Up to here gradients of rows in half precision come from products in float32; beyond, as in tiles, from products of
-# half precision, summed in float32, and of S once more.
-LARGEST_IN_FLOAT32 = 128
+# The entries of S up to which gradients of rows in half precision come from products in float32; beyond, as in tiles,
+# from products of half precision, summed in float32, and of S once more.
+LARGEST_IN_FLOAT32 = 128 * 128
 
 
 def dense_loss(batch: Batch, objective: Objective, total: Total) -> Tensor:
@@ -148,7 +148,8 @@ class _Dense(torch.autograd.Function):
         ctx.objective, ctx.total, ctx.directions, ctx.starts = objective, total, directions, operands.starts
         fewest = FEWEST_TO_GATHER_ON_CUDA if x.is_cuda else FEWEST_TO_GATHER
         gathers = aggregation.selects and (fewest <= B or len(tiles) > 1 or len(directions.used) == 1)
-        if gathers or (operands.dtype in HALF and B > LARGEST_IN_FLOAT32):
+        entries = sum(tile.values.numel() for tile in tiles)
+        if gathers or (operands.dtype in HALF and entries > LARGEST_IN_FLOAT32):
             tiles = []
         kept = [part for tile in tiles for part in tile[:2]]
         of_anchors = anchors.positive, anchors.aggregate, has_negative, *state
@@ -171,7 +172,9 @@ class _Dense(torch.autograd.Function):
         anchors = Anchors(ctx.directions, positive, tuple(parts), aggregate, has_negative)
         needs_grad = ctx.needs_input_grad[:5]
         if not kept:
-            problem = Problem(operands, ctx.objective, ctx.total, (operands.pairs,) * 2, SingleProcess())
+            x, y, *others = (0 if part is None else len(part.rows) for part in operands.parts)
+            tile_size = max(x, others[0]), max(y, others[1])  # a tile of pairs, and one of each kind of candidates
+            problem = Problem(operands, ctx.objective, ctx.total, tile_size, SingleProcess())
             found = backward(Saved(problem, positive, has_negative, anchors.state, None), upstream, needs_grad)
             return *found, None, None, None
         tiles = [Tile(kept[k], kept[k + 1], diagonal=k == 0) for k in range(0, count_kept, 2)]

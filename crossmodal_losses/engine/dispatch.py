@@ -17,15 +17,21 @@ from crossmodal_losses.engine.tiled import tiled_loss
 TILE = {"cpu": (1024, 1024), "cuda": (4096, 16384)}
 
 # The largest batch for which keeping all of S beats tiles, measured on a CPU; where an aggregation needs two passes, it
-# saves one product of four. On CUDA, counted and not measured: its passes over S (some 25) take as long as the launches
-# that tiles take on top of its own (some 10) at about the first of these.
+# saves one product of four. Tiles that keep their exponentials save it, too: they were tried, and are not faster.
 LARGEST_DENSE, LARGEST_DENSE_OF_TWO_PASSES = 1024, 4096
+
+# The same on CUDA, counted and not measured, in float32: all of S takes 46 to 100 launches, of which 10 to 31 pass over
+# S; a tile takes 44 to 124, of which one or two do. These are 25 more for hardest negatives, 7 for NT-Xent, fewer for
+# sums. Up to about this batch size a pass over S should take no longer than its launch.
+LARGEST_DENSE_ON_CUDA = 1024
 
 
 def largest_dense(aggregation: Aggregation, device: torch.device) -> int:
     """The largest B for which ``tile_size=None`` keeps all of S, B x B."""
+    if device.type == "cuda":
+        return LARGEST_DENSE_ON_CUDA
     two_passes = not aggregation.selects and not aggregation.one_pass
-    return LARGEST_DENSE_OF_TWO_PASSES if two_passes and device.type != "cuda" else LARGEST_DENSE
+    return LARGEST_DENSE_OF_TWO_PASSES if two_passes else LARGEST_DENSE
 
 
 def tile_of(tile_size: int | None, device: torch.device) -> tuple[int, int]:

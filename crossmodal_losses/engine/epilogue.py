@@ -42,12 +42,17 @@ class Place(NamedTuple):
         )
 
 
+def in_memory(count: int, alignment: int) -> int:
+    """The rows, or columns, of whole blocks that cover so many."""
+    return -(-count // alignment) * alignment
+
+
 def tile_memory(memory: Tensor, shape: Sequence[int], alignment: int) -> tuple[Tensor, Tensor]:
     """Memory for a tile, the given one if it is large enough, and the tile in it.
 
     It is covered by whole blocks of alignment x alignment, and so is every row by itself.
     """
-    rows, columns = (-(-count // alignment) * alignment for count in shape)
+    rows, columns = (in_memory(count, alignment) for count in shape)
     if len(memory) < rows * columns:
         memory = memory.new_empty(rows * columns)
     tile = memory[: rows * columns].view(rows, columns)

@@ -13,7 +13,7 @@ from crossmodal_losses.engine.compat import is_batched, is_transformed
 from crossmodal_losses.engine.objective import Directions, Objective, Total
 from crossmodal_losses.engine.operands import COUNT_OF_TENSORS, Operands, measure_norms
 from crossmodal_losses.engine.problem import Problem, all_gather_columns
-from crossmodal_losses.engine.tiles import Saved, backward, cast_gradient, forward, scaled
+from crossmodal_losses.engine.tiles import Saved, backward, cast_gradient, entries_to_keep, forward, scaled
 from crossmodal_losses.similarity import computation_dtype
 
 SECOND_DERIVATIVE = (
@@ -43,7 +43,7 @@ def tiled_loss(batch: Batch, objective: Objective, total: Total, tile_size: tupl
             torch.is_grad_enabled() and value is not None and value.requires_grad
             for value in (*batch.embeddings, parameter)
         ]
-        loss: Tensor = torch.ops.crossmodal_losses.tiled(*batch, parameter, *settings, needs_grad)[0]
+        loss: Tensor = torch.ops.crossmodal_losses.tiled_forward(*batch, parameter, *settings, needs_grad)[0]
         return loss
     refuse_transformations(*batch.embeddings, parameter)
     return loss_of_problem(Problem(measure_norms(batch, tile_size[0]), objective, total, tile_size, SingleProcess()))
@@ -74,10 +74,10 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *_, parameter, problem, grad_enabled = arguments
         needs_grad = [grad_enabled and need for need in ctx.needs_input_grad[:5]]
-        loss, saved, ctx.gradients = forward(problem, needs_grad, keep=True)
+        loss, saved, ctx.gradients = forward(problem, needs_grad)
         operands, *ctx.settings = saved.problem
-        ctx.starts, ctx.count_products = operands.starts, len(saved.products)
-        others = parameter, saved.positive, saved.has_negative, saved.kept, *saved.products, *saved.state
+        ctx.starts = operands.starts
+        others = parameter, saved.positive, saved.has_negative, saved.kept, saved.products, *saved.state
         ctx.save_for_backward(*operands.tensors(), *others)
         return loss
 
@@ -86,8 +86,7 @@ class _Tiled(torch.autograd.Function):
         refuse_transformations(upstream)
         saved = ctx.saved_tensors
         operands = Operands.of_tensors(saved[:COUNT_OF_TENSORS], ctx.starts)
-        parameter, positive, has_negative, kept, *rest = saved[COUNT_OF_TENSORS:]
-        products, state = rest[: ctx.count_products], tuple(rest[ctx.count_products :])
+        parameter, positive, has_negative, kept, products, *state = saved[COUNT_OF_TENSORS:]
         problem, inputs = Problem(operands, *ctx.settings), (*operands.rows, parameter)
         with torch.no_grad():
             if ctx.gradients is not None:
@@ -95,7 +94,7 @@ class _Tiled(torch.autograd.Function):
                 gradients = scaled(found, problem.communicator.all_reduce(upstream))
                 gradients = [cast_gradient(grad, value) for grad, value in zip(gradients, inputs, strict=True)]
             else:
-                all_saved = Saved(problem, positive, has_negative, state, kept, products)
+                all_saved = Saved(problem, positive, has_negative, tuple(state), kept, products)
                 gradients = backward(all_saved, upstream, ctx.needs_input_grad[:5])
         if torch.is_grad_enabled():
             sources = [value for value in (*inputs, upstream) if value is not None]
@@ -103,7 +102,8 @@ class _Tiled(torch.autograd.Function):
         return *gradients, None, None
 
 
-# torch.compile sees two operators, and does not look into them.
+# torch.compile sees two operators, and does not look into them. Its caches on disk know them by name and arguments
+# alone: an operator whose outputs change needs another name.
 
 _BATCH = (
     "Tensor x, Tensor y, Tensor? negatives_x, Tensor? negatives_y, "
@@ -130,12 +130,14 @@ class _Described:
         return Problem(operands, self.objective, self.total, self.tile_size, SingleProcess())
 
 
-@torch.library.custom_op("crossmodal_losses::tiled", mutates_args=(), schema=f"({_BATCH}, {_SETTINGS}) -> Tensor[]")
+@torch.library.custom_op(
+    "crossmodal_losses::tiled_forward", mutates_args=(), schema=f"({_BATCH}, {_SETTINGS}) -> Tensor[]"
+)
 def _tiled_operator(*arguments: Any) -> list[Tensor]:
-    """The loss, the positives, the gradients (empty if not found), and the state."""
+    """The loss, the positives, the gradients (empty if not found), the products (empty if not kept), and the state."""
     described = _Described(arguments)
     loss, saved, gradients = forward(described.problem(), described.needs_grad)
-    found = [loss.new_empty(0) if grad is None else grad for grad in gradients or [None] * 5]
+    found = [loss.new_empty(0) if value is None else value for value in (*(gradients or [None] * 5), saved.products)]
     return [loss, saved.positive, *found, *saved.state]
 
 
@@ -145,7 +147,8 @@ def _(*arguments: Any) -> list[Tensor]:
     batch, aggregation, reduction = described.batch, described.objective.aggregation, described.total.reduction
     x, given = batch.x, [part for part in batch.embeddings if part is not None]
     B, dtype = x.shape[0], computation_dtype(*given)  # not len(x), which makes a constant of a dynamic size
-    k = len(Directions.of(described.objective, described.total).weights)
+    directions = Directions.of(described.objective, described.total)
+    k = len(directions.weights)
     values = x.new_empty(1, 1, dtype=dtype)
     parts = aggregation.tile_state(Tile(values, values, False), 1, 0, values[0], values)
     state = [x.new_empty(k, B, dtype=part.dtype) for part in parts]
@@ -155,27 +158,29 @@ def _(*arguments: Any) -> list[Tensor]:
         x.new_empty(value.shape if found and needed and value is not None else 0, dtype=dtype)
         for value, needed in zip(described.inputs, described.needs_grad, strict=True)
     ]
-    return [loss, x.new_empty(B, dtype=dtype), *gradients, *state]
+    settings = aggregation, directions, reduction, batch.embeddings, described.tile_size
+    products = x.new_empty(entries_to_keep(*settings) if any(described.needs_grad) else 0, dtype=dtype)
+    return [loss, x.new_empty(B, dtype=dtype), *gradients, products, *state]
 
 
 @torch.library.custom_op(
     "crossmodal_losses::tiled_backward",
     mutates_args=(),
-    schema=f"({_BATCH}, {_SETTINGS}, Tensor positive, Tensor[] state, Tensor upstream) -> Tensor[]",
+    schema=f"({_BATCH}, {_SETTINGS}, Tensor positive, Tensor products, Tensor[] state, Tensor upstream) -> Tensor[]",
 )
 def _backward_operator(*arguments: Any) -> list[Tensor]:
     """The gradients of the embeddings and of the parameter; empty where they are not needed."""
-    *described_by, positive, state, upstream = arguments
+    *described_by, positive, products, state, upstream = arguments
     described = _Described(described_by)
     problem, positive, has_negative = all_gather_columns(described.problem(), positive)
-    saved = Saved(problem, positive, has_negative, tuple(state), None)
+    saved = Saved(problem, positive, has_negative, tuple(state), None, products if len(products) else None)
     gradients = backward(saved, upstream, described.needs_grad)
     return [positive.new_empty(0) if grad is None else grad for grad in gradients]
 
 
 @_backward_operator.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    *described_by, positive, _, _ = arguments
+    *described_by, positive, _, _, _ = arguments
     described = _Described(described_by)
     inputs = zip(described.inputs, described.needs_grad, strict=True)
     return [
@@ -196,7 +201,7 @@ def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
     if any(grad is not None for grad in grad_others):
         raise RuntimeError(SECOND_DERIVATIVE)
     tensors, (positive, *found) = ctx.saved_tensors[:COUNT_OF_INPUTS], ctx.saved_tensors[COUNT_OF_INPUTS:]
-    found, state = found[:5], found[5:]
+    found, products, state = found[:5], found[5], found[6:]
     inputs = *tensors[:4], tensors[-1]
     if any(grad.numel() for grad in found):
         gradients = [
@@ -205,7 +210,7 @@ def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Any, ...]:
         ]
     else:
         gradients = torch.ops.crossmodal_losses.tiled_backward(
-            *tensors, *ctx.settings, ctx.needs_grad, positive, state, grad_loss
+            *tensors, *ctx.settings, ctx.needs_grad, positive, products, state, grad_loss
         )
     *gradients, of_parameter = [
         grad if needed else None for grad, needed in zip(gradients, ctx.needs_grad, strict=True)

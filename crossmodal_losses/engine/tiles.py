@@ -22,14 +22,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossmodal_losses.engine.aggregation import State, Tile, along
+from crossmodal_losses.engine.aggregation import Aggregation, State, Tile, along
 from crossmodal_losses.engine.communication import ColumnPass, Columns
 from crossmodal_losses.engine.compat import HAS_TRITON, without_autocast
-from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain, tile_memory
+from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain, in_memory, tile_memory
 from crossmodal_losses.engine.hardest_backward import add_hardest, hardest_gradients
 from crossmodal_losses.engine.objective import Anchors, Directions, grad_of_positives, stacked
-from crossmodal_losses.engine.operands import Operand, Operands, accumulate, blocks, multiply
+from crossmodal_losses.engine.operands import Operand, Operands, Rows, accumulate, blocks, multiply
 from crossmodal_losses.engine.problem import Problem, all_gather_columns, column_pass, local_positives
+from crossmodal_losses.similarity import computation_dtype
 
 # Of x, y, negatives_x and negatives_y, where they are needed, and found.
 Gradients = list[Tensor | None]
@@ -43,12 +44,10 @@ class Saved(NamedTuple):
     has_negative: Tensor | None
     state: State  # of every local anchor, each part [k, rows]
     kept: Tensor | None  # rows of y that the communicator kept
-    products: Sequence[Tensor] = ()  # the memory of all tiles, in order, with their inner products, if it was kept
+    products: Tensor | None = None  # the memory of all tiles, in order, with their inner products, if it was kept
 
 
-def forward(
-    problem: Problem, needs_grad: Sequence[bool], *, keep: bool = False
-) -> tuple[Tensor, Saved, Gradients | None]:
+def forward(problem: Problem, needs_grad: Sequence[bool]) -> tuple[Tensor, Saved, Gradients | None]:
     """Compute the loss; and the gradients of the embeddings and of the parameter, where needed, if one pass finds them.
 
     These gradients are those of the loss itself, in the dtype of the computation. Keep what saves a product of the
@@ -69,9 +68,11 @@ def forward(
                 grad_aggregate = torch.where(has_negative, grad_aggregate, 0)
             sums = GradientSums(problem, needs_grad, (), aggregation.anchor_factors((), grad_aggregate))
         one_pass = column_pass(problem, needs_grad if sums else [False] * 5)
-        products: list[Tensor] | None = None
-        if keep and any(needs_grad) and not aggregation.selects and sums is None and has_room(problem, epilogue):
-            products = []
+        products: Tensor | None = None
+        if communicator.world_size == 1:
+            settings = aggregation, directions, reduction, operands.rows, problem.tile_size
+            entries = entries_to_keep(*settings) if any(needs_grad) else 0
+            products = positive.new_empty(entries) if entries else None
         state = statistics(problem, epilogue, one_pass, sums, products)
         gradients: Gradients | None = None
         if sums is not None and grad_aggregate is not None:
@@ -86,7 +87,7 @@ def forward(
     if reduction != "none":
         loss = communicator.all_reduce(loss)
     kept = None if gradients else one_pass.kept
-    return loss, Saved(problem, positive, has_negative, state, kept, products or ()), gradients
+    return loss, Saved(problem, positive, has_negative, state, kept, products), gradients
 
 
 def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Gradients:
@@ -113,7 +114,8 @@ def backward(saved: Saved, upstream: Tensor, needs_grad: Sequence[bool]) -> Grad
             add_hardest(operands, directions, state[1], factors, communicator.columns(one_pass), sums.of_rows)
         else:
             epilogue = epilogue_for(problem, positive)
-            for tile in tiles(problem, epilogue, communicator.columns(one_pass), made=products):
+            columns, made = communicator.columns(one_pass), products is not None
+            for tile in tiles(problem, epilogue, columns, kept=products, made=made):
                 sums.add(epilogue, state, *tile)
         gradients = sums.finish(one_pass, local_positive, grad_positive)
     inputs = *operands.rows, aggregation.parameter
@@ -125,68 +127,75 @@ def is_plain(operands: Operands, directions: Directions) -> bool:
     return operands.rows[2] is operands.rows[3] is None and directions.of_pairs == (0, 1)
 
 
-def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
-    """Choose the fused kernels where there are any, on CUDA, and plain torch everywhere else."""
-    aggregation, dtype = problem.objective.aggregation, problem.operands.dtype
-    if positive.is_cuda and HAS_TRITON:
+def epilogue_type(aggregation: Aggregation, dtype: torch.dtype, device: torch.device) -> type[Epilogue]:
+    """The fused kernels where there are any, on CUDA, for a computation in dtype, and plain torch everywhere else."""
+    if device.type == "cuda" and HAS_TRITON:
         from crossmodal_losses.engine.epilogue_fused import Fused, supports
 
-        if supports(positive.dtype, aggregation):
-            return Fused(aggregation, problem.directions, positive, dtype)
-    return Plain(aggregation, problem.directions, positive, dtype)
+        if supports(dtype, aggregation):
+            return Fused
+    return Plain
 
 
-def has_room(problem: Problem, epilogue: Epilogue) -> bool:
-    """Return whether all tiles of a single process take no more memory than one may, with fused kernels."""
-    (height, width), operands = problem.tile_size, problem.operands
-    if not epilogue.wide or problem.communicator.world_size > 1:
-        return False
+def epilogue_for(problem: Problem, positive: Tensor) -> Epilogue:
+    """The epilogue of a problem, given the similarities of all positives."""
+    aggregation = problem.objective.aggregation
+    chosen = epilogue_type(aggregation, positive.dtype, positive.device)
+    return chosen(aggregation, problem.directions, positive, problem.operands.dtype)
 
-    def in_memory(part: Operand | None, length: int) -> int:
-        """The rows of the tiles of an operand's rows: of each there are whole blocks in memory."""
-        whole, rest = divmod(0 if part is None else part.rows.shape[0], length)
-        of_whole, of_rest = (-(-count // epilogue.alignment) * epilogue.alignment for count in (length, rest))
-        return whole * of_whole + of_rest
 
-    x, y, negatives_x, negatives_y = operands.parts
-    rows = in_memory(x, height) + in_memory(negatives_x, height)
-    columns = in_memory(y, width) + in_memory(negatives_y, width)
-    return rows * columns <= height * width
+def entries_to_keep(
+    aggregation: Aggregation, directions: Directions, reduction: str, rows: Rows, tile_size: tuple[int, int]
+) -> int:
+    """The entries in memory of all tiles of a single process, if their inner products are kept for gradients; else 0.
+
+    With fused kernels they are kept if they are made twice otherwise, and take no more memory than one tile may.
+    """
+    height, width = tile_size
+    dtype = computation_dtype(*(part for part in rows if part is not None))
+    epilogue = epilogue_type(aggregation, dtype, rows[0].device)
+    made_once = aggregation.selects or (aggregation.one_pass and reduction != "none")
+    if made_once or not epilogue.wide:
+        return 0
+
+    def of(part: Tensor | None, length: int) -> int:
+        count = 0 if part is None else part.shape[0]
+        whole = count // length * in_memory(length, epilogue.alignment)
+        return whole + in_memory(count % length, epilogue.alignment)
+
+    x, y, negatives_x, negatives_y = (of(part, length) for part, length in zip(rows, (height, width) * 2, strict=True))
+    entries = x * (y + (0 in directions.used) * negatives_y) + (1 in directions.used) * negatives_x * y
+    return entries if entries <= height * width else 0
 
 
 def tiles(
-    problem: Problem,
-    epilogue: Epilogue,
-    columns: Iterable[Columns],
-    *,
-    keep: list[Tensor] | None = None,
-    made: Sequence[Tensor] = (),
+    problem: Problem, epilogue: Epilogue, columns: Iterable[Columns], *, kept: Tensor | None = None, made: bool = False
 ) -> Iterator[tuple[int, Tensor | None]]:
     """Compute every tile of the local rows, the lowest columns of a block first, and give it to the epilogue.
 
     The columns stay while the rows change: where rows have to be scaled, those of the columns are scaled once.
 
-    All tiles lie in the same memory, or each in its own, which is added to ``keep``; or their products are made already
-    and were kept. Yields the index of the rows' operand, and where gradients of the columns are summed.
+    All tiles lie in the same memory; or one after the other in the one that is kept, perhaps with their products, made
+    before. Yields the index of the rows' operand, and where gradients of the columns are summed.
     """
     operands, (height, width) = problem.operands, problem.tile_size
     width = width if epilogue.wide else height
-    memory, memories = operands.x.inv_norm.new_empty(0), iter(made)
+    memory = operands.x.inv_norm.new_empty(0) if kept is None else kept
     for part, block, rows_of_y, grad_y in columns:
         y = operands.columns(part, block, rows_of_y)
         for index, x, directions in problem.directions.rows_beside(part, operands):
             for J in blocks(block, width):
                 for I in blocks(x.whole, height):  # noqa: E741
                     shape = I.stop - I.start, J.stop - J.start
-                    memory, products = tile_memory(next(memories, memory), shape, epilogue.alignment)
+                    memory, products = tile_memory(memory, shape, epilogue.alignment)
                     if not made:
                         multiply(x.block(I), y.block(J).T, out=products)
                     diagonal = index == 0 and part == 0 and I.start < J.stop and J.start < I.stop
                     epilogue.take(products, Place(x, I, y, J, directions, diagonal), may_overwrite=not made)
                     yield index, grad_y
-                    if keep is not None:
-                        keep.append(memory)
-                        memory = memory.new_empty(0)
+                    if kept is not None:
+                        rows, wide = (in_memory(count, epilogue.alignment) for count in shape)
+                        memory = memory[rows * wide :]
 
 
 class GradientSums:
@@ -255,14 +264,14 @@ class GradientSums:
 
 
 def statistics(
-    problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums: GradientSums | None, keep: list[Tensor] | None
+    problem: Problem, epilogue: Epilogue, one_pass: ColumnPass, sums: GradientSums | None, kept: Tensor | None
 ) -> State:
     """The aggregation's state of every local anchor, each part ``[k, rows]``.
 
-    With sums, the gradients are summed in the same pass. The products of all tiles are added to ``keep``, if given.
+    With sums, the gradients are summed in the same pass. The products of all tiles are kept, if memory is given.
     """
     aggregation, communicator, directions = problem.objective.aggregation, problem.communicator, problem.directions
-    for tile in tiles(problem, epilogue, communicator.columns(one_pass), keep=keep):
+    for tile in tiles(problem, epilogue, communicator.columns(one_pass), kept=kept):
         if sums is None:
             epilogue.add_states()
         else:

@@ -37,12 +37,13 @@ def test_figures_of_the_pages() -> None:
         (ROOT / name).read_text(encoding="utf-8")
         for name in ("README.md", "docs/guides/any_batch_size.md", "docs/stability.md")
     )
-    on_a_gpu = f"on a GPU from {dispatch.LARGEST_DENSE + 1}"
+    on_a_gpu = f"on a GPU from {dispatch.LARGEST_DENSE_ON_CUDA + 1}"
     assert f"1 product of B x B x D from B = {FEWEST_TO_GATHER} on, {on_a_gpu} | 3 products" in readme
     assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER) == 1
     assert products(LOSSES["triplet_max"](), FEWEST_TO_GATHER - 1) == 3
-    dense = f"Up to B = {dispatch.LARGEST_DENSE} all of S is kept; on a CPU up to B = "
-    dense += f"{dispatch.LARGEST_DENSE_OF_TWO_PASSES} for NT-Xent and supervised contrastive."
+    dense = f"Up to B = {dispatch.LARGEST_DENSE} all of S is kept on a CPU, up to B = "
+    dense += f"{dispatch.LARGEST_DENSE_OF_TWO_PASSES} for NT-Xent and supervised contrastive; up to B = "
+    dense += f"{dispatch.LARGEST_DENSE_ON_CUDA} on a GPU."
     tiles = " and ".join(
         f"{rows} x {columns}{on}"
         for (rows, columns), on in zip(dispatch.TILE.values(), (" entries on a CPU,", " on a GPU"), strict=True)

@@ -16,8 +16,7 @@ from crossmodal_losses.engine import tiles
 from crossmodal_losses.engine.aggregation import Aggregation, HardestNegative, HingeSum, LogSumExp
 from crossmodal_losses.engine.epilogue import Epilogue, Place, Plain, tile_memory
 from crossmodal_losses.engine.objective import Directions, Total
-from crossmodal_losses.engine.operands import Operand, Statistics, blocks, measure_norms
-from crossmodal_losses.engine.problem import Problem as TiledProblem
+from crossmodal_losses.engine.operands import Operand, Statistics, measure_norms
 from crossmodal_losses.losses.sigmoid import SoftplusSum
 from crossmodal_losses.losses.sup_con import SoftmaxOfSeveral
 
@@ -373,10 +372,7 @@ ENGINE: dict[str, PairLoss] = {
 def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole engine, over wide tiles of several blocks, is the loss of all similarities."""
 
-    def fused(problem: TiledProblem, positive: Tensor) -> Fused:
-        return Fused(problem.objective.aggregation, problem.directions, positive, problem.operands.dtype)
-
-    monkeypatch.setattr(tiles, "epilogue_for", fused)
+    monkeypatch.setattr(tiles, "epilogue_type", lambda *_: Fused)
     loss = ENGINE[name].to(DEVICE)
     monkeypatch.setattr(loss, "tile_size", 48)
     monkeypatch.setattr(dispatch, "tile_of", lambda *_: (20, 48))
@@ -391,37 +387,53 @@ def test_losses(name: str, with_ids: bool, monkeypatch: pytest.MonkeyPatch) -> N
             assert_close_in_scale(gradient, expected, rtol=1e-4, atol=5 * ATOL)
 
 
+SHAPES = "test_faketensor"  # of outputs, which the compiler is told
+
+
+@pytest.mark.filterwarnings("default")  # the compiler's own imports warn of deprecations
 @pytest.mark.parametrize("name", ["nt_xent", "nt_xent, learned", "sup_con", "sigmoid", "triplet_max"])
 def test_products_are_kept_where_there_is_room(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One product less, the same bits, in a second backward pass, too."""
+    """One product less, the same bits, in a second backward pass and under torch.compile, too."""
     made: list[torch.Size] = []
 
     def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
         made.append(out.shape)
         torch.mm(a, b, out=out)
 
-    def fused(problem: TiledProblem, positive: Tensor) -> Fused:
-        return Fused(problem.objective.aggregation, problem.directions, positive, problem.operands.dtype)
-
     monkeypatch.setattr(tiles, "multiply", multiply)
-    monkeypatch.setattr(tiles, "epilogue_for", fused)
+    monkeypatch.setattr(tiles, "epilogue_type", lambda *_: Fused)
+    torch._dynamo.reset()
     loss = ENGINE[name].to(DEVICE)
     monkeypatch.setattr(loss, "tile_size", 16)
     batch = normal_batch(2, 37, 9, 20, 6, torch.float32, with_ids=name == "sup_con")
     batch = Batch(*(None if v is None else v.detach().to(DEVICE).requires_grad_(v.requires_grad) for v in batch))  # type: ignore[arg-type]
     inputs = leaves_of(batch, *loss.parameters())
     found, counts = [], []
-    for width in (256, 255):  # of 64 rows; of x, y and the candidates 64 are in memory, each
-        monkeypatch.setattr(dispatch, "tile_of", lambda *_, width=width: (64, width))
-        monkeypatch.setattr(tiles, "blocks", lambda whole, step: blocks(whole, 20))
+    compiled = torch.compile(lambda *batch: of_batch(loss, Batch(*batch)), fullgraph=True, backend="aot_eager")
+    # In memory there are 128 rows of x in two tiles, and 64 of y and of either kind of candidates.
+    for width in (1024, 1023):
+        monkeypatch.setattr(dispatch, "tile_of", lambda *_, width=width: (20, width))
         made.clear()
         value = of_batch(loss, batch)
         found += [torch.autograd.grad(value, inputs, retain_graph=True), torch.autograd.grad(value, inputs)]
         counts.append(len(made))
+        made.clear()
+        found.append(torch.autograd.grad(compiled(*batch), inputs))
+        counts.append(len(made))
+        made.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*batch), value, rtol=0, atol=0)
+        assert len(made) == 5
     assert all(torch.equal(grad, first) for grads in found for grad, first in zip(grads, found[0], strict=True))
-    of_one_pass = 2 * 2 + 2 * 1 + 1 * 2  # of pairs, of them with either kind of candidates
+    if name == "nt_xent":
+        settings = loss.objective.name(), loss.objective.numbers(), "mean", [1.0, 1.0], [20, 1024], [True] * 4 + [False]
+        torch.library.opcheck(
+            torch.ops.crossmodal_losses.tiled_forward.default, (*batch, None, *settings), test_utils=SHAPES
+        )
+    of_one_pass = 2 + 2 + 1  # of pairs, of them with either kind of candidates
     if name == "triplet_max":
-        assert counts == [of_one_pass] * 2
+        assert counts == [of_one_pass] * 4
+    elif name == "sigmoid":  # a second backward pass finds the gradients anew
+        assert counts == [of_one_pass * passes for passes in (2, 1, 2, 1)]
     else:
-        again = 1 if name == "sigmoid" else 0
-        assert counts == [of_one_pass * (1 + again), of_one_pass * (1 + 2 - again)]
+        assert counts == [of_one_pass * passes for passes in (1, 1, 3, 2)]

@@ -86,10 +86,14 @@ def test_nothing_waits(name: str, dtype: torch.dtype, ids: bool) -> None:
 
 @each_loss
 def test_half_precision_is_multiplied_as_it_is(name: str) -> None:
-    """All of S, and in tiles."""
+    """All of S, and in tiles; beside many candidates a few pairs, too, in one tile for each kind of candidates."""
     for dtype in (torch.float16, torch.bfloat16):
         for tile_size in (None, 100):
             assert launched(LOSSES[name], 200, dtype, False, tile_size=tile_size).products == {dtype}
+        of_queue = launched(LOSSES[name], 64, dtype, False, 1, 8000)
+        assert of_queue.products == {dtype}
+        assert of_queue.operators["mm"] in (3, 6)
+    assert torch.float32 in launched(NTXent, 64, dtype, False, 1, 100).products
 
 
 def test_gradients_of_hardest_negatives_are_gathered_at_once() -> None:
@@ -109,7 +113,7 @@ def test_products_are_kept_up_to_the_memory_of_a_tile() -> None:
     """They are made once and not twice, in tiles of 4,096 x 16,384; of a few rows 64 are in memory."""
     for B, products in ((8192, 2), (8193, 3 + 3)):
         assert launched(NTXent, B, torch.bfloat16, False).operators["mm"] == products
-    for N, products in ((400_000, 2 + 25), (600_000, 2 * (2 + 37))):
+    for N, products in ((1_000_000, 2 + 62), (1_100_000, 2 * (2 + 68))):
         assert launched(NTXent, 16, torch.bfloat16, False, 1, N).operators["mm"] == products
 
 

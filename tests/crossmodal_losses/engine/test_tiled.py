@@ -118,8 +118,8 @@ def test_the_compiler_sees_a_correct_operator(name: str) -> None:
         arguments = (*batch, None, *settings, [value is not None for value in (*batch.embeddings, None)])
         # Not its test of all outputs' gradients at once: those of the gradients are second derivatives, and refused.
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-        torch.library.opcheck(torch.ops.crossmodal_losses.tiled.default, arguments, test_utils=checks)
-        has_one_derivative(torch.ops.crossmodal_losses.tiled(*arguments)[0], batch.x)
+        torch.library.opcheck(torch.ops.crossmodal_losses.tiled_forward.default, arguments, test_utils=checks)
+        has_one_derivative(torch.ops.crossmodal_losses.tiled_forward(*arguments)[0], batch.x)
 
 
 LEARNING = NTXent(learn_temperature=True, tile_size=4)
