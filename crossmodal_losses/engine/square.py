@@ -44,8 +44,8 @@ class SquareBatch(NamedTuple):
 
     @property
     def keeps_similarities(self) -> bool:
-        """Whether the backward pass takes S, because it has no more entries than x or y."""
-        return self.x.shape[0] <= self.x.shape[1]
+        """Whether the backward pass takes S, because it has fewer entries than x or y."""
+        return self.x.shape[0] < self.x.shape[1]
 
     def gradients(
         self, grad_S: Tensor, S: Tensor | None, needs_grad: Sequence[bool]
