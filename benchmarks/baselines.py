@@ -7,6 +7,7 @@ called.
 """
 
 import functools
+import math
 from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.util import find_spec
@@ -133,6 +134,32 @@ def loop_over_anchors(x: Tensor, y: Tensor) -> Tensor:
     return total / len(S)
 
 
+def siglip_kernel_loss(temperature: float, bias: float) -> Loss:
+    """Return fused_siglip_loss of siglip-kernel (PyPI, 0.1.2), a kernel for CUDA.
+
+    Args:
+        temperature: 1 / exp(log_temperature).
+        bias: its bias.
+    """
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        fused: Callable[..., Tensor] = import_module("siglip_kernel").fused_siglip_loss
+        of_x = torch.full((), -math.log(temperature), device=x.device)
+        return fused(normalize(x), normalize(y), of_x, torch.full_like(of_x, bias))
+
+    return loss
+
+
+def liger_loss(x: Tensor, y: Tensor) -> Tensor:
+    """Compute Liger's fused linear cross-entropy (PyPI liger-kernel 0.8.5), kernels for CUDA, in both directions."""
+    linear: Callable[..., Tensor] = import_module(
+        "liger_kernel.transformers.functional"
+    ).liger_fused_linear_cross_entropy
+    x, y = normalize(x), normalize(y)
+    labels = torch.arange(len(x), device=x.device)
+    return linear(x / TEMPERATURE, y, labels) + linear(y / TEMPERATURE, x, labels)
+
+
 def linear_cross_entropies(**options: object) -> Loss:
     """Return torch.nn.functional.linear_cross_entropy (torch 2.13) in both directions.
 
@@ -162,7 +189,7 @@ def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
     return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()
 
 
-OPEN_CLIP, COMPILED, INF_CL = "open_clip", "autograd, compiled", "Inf-CL"
+OPEN_CLIP, COMPILED, INF_CL, SIGLIP_KERNEL = "open_clip", "autograd, compiled", "Inf-CL", "siglip-kernel"
 # S and a few more tensors of its size, in float32, fit into 24 GB.
 LARGEST = 16384
 
@@ -175,7 +202,7 @@ class Baseline(NamedTuple):
 
     Attributes:
         loss: the loss, with the default settings of ours.
-        largest: largest B on a CPU.
+        largest: largest B on a CPU; 0: it needs CUDA.
         largest_on_cuda: largest B on a GPU.
         needs: the package that it imports, or ``LINEAR_CROSS_ENTROPY``.
     """
@@ -187,6 +214,8 @@ class Baseline(NamedTuple):
 
     def is_available(self) -> bool:
         """Return whether this environment has what the baseline needs."""
+        if not self.largest and not torch.cuda.is_available():
+            return False
         if self.needs == LINEAR_CROSS_ENTROPY:
             return hasattr(functional, LINEAR_CROSS_ENTROPY)
         return find_spec(self.needs) is not None
@@ -195,6 +224,11 @@ class Baseline(NamedTuple):
 def metric_learning(loss: Loss, largest: int) -> Baseline:
     """Return a baseline that is small everywhere: O(B^3) numbers, at B = 1024, do not fit into 24 GB."""
     return Baseline(loss, largest, largest, needs="pytorch_metric_learning")
+
+
+def on_cuda(loss: Loss, needs: str) -> Baseline:
+    """Return a baseline that has kernels for CUDA alone."""
+    return Baseline(loss, 0, needs=needs)
 
 
 def in_torch(largest: int = LARGEST, **options: object) -> Baseline:
@@ -210,6 +244,8 @@ ALL_BASELINES: dict[str, dict[str, Baseline]] = {
         OPEN_CLIP: Baseline(open_clip_loss(TEMPERATURE), needs="open_clip"),
         "sentence-transformers": Baseline(sentence_transformers_loss(TEMPERATURE), needs="sentence_transformers"),
         "pytorch-metric-learning": metric_learning(metric_learning_nt_xent(TEMPERATURE), 128),
+        INF_CL: on_cuda(inf_cl_loss, "inf_cl"),
+        "Liger": on_cuda(liger_loss, "liger_kernel"),
         "linear_cross_entropy": in_torch(),
         "linear_cross_entropy, one chunk": in_torch(batch_chunk_size=1 << 20),
         "linear_cross_entropy, chunks": in_torch(65536, chunking_method="auto"),
@@ -240,6 +276,7 @@ ALL_BASELINES: dict[str, dict[str, Baseline]] = {
     "sigmoid": {
         "autograd, softplus": Baseline(autograd.sigmoid),
         "open_clip, SigLipLoss": Baseline(siglip_loss(SIGMOID_TEMPERATURE, SIGMOID_BIAS), needs="open_clip"),
+        SIGLIP_KERNEL: on_cuda(siglip_kernel_loss(SIGMOID_TEMPERATURE, SIGMOID_BIAS), "siglip_kernel"),
     },
 }
 # The same, of those that this environment has. Tests compare them with ours.
@@ -247,7 +284,7 @@ BASELINES = {
     loss: {name: baseline for name, baseline in baselines.items() if baseline.is_available()}
     for loss, baselines in ALL_BASELINES.items()
 }
-NAMES = sorted({COMPILED, INF_CL}.union(*ALL_BASELINES.values()))
+NAMES = sorted({COMPILED}.union(*ALL_BASELINES.values()))
 
 # Loss -> the form that torch.compile makes fastest.
 TO_COMPILE: dict[str, Loss] = {
@@ -270,17 +307,14 @@ def compile_at_one_size(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def baselines_at(loss: str, B: int, device: str, *, compiled: bool = True) -> dict[str, Loss]:
     """Return the installed baselines of a loss that are measured at this B on this device."""
-    on_cuda = device == "cuda"
     found = {
         name: baseline.loss
         for name, baseline in BASELINES[loss].items()
-        if (baseline.largest_on_cuda if on_cuda else baseline.largest) >= B
+        if (baseline.largest_on_cuda if device == "cuda" else baseline.largest) >= B
     }
-    if compiled and (on_cuda or B <= LARGEST):
+    if compiled and (device == "cuda" or B <= LARGEST):
         torch.compiler.reset()  # torch keeps only so many compiled sizes of a function
         found[COMPILED] = compile_at_one_size(TO_COMPILE[loss])
-    if loss == "nt_xent" and on_cuda and find_spec("inf_cl"):
-        found[INF_CL] = inf_cl_loss
     return found
 
 

@@ -5,13 +5,14 @@ import functools
 import io
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+
+from benchmarks.commit import commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,16 +36,8 @@ def describe_environment() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
         f"{processor}, {torch.get_num_threads()} threads, {gpu}; torch {torch.__version__}, "
-        f"Python {platform.python_version()}; commit {_commit()}"
+        f"Python {platform.python_version()}; commit {commit()}"
     )
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(RESULTS.parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-    except FileNotFoundError:
-        return "unknown"
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

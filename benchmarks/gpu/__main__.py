@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import behaviour, speed, values
-from benchmarks.gpu.report import OutOfTime, Report
+from benchmarks.gpu.report import PARTS, OutOfTime, Report
 from benchmarks.gpu.setting import gpu, trial
 
-PARTS = {"values": values.run, "behaviour": behaviour.run, "speed": speed.run}
+RUN = dict(zip(PARTS, (values.run, behaviour.run, speed.run), strict=True))
 
 # Seconds for each part, and those after which one that hangs is ended.
 LIMIT, HANGS = 540.0, 590.0
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "gpu.json"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts that the arguments name; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--part", action="append", choices=list(PARTS), help="a part; may be repeated; default: all")
+    parser.add_argument("--part", action="append", choices=PARTS, help="a part; may be repeated; default: all")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: tiny sizes, for a trial")
     parser.add_argument("--seconds", type=float, default=LIMIT, help="time limit of each part (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the JSON file (default: %(default)s)")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = Report(options.out, part, setting.device, options.seconds)
         faulthandler.dump_traceback_later(options.seconds + HANGS - LIMIT, exit=True)
         try:
-            PARTS[part](report, setting)
+            RUN[part](report, setting)
             report.finish()
         except OutOfTime as error:
             print(error, file=sys.stderr)

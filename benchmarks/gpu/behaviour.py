@@ -3,43 +3,77 @@
 import functools
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.report import Report
+from benchmarks.gpu import counting
+from benchmarks.gpu.report import Check, Report, Results
 from benchmarks.gpu.setting import PATHS, Setting
 from benchmarks.gpu.values import deviation
-from crossmodal_losses import LOSSES, GatheredLoss, NTXent, PairLoss, RingLoss
+from crossmodal_losses import LOSSES, GatheredLoss, RingLoss
 
-# Launches of forward and backward of a small batch, which tests count without a GPU; one more for reduction="none".
-SMALL = {"mean": 5, "sum": 5, "none": 6}
-
-# Operators that launch nothing, beside views; and the gradient of 1, which autograd makes.
-NO_LAUNCH = "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "ones_like"
+# A covering choice of dtypes, ids and reductions.
+Variant = tuple[torch.dtype, bool, str]
+VARIANTS: tuple[Variant, ...] = (
+    (torch.float32, False, "mean"),
+    (torch.float32, True, "none"),
+    (torch.bfloat16, False, "none"),
+    (torch.bfloat16, True, "mean"),
+    (torch.float16, False, "mean"),
+    (torch.float16, True, "none"),
+)
 
 # Relative deviations that rounding in another order allows.
 ALLOWED, ALLOWED_HALF = 1e-4, 1e-2
 
 
-def gradients(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """Run forward and backward; return the loss and its gradients."""
-    value = loss(x, y)
-    return value.detach(), *torch.autograd.grad(value.sum(), (x, y))
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward of a loss, of the same embeddings each time."""
+
+    loss: Callable[..., Tensor]
+    x: Tensor
+    y: Tensor
+    ids: Tensor | None = None
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """Return the loss, and the gradients of its sum."""
+        value = self.loss(self.x, self.y, *([] if self.ids is None else [self.ids]))
+        return value.detach(), *torch.autograd.grad(value.sum(), (self.x, self.y))
 
 
-def runs(report: Report, setting: Setting, prefix: str, check: Callable[..., None]) -> None:
-    """Run a check of every loss, path, and of single and half precision, in the size for it."""
-    for name, path, dtype in itertools.product(LOSSES, PATHS, (torch.float32, torch.bfloat16)):
-        B, D = setting.behaviour
-        arguments = setting.loss(name, path, B), *setting.embeddings(B, D, dtype)
-        where = f"{prefix}: {name}, {path}, {str(dtype)[6:]}"
-        report.run(where, functools.partial(check, report, setting, where, *arguments))
+def differing(found: Sequence[Tensor], expected: Sequence[Tensor]) -> int:
+    """Return how many parts differ in a bit."""
+    return sum(not torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def step_of(setting: Setting, name: str, path: str, size: tuple[int, int], variant: Variant) -> Step:
+    """Return the step of a loss of this size, dtype and reduction, with or without ids."""
+    dtype, with_ids, reduction = variant
+    ids = torch.arange(size[0], device=setting.device) // 2 if with_ids else None
+    loss = setting.loss(name, path, size[0], reduction=reduction)
+    return Step(loss, *setting.embeddings(*size, dtype), ids)
+
+
+def of_every_step(setting: Setting, prefix: str, check: Callable[..., None]) -> Iterator[tuple[str, Check]]:
+    """Yield a check of every loss, path, size and variant."""
+    for name, path, size, variant in itertools.product(LOSSES, PATHS, setting.behaviour, VARIANTS):
+        dtype, with_ids, reduction = variant
+        about = f"{str(dtype)[6:]}, {'ids' if with_ids else 'no ids'}, {reduction}, B = {size[0]}, D = {size[1]}"
+        where = f"{prefix}: {name}, {path}, {about}"
+        yield where, functools.partial(_check_step, check, setting, where, (name, path, size, variant))
+
+
+def _check_step(
+    check: Callable[..., None], setting: Setting, where: str, of: tuple[Any, ...], results: Results
+) -> None:
+    check(results, setting, where, step_of(setting, *of))
 
 
 @contextmanager
@@ -54,144 +88,120 @@ def waiting_is_an_error(setting: Setting) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def does_not_wait(report: Report, setting: Setting, where: str, loss: PairLoss, x: Tensor, y: Tensor) -> None:
+def does_not_wait(results: Results, setting: Setting, where: str, step: Step) -> None:
     """Run once, to compile, and once more with waiting forbidden."""
-    gradients(loss, x, y)
+    step()
     setting.wait()
     with waiting_is_an_error(setting):
-        gradients(loss, x, y)
-    report.add(where, 0.0, 0.0)
+        step()
+    results.add(where, 0.0, 0.0)
 
 
-def repeats_to_the_bit(report: Report, _: Setting, where: str, loss: PairLoss, x: Tensor, y: Tensor) -> None:
+def repeats_to_the_bit(results: Results, _: Setting, where: str, step: Step) -> None:
     """Run ten times; count the results that differ from the first."""
-    first, *others = (gradients(loss, x, y) for _ in range(10))
-    differ = sum(not all(torch.equal(a, b) for a, b in zip(first, other, strict=True)) for other in others)
-    report.add(where, differ, 0)
+    first, *others = (step() for _ in range(10))
+    results.add(where, sum(differing(other, first) > 0 for other in others), 0)
 
 
-def is_captured(report: Report, setting: Setting, where: str, loss: PairLoss, x: Tensor, y: Tensor) -> None:
-    """Capture a CUDA graph, replay it on other embeddings, and compare with the same without a graph."""
-    if not setting.is_cuda:
-        return
+def captured(step: Callable[[], Any]) -> tuple[Any, Any]:
+    """Capture a step in a CUDA graph; return the graph, and what the step returned, which a replay fills."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        gradients(loss, x, y)
+        step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = gradients(loss, x, y)
+        found = step()
+    return graph, found
+
+
+def is_captured(results: Results, setting: Setting, where: str, step: Step) -> None:
+    """Capture a CUDA graph, replay it on other embeddings, and compare with the same without a graph."""
+    if not setting.is_cuda:
+        return
+    graph, found = captured(step)
     with torch.no_grad():
-        x.copy_(x.flip(0))
+        step.x.copy_(step.x.flip(0))
     graph.replay()
-    torch.cuda.synchronize()
+    setting.wait()
     kept = [part.clone() for part in found]
-    report.add(where, sum(not torch.equal(a, b) for a, b in zip(kept, gradients(loss, x, y), strict=True)), 0)
+    results.add(where, differing(kept, step()), 0)
 
 
-def on_a_side_stream(report: Report, setting: Setting, where: str, loss: PairLoss, x: Tensor, y: Tensor) -> None:
+def on_a_side_stream(results: Results, setting: Setting, where: str, step: Step) -> None:
     """Compare with the same on another stream, to the bit."""
     if not setting.is_cuda:
         return
-    expected, stream = gradients(loss, x, y), torch.cuda.Stream()
+    expected, stream = step(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = gradients(loss, x, y)
+        found = step()
     stream.synchronize()
-    report.add(where, sum(not torch.equal(a, b) for a, b in zip(found, expected, strict=True)), 0)
+    results.add(where, differing(found, expected), 0)
 
 
-class Operators(TorchDispatchMode):
-    """Counts the operators of torch that launch something."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view and func.overloadpacket.__name__ not in NO_LAUNCH
-        return func(*args, **(kwargs or {}))
+CHECKS: dict[str, Callable[..., None]] = {
+    "does not wait": does_not_wait,
+    "ten times the same bits": repeats_to_the_bit,
+    "captured in a graph": is_captured,
+    "on a side stream": on_a_side_stream,
+}
 
 
-@contextmanager
-def counted_kernels() -> Iterator[list[Any]]:
-    """Collect the launches of Triton kernels."""
-    from triton.runtime.jit import JITFunction
-
-    launched: list[Any] = []
-    run = JITFunction.run
-
-    def counting(kernel: Any, *args: Any, **kwargs: Any) -> Any:
-        launched.append(kernel)
-        return run(kernel, *args, **kwargs)
-
-    JITFunction.run = counting
-    try:
-        yield launched
-    finally:
-        JITFunction.run = run
-
-
-def launches(report: Report, setting: Setting, name: str, reduction: str) -> None:
-    """Count the launches of a small batch, with ids; backward runs in this thread, lest they go uncounted."""
-    B, D = setting.behaviour
-    x, y = setting.embeddings(B, D, torch.bfloat16)
-    loss, ids = setting.loss(name, "default", B, reduction=reduction), torch.arange(B, device=setting.device) // 2
-    value = loss(x, y, ids)
-    upstream = torch.ones_like(value)
-    torch.autograd.grad(value, (x, y), upstream)
-    with counted_kernels() as kernels, Operators() as operators, torch.autograd.set_multithreading_enabled(False):
-        torch.autograd.grad(loss(x, y, ids), (x, y), upstream)
-    allowed = SMALL[reduction] if setting.is_cuda else None
-    report.add(f"launches: {name}, {reduction}", operators.count + len(kernels), allowed)
-
-
-def compiles(report: Report, setting: Setting, name: str, path: str) -> None:
+def compiles(results: Results, setting: Setting, name: str, path: str) -> None:
     """Compile without a graph break, and compare with the same not compiled."""
-    B, D = setting.behaviour
+    (B, D), *_ = setting.behaviour
     torch.compiler.reset()
     loss, (x, y) = setting.loss(name, path, B), setting.embeddings(B, D, torch.float32)
     compiled = torch.compile(loss, fullgraph=True, backend="inductor" if setting.is_cuda else "eager")
-    deviations = deviation(gradients(compiled, x, y), [part.double() for part in gradients(loss, x, y)])
-    report.add(f"compiled: {name}, {path}", deviations, ALLOWED)
+    deviations = deviation(Step(compiled, x, y)(), [part.double() for part in Step(loss, x, y)()])
+    results.add(f"compiled: {name}, {path}", deviations, ALLOWED)
 
 
-def beyond_2_to_the_31(report: Report, setting: Setting, name: str) -> None:
+def beyond_2_to_the_31(results: Results, setting: Setting, name: str) -> None:
     """Compare one tile with more entries than 32 bits count with many tiles."""
     t = setting.whole_tile
     x, y = setting.on_device(t, 64, torch.bfloat16)
-    expected = [part.double() for part in gradients(LOSSES[name](tile_size=max(1, t // 12)), x, y)]
-    found = gradients(LOSSES[name](tile_size=t - 1), x, y)
-    report.add(f"a tile of {(t - 1) ** 2} entries: {name}", deviation(found, expected), ALLOWED_HALF)
+    expected = [part.double() for part in Step(LOSSES[name](tile_size=max(1, t // 12)), x, y)()]
+    found = Step(LOSSES[name](tile_size=t - 1), x, y)()
+    results.add(f"a tile of {(t - 1) ** 2} entries: {name}", deviation(found, expected), ALLOWED_HALF)
 
 
-def one_rank(report: Report, setting: Setting) -> None:
-    """Compare both losses of several processes, in a group of one, with the loss itself."""
-    B, D = setting.behaviour
+def one_rank(results: Results, setting: Setting) -> None:
+    """Compare both losses of several processes, in a group of one, with the loss itself.
+
+    A loss of one process does without its group. Here it goes the way of several, through the collectives.
+    """
+    (B, D), *_ = setting.behaviour
     x, y = setting.embeddings(B, D, torch.float32)
-    expected = [part.double() for part in gradients(NTXent(), x, y)]
     with tempfile.TemporaryDirectory() as folder:
         place = (Path(folder) / "store").as_uri()
         distributed.init_process_group("nccl" if setting.is_cuda else "gloo", place, rank=0, world_size=1)
+        group = distributed.group.WORLD
+        assert group is not None
         try:
-            for kind in (GatheredLoss, RingLoss):
-                found = gradients(kind(NTXent(tile_size=setting.tile_size)), x, y)
-                report.add(f"one rank: {kind.__name__}", deviation(found, expected), ALLOWED)
+            for kind, name in itertools.product((GatheredLoss, RingLoss), LOSSES):
+                loss = setting.loss(name, "tiles", B)
+                expected = [part.double() for part in Step(loss, x, y)()]
+                of_ranks = kind(loss, group)
+                found = Step(lambda *sides, of=of_ranks: of._of_ranks(group, (*sides, *[None] * 5), {}), x, y)()
+                results.add(f"one rank: {kind.__name__}, {name}", deviation(found, expected), ALLOWED)
         finally:
             distributed.destroy_process_group()
 
 
-def run(report: Report, setting: Setting) -> None:
-    """Run all of this part."""
-    runs(report, setting, "does not wait", does_not_wait)
-    runs(report, setting, "ten times the same bits", repeats_to_the_bit)
-    runs(report, setting, "captured in a graph", is_captured)
-    runs(report, setting, "on a side stream", on_a_side_stream)
-    for name, reduction in itertools.product(LOSSES, SMALL):
-        report.run(f"launches: {name}, {reduction}", functools.partial(launches, report, setting, name, reduction))
-    report.run("one rank", functools.partial(one_rank, report, setting))
-    for name in ("triplet_max", "triplet_sum", "nt_xent"):
-        report.run(f"a large tile: {name}", functools.partial(beyond_2_to_the_31, report, setting, name))
+def checks(setting: Setting) -> Iterator[tuple[str, Check]]:
+    """Yield the checks that several processes may share, by name."""
+    for prefix, check in CHECKS.items():
+        yield from of_every_step(setting, prefix, check)
     for name, path in itertools.product(LOSSES, ("default", "tiles")):
-        report.run(f"compiled: {name}, {path}", functools.partial(compiles, report, setting, name, path))
+        yield f"compiled: {name}, {path}", functools.partial(compiles, setting=setting, name=name, path=path)
+
+
+def run(report: Report, setting: Setting) -> None:
+    """Run all of this part. Large tiles need the memory of other processes."""
+    report.run_all(itertools.chain(checks(setting), counting.checks(setting)), setting.processes)
+    report.run("one rank", functools.partial(one_rank, setting=setting))
+    for name in ("triplet_max", "triplet_sum", "nt_xent"):
+        report.run(f"a large tile: {name}", functools.partial(beyond_2_to_the_31, setting=setting, name=name))

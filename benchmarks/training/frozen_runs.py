@@ -19,6 +19,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 from tqdm import tqdm
 
 from benchmarks import options
+from benchmarks.frozen import AUDIO, CAPTIONS, EMBEDDING, HIDDEN, TEXT, frozen_experiments
 from benchmarks.measure import Call, interleaved, synchronise
 from benchmarks.results import Record, write_table
 from reference_model.config import ADDED_SETTINGS, Config
@@ -26,25 +27,11 @@ from reference_model.data.batches import DistributedBatchSampler
 from reference_model.evaluation.evaluate import evaluate
 from reference_model.models.dual_encoder import Heads
 from reference_model.models.features import FeatureBatches, Features
-from reference_model.paper import DATASET_SIZES, PROTOCOLS, experiments
+from reference_model.paper import DATASET_SIZES, EPOCHS, PROTOCOLS, SEEDS
 from reference_model.runtime.tensors import save_tensors
 from reference_model.training.captured import new_step
 from reference_model.training.checkpoint import save_checkpoint
 from reference_model.training.step import Step
-
-EPOCHS, SEEDS = 50, 3
-AUDIO, TEXT = 2048, 768  # columns of the features
-# Data set -> split -> captions of a clip.
-CAPTIONS = {"AudioCaps": {"train": 1, "val": 5, "test": 5}, "Clotho": {"train": 5, "val": 5, "test": 5}}
-
-
-def frozen_experiments() -> dict[tuple[str, int], list[str]]:
-    """Return (data set, batch size) -> losses, for the rows of the paper's tables with frozen encoders."""
-    found: dict[tuple[str, int], list[str]] = {}
-    for row in experiments().values():
-        if row["encoders"] == "frozen":
-            found.setdefault((row["dataset"], row["batch_size"]), []).append(row["loss"])
-    return found
 
 
 def random_features(dataset: str, split: str, divisor: int, device: str) -> Features:
@@ -113,7 +100,7 @@ def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[R
         train, val, test = (random_features(dataset, split, divisor, device) for split in ("train", "val", "test"))
         calls: dict[str, Call] = {}
         for loss in losses:
-            heads = Heads(AUDIO, TEXT, hidden_size=2048, embedding_size=1024).to(device)
+            heads = Heads(AUDIO, TEXT, hidden_size=HIDDEN, embedding_size=EMBEDDING).to(device)
             step = new_step(heads, config(dataset, batch_size, loss), accelerator)
             steps, batches = endless_batches(train, batch_size)
             calls[loss] = functools.partial(take_step, step, batches)
@@ -137,7 +124,7 @@ def measure(divisor: int, *, device: str, seconds: float, rounds: int) -> list[R
                     **{f"{column}, a step": value for column, value in timings[loss].columns().items()},
                     "s, measure and write an epoch": round(after_epoch, 2),
                     "minutes, one run": round(run / 60, 1),
-                    "hours, three seeds": round(SEEDS * run / 3600, 2),
+                    "hours, three seeds": round(len(SEEDS) * run / 3600, 2),
                 }
             )
     return records
@@ -154,7 +141,7 @@ def main(device: str, divisor: int, seconds: float, rounds: int, folder: Path) -
     records = measure(divisor, device=device, seconds=seconds, rounds=rounds)
     total = sum(record["hours, three seeds"] for record in records)
     about = f"float32, {device}, random features of the real sizes; "
-    about += f"**{SEEDS * len(records)} runs: {total:.1f} hours, one after another**"
+    about += f"**{len(SEEDS) * len(records)} runs: {total:.1f} hours, one after another**"
     write_table(folder, "frozen_runs" + ("" if device == "cpu" else "-gpu"), records, about)
 
 
