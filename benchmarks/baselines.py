@@ -189,7 +189,8 @@ def inf_cl_loss(x: Tensor, y: Tensor) -> Tensor:
     return (cal_flash_loss(x, y, **settings) + cal_flash_loss(y, x, **settings)).mean()
 
 
-OPEN_CLIP, COMPILED, INF_CL, SIGLIP_KERNEL = "open_clip", "autograd, compiled", "Inf-CL", "siglip-kernel"
+OPEN_CLIP, COMPILED = "open_clip", "autograd, compiled"
+INF_CL, LIGER, SIGLIP_KERNEL = "Inf-CL", "Liger", "siglip-kernel"
 # S and a few more tensors of its size, in float32, fit into 24 GB.
 LARGEST = 16384
 
@@ -245,7 +246,7 @@ ALL_BASELINES: dict[str, dict[str, Baseline]] = {
         "sentence-transformers": Baseline(sentence_transformers_loss(TEMPERATURE), needs="sentence_transformers"),
         "pytorch-metric-learning": metric_learning(metric_learning_nt_xent(TEMPERATURE), 128),
         INF_CL: on_cuda(inf_cl_loss, "inf_cl"),
-        "Liger": on_cuda(liger_loss, "liger_kernel"),
+        LIGER: on_cuda(liger_loss, "liger_kernel"),
         "linear_cross_entropy": in_torch(),
         "linear_cross_entropy, one chunk": in_torch(batch_chunk_size=1 << 20),
         "linear_cross_entropy, chunks": in_torch(65536, chunking_method="auto"),
@@ -319,5 +320,5 @@ def baselines_at(loss: str, B: int, device: str, *, compiled: bool = True) -> di
 
 
 def missing(losses: Collection[str]) -> list[str]:
-    """Return the names of these losses' baselines that are not installed here."""
+    """Return the names of these losses' baselines that cannot run here: not installed, or for CUDA."""
     return sorted({name for loss in losses for name in ALL_BASELINES[loss] if name not in BASELINES[loss]})

@@ -135,7 +135,7 @@ def main(
     --batch-sizes goes up to 65536 and beyond; a baseline stops where it does not fit into memory.
     """
     if missing(conditions.losses):
-        click.echo(f"not installed here, hence left out: {', '.join(missing(conditions.losses))}")
+        click.echo(f"not here, hence left out: {', '.join(missing(conditions.losses))}")
     records = measure(conditions, batch_sizes, only=only, compiled=compiled, check_up_to=check_up_to)
     about = f"forward and backward, {conditions}"
     write_table(folder, f"losses{suffix}", records, about)

@@ -6,15 +6,25 @@ Only batches of distinct pairs, because the baselines take no ids.
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
+from benchmarks import baselines
 from benchmarks.autograd import logits
-from benchmarks.baselines import BASELINES, metric_learning_nt_xent, open_clip_loss, sentence_transformers_loss
+from benchmarks.baselines import (
+    ALL_BASELINES,
+    BASELINES,
+    LIGER,
+    SIGLIP_KERNEL,
+    metric_learning_nt_xent,
+    open_clip_loss,
+    sentence_transformers_loss,
+)
 from benchmarks.batch import Loss
 from crossmodal_losses import LOSSES, NTXent, SupCon
 
@@ -30,10 +40,37 @@ def assert_equal(ours: Loss, baseline: Loss, seed: int) -> None:
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, y)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss, name", [(loss, name) for loss, baselines in BASELINES.items() for name in baselines])
+@pytest.mark.parametrize(
+    "loss, name", [(loss, name) for loss, of in BASELINES.items() for name in of if of[name].largest]
+)
 @given(seed=st.integers(0, 2**31))
 def test_default_settings(loss: str, name: str, seed: int) -> None:
     assert_equal(LOSSES[loss](), BASELINES[loss][name].loss, seed)
+
+
+def test_kernels_for_cuda_are_called_with_the_numbers_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their definitions stand for them: siglip-kernel's reference, and the cross-entropy of a product."""
+
+    def siglip(x: torch.Tensor, y: torch.Tensor, log_scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        signs = 2 * torch.eye(len(x), dtype=x.dtype) - 1
+        return -logsigmoid(signs * (x @ y.T * log_scale.exp() + bias)).sum() / len(x)
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(x @ weight.T, labels)
+
+    modules = {
+        "siglip_kernel": SimpleNamespace(fused_siglip_loss=siglip),
+        "liger_kernel.transformers.functional": SimpleNamespace(liger_fused_linear_cross_entropy=linear),
+    }
+    monkeypatch.setattr(baselines, "import_module", modules.__getitem__)
+    for loss, name in (("sigmoid", SIGLIP_KERNEL), ("nt_xent", LIGER)):
+        assert_equal(LOSSES[loss](), ALL_BASELINES[loss][name].loss, seed=7)
+        monkeypatch.setattr(baselines, "find_spec", lambda needs: needs)
+        for there in (False, True):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+            assert ALL_BASELINES[loss][name].is_available() == there
+        monkeypatch.setattr(baselines, "find_spec", lambda _: None)
+        assert not ALL_BASELINES[loss][name].is_available()
 
 
 @pytest.mark.parametrize("baseline", [open_clip_loss, sentence_transformers_loss, metric_learning_nt_xent])
