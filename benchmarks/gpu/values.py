@@ -1,6 +1,6 @@
 """Part 1: values and gradients of every loss, path, dtype and reduction, beside float64 on a CPU.
 
-Triton compiles COMPILED variants of kernels for it, which takes most of its time; several processes share them.
+Triton compiles a variant of its kernels for every dtype, path and kind of size. Several processes share them.
 """
 
 import copy
