@@ -84,7 +84,8 @@ class Fused(Epilogue):
         if with_states:
             for k in directions:
                 anchors = grid[k] * (BLOCK_COLUMNS if k else BLOCK_ROWS)
-                parts[k] = self.positive.new_empty(len(self._running()), grid[1 - k], anchors)
+                count = len(self._running()) + (self.kind in ("logarithm", "several"))  # each sum with a shift
+                parts[k] = self.positive.new_empty(count, grid[1 - k], anchors)
         gradient, grad_parameters, at = products, None, (0, 0)
         of_anchors: tuple[Tensor | None, ...] = (None, None, None)
         if factors is not None:

@@ -9,12 +9,12 @@ and aggregates s along its rows (over j), along its columns (over i), or both:
     hardest        max_j s_ij, and the lowest j that attains it
     hinges         sum_j [m + s_ij - s_ii]_+, and how many hinges are above 0
     exponentials   sum_j exp(s_ij / t)
-    logarithm      log sum_j exp(s_ij / t), shifted by the largest exponent of the block
+    logarithm      the largest s_ij / t of the block, and sum_j exp(s_ij / t), divided by the exponential of that
     several        the same over all j but i; and the sum of s_ij / t over the j of i's id, and their number
     pairs          sum_j log(1 + exp(z_ij)), z = s / t + b, and -z_ii for the pair itself
 
 or writes the gradients of p, or does both where one pass finds them. It computes exp(s / t) as 2^(s log2(e) / t), and
-multiplies by log2(e) / t once for a row, in 1 / |x_i|.
+multiplies by log2(e) / t once for a row, in 1 / |x_i|; likewise exp(z).
 
 Every program writes its results to separate places, and the second kernel combines the blocks, and what is known from
 other tiles, in a fixed order: no two programs add to the same number, so that a result is the same every time.
@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from crossmodal_losses.engine.aggregation import EXCLUDED
-from crossmodal_losses.engine.formulas_triton import _sigmoid, _softplus
+from crossmodal_losses.engine.formulas_triton import _sigmoid_of_exp2, _softplus_of_exp2
 
 # Whether these are multiples of 16 makes no faster kernel, only more of them to compile. It does for ``stride``, which
 # always is one.
@@ -48,6 +48,13 @@ _MERGED = tl.constexpr(32)  # so many blocks at a time
 
 
 @triton.jit
+def _meets_diagonal(anchor_row, anchor_column, s):
+    """Whether the block has entries on the diagonal of S."""
+    ahead = (anchor_row + tl.program_id(0) * s.shape[0]) - (anchor_column + tl.program_id(1) * s.shape[1])
+    return (ahead < s.shape[1]) & (-ahead < s.shape[0])
+
+
+@triton.jit
 def _exclude(
     s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE: tl.constexpr
 ):
@@ -58,8 +65,7 @@ def _exclude(
         s = tl.where(id_i[:, None] != id_j[None, :], s, excluded)
     row, column = tl.program_id(0) * s.shape[0], tl.program_id(1) * s.shape[1]
     if EXCLUDE == "diagonal":
-        ahead = (anchor_row + row) - (anchor_column + column)
-        if (ahead < s.shape[1]) & (-ahead < s.shape[0]):
+        if _meets_diagonal(anchor_row, anchor_column, s):
             s = tl.where((anchor_row + i)[:, None] != (anchor_column + j)[None, :], s, excluded)
     if (row + s.shape[0] > rows) | (column + s.shape[1] > columns):
         s = tl.where((i < rows)[:, None] & (j < columns)[None, :], s, excluded)
@@ -76,6 +82,12 @@ def _is_itself(anchor_row, anchor_column, rows, columns, i, j):
 def _hinges(s, positive, margin, AXIS: tl.constexpr):
     shifted = s + tl.expand_dims(margin - positive, AXIS)
     return tl.maximum(shifted, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _one_if(condition):
+    """1 where it holds, else 0; in one instruction, where a cast takes several."""
+    return tl.where(condition, 1.0, 0.0)
 
 
 @triton.jit
@@ -101,19 +113,22 @@ def _store_states(
     elif KIND == "hinges":
         hinges = _hinges(s, positive, setting, AXIS)
         _store(tl.sum(hinges, AXIS), 0, partials, anchor, AXIS, LENGTH)
-        _store(tl.sum((hinges > 0).to(tl.float32), AXIS), 1, partials, anchor, AXIS, LENGTH)
+        # The bits of a hinge, as a whole number, are above 0 where the hinge is. The compiler packs comparisons that
+        # are used here and in the gradient into bits, and unpacks them.
+        violating = tl.minimum(hinges.to(tl.int32, bitcast=True), 1)
+        _store(tl.sum(violating, AXIS).to(tl.float32), 1, partials, anchor, AXIS, LENGTH)
     elif KIND == "exponentials":
         _store(tl.sum(s, AXIS), 0, partials, anchor, AXIS, LENGTH)
     elif KIND == "pairs":
-        _store(tl.sum(_softplus(s), AXIS), 0, partials, anchor, AXIS, LENGTH)
+        _store(tl.sum(_softplus_of_exp2(s), AXIS), 0, partials, anchor, AXIS, LENGTH)
     else:
         # All pairs of a block may be excluded: -inf if the temperature is tiny, and -inf minus -inf would be NaN.
         largest = tl.maximum(tl.max(s, AXIS), _LOWEST)
-        total = tl.sum(tl.exp2(s - tl.expand_dims(largest, AXIS)), AXIS)
-        _store(tl.log2(total) + largest, 0, partials, anchor, AXIS, LENGTH)
+        _store(largest, 0, partials, anchor, AXIS, LENGTH)
+        _store(tl.sum(tl.exp2(s - tl.expand_dims(largest, AXIS)), AXIS), 1, partials, anchor, AXIS, LENGTH)
         if KIND == "several":  # pragma: no branch - the interpreter hides the end of a kernel
-            _store(tl.sum(tl.where(same, s, 0.0), AXIS) * _LN_2, 1, partials, anchor, AXIS, LENGTH)
-            _store(tl.sum(same.to(tl.float32), AXIS), 2, partials, anchor, AXIS, LENGTH)
+            _store(tl.sum(tl.where(same, s, 0.0), AXIS) * _LN_2, 2, partials, anchor, AXIS, LENGTH)
+            _store(tl.sum(_one_if(same), AXIS), 3, partials, anchor, AXIS, LENGTH)
 
 
 @triton.jit
@@ -124,9 +139,9 @@ def _grad_along(
     inside = index < count
     factor = tl.expand_dims(tl.load(factors + at + index, mask=inside, other=0.0), AXIS)
     if KIND == "pairs":
-        grad = _sigmoid(s) * factor
+        grad = _sigmoid_of_exp2(s) * factor
     elif KIND == "hinges":
-        grad = tl.where(_hinges(s, positive, setting, AXIS) > 0, factor, 0.0)
+        grad = _one_if(_hinges(s, positive, setting, AXIS) > 0) * factor
     elif KIND == "exponentials":
         grad = s * factor
     else:
@@ -179,15 +194,14 @@ def tile(
     inv_norm_j = tl.load(inv_norm_y + of_column + j, mask=j < columns, other=0.0)
     at = i.to(tl.int64)[:, None] * stride + j[None, :]  # a tile may have more than 2^31 entries
     p = tl.load(products + at)
-    if KIND == "exponentials" or KIND == "logarithm" or KIND == "several":
+    if KIND == "hardest" or KIND == "hinges":
+        s, excluded = p * inv_norm_i[:, None] * inv_norm_j[None, :], _EXCLUDED
+    else:
         scale = _LOG2_E / setting
         s, excluded = p * (inv_norm_i * scale)[:, None] * inv_norm_j[None, :], _EXCLUDED * scale
-    elif KIND == "pairs":
-        s, excluded = p * (inv_norm_i / setting)[:, None] * inv_norm_j[None, :] + tl.load(settings + 1), _EXCLUDED
-    else:
-        s, excluded = p * inv_norm_i[:, None] * inv_norm_j[None, :], _EXCLUDED
-    # Of "several" the pairs of one id, of "pairs" those on the diagonal; else none.
-    z, same = s, i[:, None] < 0
+    if KIND == "pairs":
+        s, excluded = s + tl.load(settings + 1) * _LOG2_E, _EXCLUDED
+    z, same = s, i[:, None] < 0  # of "several" the pairs of one id; else none
     if KIND == "several" and EXCLUDE == "ids":
         id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0)
         id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0)
@@ -199,8 +213,8 @@ def tile(
             s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE
         )
     if KIND == "pairs" and EXCLUDE != "nothing":
-        same = _is_itself(anchor_row, anchor_column, rows, columns, i, j)
-        s = tl.where(same, -z, s)
+        if _meets_diagonal(anchor_row, anchor_column, s):
+            s = tl.where(_is_itself(anchor_row, anchor_column, rows, columns, i, j), -z, s)
     if KIND == "exponentials":
         s = tl.exp2(s)
     positive_i, positive_j = inv_norm_i, inv_norm_j
@@ -209,27 +223,31 @@ def tile(
             positive_i = tl.load(positive + anchor_row + i, mask=i < rows, other=0.0)
         if COLUMNS:
             positive_j = tl.load(positive + anchor_column + j, mask=j < columns, other=0.0)
+    if grad_products is not None:  # pragma: no branch - the interpreter hides the end of a kernel
+        if ROWS:
+            grad = _grad_along(s, same, positive_i, setting, state, shares, factors, state_row, i, rows, 1, KIND)
+        if COLUMNS:
+            others = _grad_along(
+                s, same, positive_j, setting, state, shares, factors, state_column, j, columns, 0, KIND
+            )
+            if ROWS:
+                grad += others
+            else:
+                grad = others
+        place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        if grad_parameters is not None:
+            tl.store(grad_parameters + place, -tl.sum(s * grad) * _LN_2)
+        if KIND == "pairs" and EXCLUDE != "nothing":
+            if _meets_diagonal(anchor_row, anchor_column, s):
+                grad = tl.where(_is_itself(anchor_row, anchor_column, rows, columns, i, j), -grad, grad)
+        if KIND == "pairs" and grad_parameters is not None:
+            tl.store(grad_parameters + tl.num_programs(0) * tl.num_programs(1) + place, tl.sum(grad))
+        grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]
+        tl.store(grad_products + at, grad.to(grad_products.dtype.element_ty))
     if of_rows is not None:
         _store_states(s, same, positive_i, setting, of_rows, i, j, columns, 1, KIND)
     if of_columns is not None:
         _store_states(s, same, positive_j, setting, of_columns, j, i, rows, 0, KIND)
-    if grad_products is not None:  # pragma: no branch - the interpreter hides the end of a kernel
-        grad = tl.zeros_like(s)
-        if ROWS:
-            grad += _grad_along(s, same, positive_i, setting, state, shares, factors, state_row, i, rows, 1, KIND)
-        if COLUMNS:
-            grad += _grad_along(s, same, positive_j, setting, state, shares, factors, state_column, j, columns, 0, KIND)
-        if KIND == "pairs" and EXCLUDE != "nothing":
-            s, grad = tl.where(same, -s, s), tl.where(same, -grad, grad)
-        if grad_parameters is not None:
-            place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-            if KIND == "pairs":
-                tl.store(grad_parameters + place, -tl.sum(s * grad))
-                tl.store(grad_parameters + tl.num_programs(0) * tl.num_programs(1) + place, tl.sum(grad))
-            else:
-                tl.store(grad_parameters + place, -tl.sum(s * grad) * _LN_2)
-        grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]
-        tl.store(grad_products + at, grad.to(grad_products.dtype.element_ty))
 
 
 @triton.jit
@@ -266,13 +284,15 @@ def _merge_along(
         elif KIND == "logarithm" or KIND == "several":
             found = tl.load(source, mask=there, other=-float("inf"))
             before, largest = largest, tl.maximum(largest, tl.max(found, 0))
-            total = total * tl.exp2(before - largest) + tl.sum(tl.exp2(found - largest[None, :]), 0)
+            of_blocks = tl.load(source + other_part, mask=there, other=0.0) * tl.exp2(found - largest[None, :])
+            total = total * tl.exp2(before - largest) + tl.sum(of_blocks, 0)
         else:
             value += tl.sum(tl.load(source, mask=there, other=0.0), 0)
-        if KIND == "hinges" or KIND == "several":
+        if KIND == "hinges":
             other += tl.sum(tl.load(source + other_part, mask=there, other=0.0), 0)
         if KIND == "several":
-            count += tl.sum(tl.load(source + 2 * other_part, mask=there, other=0.0), 0)
+            other += tl.sum(tl.load(source + 2 * other_part, mask=there, other=0.0), 0)
+            count += tl.sum(tl.load(source + 3 * other_part, mask=there, other=0.0), 0)
         start += _MERGED
     if KIND == "logarithm" or KIND == "several":
         value = tl.log2(total) + largest

@@ -39,12 +39,24 @@ def _log1p(x):
 @triton.jit
 def _softplus(z):
     """log(1 + exp(z))."""
-    return tl.maximum(z, 0.0) + _log1p_up_to_1(tl.exp2(-tl.abs(z) * _LOG2_E))
+    return _softplus_of_exp2(z * _LOG2_E)
+
+
+@triton.jit
+def _softplus_of_exp2(z):
+    """log(1 + 2^z)."""
+    return tl.maximum(z, 0.0) * _LN_2 + _log1p_up_to_1(tl.exp2(-tl.abs(z)))
 
 
 @triton.jit
 def _sigmoid(z):
-    return 1.0 / (1.0 + tl.exp2(-z * _LOG2_E))
+    return _sigmoid_of_exp2(z * _LOG2_E)
+
+
+@triton.jit
+def _sigmoid_of_exp2(z):
+    """2^z / (1 + 2^z)."""
+    return 1.0 / (1.0 + tl.exp2(-z))
 
 
 @triton.jit
