@@ -16,6 +16,11 @@ from crossmodal_losses.similarity import HALF, computation_dtype
 # Rows of a length in this range are multiplied as they are; others are divided by a scale first.
 SHORTEST, LONGEST = 1e-12, 1e12
 
+# All rows of an operand are scaled at once, once for a pass, if they take no more bytes. On a CPU a block at a time stays
+# in its cache, and lengths are seldom such that rows have to be scaled. On CUDA nobody can look at the lengths without
+# waiting: rows of any dtype are scaled, those of bfloat16 too, whose products may overflow like those of float32.
+SCALED_AT_ONCE = {"cuda": 1 << 28}
+
 
 def blocks(whole: slice, step: int) -> list[slice]:
     """Cover the whole with slices of at most step."""
@@ -74,13 +79,15 @@ class Operand:
         local = self.local(block)
         if self.scale is None:
             return self.rows[local]
-        count = block.stop - block.start
-        if self._buffer is None or len(self._buffer) < count:
-            self._buffer = self.scale.new_empty(count, self.rows.shape[1], dtype=self.dtype)
-        if self._buffered is None or self._buffered != block:
-            torch.div(self.rows[local], self.scale[local, None], out=self._buffer[:count])
-            self._buffered = block
-        return self._buffer[:count]
+        kept = self._buffered
+        if self._buffer is None or kept is None or block.start < kept.start or block.stop > kept.stop:
+            at_once = self.rows.numel() * self.dtype.itemsize <= SCALED_AT_ONCE.get(self.rows.device.type, 0)
+            kept = self._buffered = self.whole if at_once else block
+            count, scaled = kept.stop - kept.start, self.local(kept)
+            if self._buffer is None or len(self._buffer) < count:
+                self._buffer = self.scale.new_empty(count, self.rows.shape[1], dtype=self.dtype)
+            torch.div(self.rows[scaled], self.scale[scaled, None], out=self._buffer[:count])
+        return self._buffer[block.start - kept.start : block.stop - kept.start]
 
     def dimensions(self, dimensions: slice = slice(None)) -> Tensor:
         """Some dimensions of every row, or all, ``[n, width]``."""
@@ -150,6 +157,9 @@ class Operands:
 
     def columns(self, part: int, columns: slice, rows: Tensor) -> Operand:
         """The operand of some rows of y (part 0), or of its further candidates (part 1), of any process."""
+        known = vars(self).get("negatives_y" if part else "y")
+        if known is not None and known.rows is rows:
+            return known  # with what it scaled
         first = part * self.pairs
         statistics = cast(Statistics, self.statistics[1 + 2 * part])
         if columns.stop - columns.start != statistics.inv_norm.shape[0]:
