@@ -174,12 +174,19 @@ class Compiled:
         return self._count(r"(ATOM[GS]?|RED)\b")
 
     @property
+    def instructions(self) -> int:
+        """How many stand in the code of a thread, those of branches that few threads take too."""
+        return self.operations.total() - self._count(r"NOP\b")
+
+    @property
     def loads_of_16_bytes(self) -> int:
         return self._count(r"LDG\b.*\.128\b")
 
     @property
-    def rounds_to_bfloat16(self) -> bool:
-        return self._count(r"F2FP?\.BF16") > 0
+    def rounds_to(self) -> torch.dtype | None:
+        """The half precision that it writes, if it does."""
+        names = {torch.bfloat16: r"F2FP?\.BF16", torch.float16: r"F2FP?\.(PACK_AB|F16)"}
+        return next((dtype for dtype, name in names.items() if self._count(name)), None)
 
 
 class _Driver:

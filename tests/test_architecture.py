@@ -30,7 +30,6 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "crossmodal_losses.engine.formulas_triton": "they are tested with what calls them, in test_small_batch.py",
     "crossmodal_losses.engine.small_batch_triton": "they are tested with what launches them, in test_small_batch.py",
     "crossmodal_losses.engine.reference": "it is compared with the loops in losses/test_equations.py",
-    "crossmodal_losses.engine.problem": "the losses on several processes use all of it, in test_distributed.py",
     "crossmodal_losses.engine.rows_fused": "it is tested with the kernels, in test_rows_triton.py",
     "crossmodal_losses.engine.epilogue_fused": "it is tested with the kernels, in test_epilogue_triton.py",
     "crossmodal_losses.engine.epilogue": "the plain epilogue is part of every loss in tiles, tested in test_tiles.py",

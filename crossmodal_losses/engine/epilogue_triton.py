@@ -48,34 +48,46 @@ _MERGED = tl.constexpr(32)  # so many blocks at a time
 
 
 @triton.jit
-def _meets_diagonal(anchor_row, anchor_column, s):
-    """Whether the block has entries on the diagonal of S."""
-    ahead = (anchor_row + tl.program_id(0) * s.shape[0]) - (anchor_column + tl.program_id(1) * s.shape[1])
-    return (ahead < s.shape[1]) & (-ahead < s.shape[0])
+def _with_diagonal(values, others, anchor_row, anchor_column, i, j):
+    """Put others in the place of values on the diagonal of S; blocks beside it compare nothing."""
+    ahead = (anchor_row + tl.program_id(0) * values.shape[0]) - (anchor_column + tl.program_id(1) * values.shape[1])
+    if (ahead < values.shape[1]) & (-ahead < values.shape[0]):
+        values = tl.where((anchor_row + i)[:, None] == (anchor_column + j)[None, :], others, values)
+    return values
 
 
 @triton.jit
 def _exclude(
-    s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE: tl.constexpr
+    s,
+    excluded,
+    of_pair,
+    ids_x,
+    ids_y,
+    of_row,
+    of_column,
+    anchor_row,
+    anchor_column,
+    rows,
+    columns,
+    i,
+    j,
+    EXCLUDE: tl.constexpr,
+    KIND: tl.constexpr,
 ):
-    """Put excluded in the place of pairs that are no negatives; blocks inside of the tile compare only their ids."""
+    """Put excluded in the place of pairs that are no negatives, and of_pair in that of a pair itself.
+
+    Blocks inside of the tile compare only their ids.
+    """
     if EXCLUDE == "ids":
         id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0)
         id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0)
         s = tl.where(id_i[:, None] != id_j[None, :], s, excluded)
+    if EXCLUDE == "diagonal" or (EXCLUDE == "ids" and KIND == "pairs"):
+        s = _with_diagonal(s, of_pair, anchor_row, anchor_column, i, j)
     row, column = tl.program_id(0) * s.shape[0], tl.program_id(1) * s.shape[1]
-    if EXCLUDE == "diagonal":
-        if _meets_diagonal(anchor_row, anchor_column, s):
-            s = tl.where((anchor_row + i)[:, None] != (anchor_column + j)[None, :], s, excluded)
     if (row + s.shape[0] > rows) | (column + s.shape[1] > columns):
         s = tl.where((i < rows)[:, None] & (j < columns)[None, :], s, excluded)
     return s
-
-
-@triton.jit
-def _is_itself(anchor_row, anchor_column, rows, columns, i, j):
-    """Which pairs of the block are those on the diagonal of S."""
-    return ((anchor_row + i)[:, None] == (anchor_column + j)[None, :]) & (i < rows)[:, None] & (j < columns)[None, :]
 
 
 @triton.jit
@@ -199,9 +211,11 @@ def tile(
     else:
         scale = _LOG2_E / setting
         s, excluded = p * (inv_norm_i * scale)[:, None] * inv_norm_j[None, :], _EXCLUDED * scale
+    of_pair = excluded
     if KIND == "pairs":
         s, excluded = s + tl.load(settings + 1) * _LOG2_E, _EXCLUDED
-    z, same = s, i[:, None] < 0  # of "several" the pairs of one id; else none
+        of_pair = -s
+    same = i[:, None] < 0  # of "several" the pairs of one id; else none
     if KIND == "several" and EXCLUDE == "ids":
         id_i = tl.load(ids_x + of_row + i, mask=i < rows, other=0)
         id_j = tl.load(ids_y + of_column + j, mask=j < columns, other=0)
@@ -210,11 +224,22 @@ def tile(
         s, same = tl.where(other, s, excluded), other & (id_i[:, None] == id_j[None, :])
     else:
         s = _exclude(
-            s, excluded, ids_x, ids_y, of_row, of_column, anchor_row, anchor_column, rows, columns, i, j, EXCLUDE
+            s,
+            excluded,
+            of_pair,
+            ids_x,
+            ids_y,
+            of_row,
+            of_column,
+            anchor_row,
+            anchor_column,
+            rows,
+            columns,
+            i,
+            j,
+            EXCLUDE,
+            KIND,
         )
-    if KIND == "pairs" and EXCLUDE != "nothing":
-        if _meets_diagonal(anchor_row, anchor_column, s):
-            s = tl.where(_is_itself(anchor_row, anchor_column, rows, columns, i, j), -z, s)
     if KIND == "exponentials":
         s = tl.exp2(s)
     positive_i, positive_j = inv_norm_i, inv_norm_j
@@ -224,22 +249,16 @@ def tile(
         if COLUMNS:
             positive_j = tl.load(positive + anchor_column + j, mask=j < columns, other=0.0)
     if grad_products is not None:  # pragma: no branch - the interpreter hides the end of a kernel
+        grad = tl.zeros_like(s)
         if ROWS:
-            grad = _grad_along(s, same, positive_i, setting, state, shares, factors, state_row, i, rows, 1, KIND)
+            grad += _grad_along(s, same, positive_i, setting, state, shares, factors, state_row, i, rows, 1, KIND)
         if COLUMNS:
-            others = _grad_along(
-                s, same, positive_j, setting, state, shares, factors, state_column, j, columns, 0, KIND
-            )
-            if ROWS:
-                grad += others
-            else:
-                grad = others
+            grad += _grad_along(s, same, positive_j, setting, state, shares, factors, state_column, j, columns, 0, KIND)
         place = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         if grad_parameters is not None:
             tl.store(grad_parameters + place, -tl.sum(s * grad) * _LN_2)
         if KIND == "pairs" and EXCLUDE != "nothing":
-            if _meets_diagonal(anchor_row, anchor_column, s):
-                grad = tl.where(_is_itself(anchor_row, anchor_column, rows, columns, i, j), -grad, grad)
+            grad = _with_diagonal(grad, -grad, anchor_row, anchor_column, i, j)
         if KIND == "pairs" and grad_parameters is not None:
             tl.store(grad_parameters + tl.num_programs(0) * tl.num_programs(1) + place, tl.sum(grad))
         grad = grad * inv_norm_i[:, None] * inv_norm_j[None, :]

@@ -16,9 +16,9 @@ from crossmodal_losses.similarity import HALF, computation_dtype
 # Rows of a length in this range are multiplied as they are; others are divided by a scale first.
 SHORTEST, LONGEST = 1e-12, 1e12
 
-# All rows of an operand are scaled at once, once for a pass, if they take no more bytes. On a CPU a block at a time stays
-# in its cache, and lengths are seldom such that rows have to be scaled. On CUDA nobody can look at the lengths without
-# waiting: rows of any dtype are scaled, those of bfloat16 too, whose products may overflow like those of float32.
+# All rows of an operand are scaled at once, once for a pass, if they take no more bytes. On a CPU a block at a time
+# stays in its cache, and few rows are so long or short that they have to be scaled. On CUDA nothing can look at lengths
+# without waiting: rows of any dtype are scaled, those of bfloat16 too, whose products may overflow as in float32.
 SCALED_AT_ONCE = {"cuda": 1 << 28}
 
 

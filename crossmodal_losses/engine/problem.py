@@ -11,10 +11,9 @@ from crossmodal_losses.engine.communication import NEGATIVES_X, NEGATIVES_Y, PAI
 from crossmodal_losses.engine.objective import Directions, Objective, Total, have_negatives
 from crossmodal_losses.engine.operands import Operands, Statistics, blocks
 
-
-# From how many rows on ids are numbered. A CPU compares floats into floats ten times as fast. On CUDA kernels compare whole
-# numbers of 32 bits in 4 to 16 % fewer instructions than ids of 64, of those of most aggregations; numbers take a sort
-# and some eight launches more. Counted, not measured: below so many rows these take longer than what they save.
+# From how many rows on ids are numbered. A CPU compares floats into floats ten times as fast. On CUDA, kernels with ids
+# of 32 bits have 2 to 16 % fewer instructions than with ids of 64; numbers take a sort and some eight launches more.
+# Estimated from these counts, not measured: below so many rows they take longer than what they save.
 NUMBERED_FROM = {"cpu": 0, "cuda": 16384}
 
 

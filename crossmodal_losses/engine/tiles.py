@@ -9,8 +9,8 @@ says what is done with a tile. In units of one B x B x D product, forward and ba
   more memory than one may: then the inner products of the first pass are kept.
 
 Memory beyond inputs and gradients is O(t^2 + t D + B): three tiles of t x t, O(B) statistics, and a few blocks of
-t x D. Fused kernels take two tiles, by default of 4,096 rows and up to 16,384 columns. For half precision the gradients
-are summed in float32, B x D each.
+t x D. Fused kernels take two tiles, by default of 4,096 rows and up to 16,384 columns. On CUDA the rows of an operand
+are scaled at once while they take at most 256 MiB. For half precision the gradients are summed in float32, B x D each.
 
 Of equal hardest negatives the lowest index takes the gradient, whatever the tiles. Equal are similarities whose
 products the platform rounds equally: those of small whole numbers always, those of equal rows not everywhere.

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from benchmarks.gpu.launches import DENSE, DTYPES, LAUNCHES, MAKE, TILE, TILED, D, of_small_batch
 from crossmodal_losses import LOSSES, NTXent, PairLoss, SupCon, TripletMax, TripletSum
 from crossmodal_losses.checks import REDUCTIONS
+from crossmodal_losses.engine import operands, problem
 
 pytest.importorskip("triton")
 
@@ -72,6 +73,26 @@ def test_number_of_launches_of_a_small_batch(name: str) -> None:
                 assert of_reduction.total == of_small_batch(name, reduction)
     assert launched(MAKE[name], 129, dtype, ids).total > 40
     assert launched(MAKE[name], 128, dtype, ids, tile_size=128).total > 40
+
+
+@pytest.mark.parametrize("name", ["triplet_sum", "triplet_max", "nt_xent"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_are_scaled_once_for_a_pass(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many divisions for many tiles as for few, while the rows take no more memory than they may."""
+    found = {tile: launched(MAKE[name], 2049, dtype, False, tile_size=tile).operators["div"] for tile in (2048, 512)}
+    assert len(set(found.values())) == 1
+    monkeypatch.setitem(operands.SCALED_AT_ONCE, "cuda", 2049 * D * dtype.itemsize)
+    assert launched(MAKE[name], 2049, dtype, False, tile_size=512).operators["div"] == found[512]
+    monkeypatch.setitem(operands.SCALED_AT_ONCE, "cuda", 2049 * D * dtype.itemsize - 1)
+    assert launched(MAKE[name], 2049, dtype, False, tile_size=512).operators["div"] > 2 * found[512]
+
+
+def test_ids_of_large_batches_are_numbered() -> None:
+    """The kernels get numbers of 32 bits; of the candidates without a partner, too, whose rows count."""
+    for B, N, dtype in ((12288, 4095, torch.int64), (12288, 4096, torch.int32)):
+        launches = launched(TripletMax, B, torch.bfloat16, True, 0, N)
+        tiles = [dict(launch.arguments) for launch in launches.kernels if launch.kernel == "tile"]
+        assert {arguments[name].dtype for arguments in tiles for name in ("ids_x", "ids_y")} == {dtype}
 
 
 @each_loss
@@ -184,9 +205,33 @@ FUSED: tuple[Callable[..., PairLoss], ...] = (
     TripletMax, TripletSum, NTXent, MAKE["nt_xent, learned"], SupCon, MAKE["sigmoid, learned"],
 )  # fmt: skip
 
+NUMBERED = FUSED[2:4]  # whose kernels are compiled with numbered ids
+HALVES = {dtype: dtype for dtype in (torch.bfloat16, torch.float16)}
+
 # Of the 64 x 64 entries of a block every load of a thread takes four, whatever the length of a row. A multiprocessor
 # has 65,536 registers, for so many warps of 32 threads.
 LOADS_OF_4_WARPS, WARPS = 8, 12
+
+
+# The instructions of a kernel for an entry of a tile: of the states of a kind, of its gradient, or of both in one; at
+# most, on any of the devices, and a twentieth more. An improvement lowers them.
+INSTRUCTIONS = {
+    ("hardest", "states"): 31.0,
+    ("hinges", "both"): 44.3,
+    ("exponentials", "states"): 21.3,
+    ("exponentials", "gradient"): 21.4,
+    ("logarithm", "states"): 30.7,
+    ("logarithm", "gradient"): 28.0,
+    ("several", "states"): 89.7,
+    ("several", "gradient"): 37.6,
+    ("pairs", "both"): 61.0,
+}
+
+
+def instructions(kernel: Compiled) -> float:
+    """How many there are for an entry of a block."""
+    numbers = kernel.launch.numbers
+    return kernel.instructions * numbers["num_warps"] * 32 / (numbers["BLOCK_ROWS"] * numbers["BLOCK_COLUMNS"])
 
 
 def warps(kernel: Compiled) -> int:
@@ -196,14 +241,24 @@ def warps(kernel: Compiled) -> int:
 
 
 def test_kernels_as_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that load most for three generations of devices; some that load less for one."""
+    """Those that load most for three generations of devices; those that load less for one.
+
+    With ids of 64 bits and numbered ids, and without; for bfloat16, float16 and float32; of tiles on the diagonal of S
+    and beside it; for both directions, and either.
+    """
     launches: list[Launch] = []
     less: list[Launch] = []
     for make, weights in zip(FUSED, [(1, 0), (0, 1)] * 3, strict=True):
-        launches += launched(make, TILED, torch.bfloat16, True, tile_size=TILE).kernels
-        one_direction = {} if make is FUSED[-1] else {"direction_weights": weights}
-        others = launched(make, TILE + 1, torch.float32, False, tile_size=TILE, **one_direction)
-        less += [launch for launch in others.kernels if launch.numbers.get("EXCLUDE") == "diagonal"]
+        with monkeypatch.context() as patch:
+            patch.setitem(problem.NUMBERED_FROM, "cuda", 0 if make in NUMBERED else TILED + 1)
+            launches += launched(make, TILED, torch.bfloat16, True, tile_size=TILE).kernels
+        for dtype, exclude, of_directions in (
+            (torch.float32, "diagonal", weights),
+            (torch.float16, "nothing", weights[::-1]),
+        ):
+            one_direction = {} if make is FUSED[-1] else {"direction_weights": of_directions}
+            others = launched(make, TILE + 1, dtype, False, tile_size=TILE, **one_direction)
+            less += [launch for launch in others.kernels if launch.numbers.get("EXCLUDE") == exclude]
     rows = [launch for launch in launches if launch.kernel in ("measure", "differentiate")]
     launches = [launch for launch in launches if launch not in rows]
     most = next(launch for launch in launches if launch.kernel == "tile" and launch.numbers["KIND"] == "hinges")
@@ -224,22 +279,36 @@ def test_kernels_as_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(kernel.spills == kernel.atomics == 0 < kernel.loads_of_16_bytes for kernel in of_rows), of_rows
     for kernel in (*of_most, *of_less):
         assert kernel.spills == kernel.atomics == 0, kernel
-        gradients = dict(kernel.launch.arguments).get("grad_products")
-        assert kernel.rounds_to_bfloat16 == (gradients is not None and gradients.dtype == torch.bfloat16), kernel
+        arguments = dict(kernel.launch.arguments)
+        gradients = arguments.get("grad_products")
+        assert kernel.rounds_to == (None if gradients is None else HALVES.get(gradients.dtype)), kernel
         if kernel.launch.kernel == "tile":
+            does = "states" if gradients is None else "gradient"
+            if gradients is not None and (arguments["of_rows"] or arguments["of_columns"]):
+                does = "both"
+            assert instructions(kernel) <= INSTRUCTIONS[arguments["KIND"], does], kernel
             assert kernel.loads_of_16_bytes >= LOADS_OF_4_WARPS * 4 // kernel.launch.numbers["num_warps"], kernel
     assert min(map(warps, of_most)) == WARPS
     assert len(of_most) == 3 * 15  # a merge of each of six kinds, states of four, gradients of three, both of two
-    assert len(of_less) == 7
+    assert len(of_less) == 14
 
 
 def test_kernels_of_a_small_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The formula that needs most registers for all generations of devices, three others for one each."""
-    others = "nt_xent, learned", "sigmoid", "triplet_weighted_mined"
-    work = {
-        capability: [launch for name in names for launch in launched(MAKE[name], 128, torch.bfloat16, True).kernels]
-        for capability, names in zip(CAPABILITIES, (("sup_con", name) for name in others), strict=True)
-    }
+    """Every formula for the largest block, the one that needs most registers for all generations of devices.
+
+    Of each smaller block two formulas, of the dtypes and with ids or without.
+    """
+    work: dict[int, list[Launch]] = {capability: [] for capability in CAPABILITIES}
+    for capability, B, dtype, ids, names in (
+        (80, 128, torch.bfloat16, True, ("sup_con", "nt_xent, learned", "triplet_sum")),
+        (90, 128, torch.bfloat16, True, ("sup_con", "sigmoid", "triplet_max")),
+        (100, 128, torch.bfloat16, True, ("sup_con", "triplet_weighted_mined", "nt_xent")),
+        (80, 64, torch.float16, False, ("nt_xent", "triplet_weighted")),
+        (90, 24, torch.float32, True, ("triplet_max", "nt_xent, learned")),
+        (100, 1, torch.float16, False, ("triplet_sum", "sigmoid, learned")),
+    ):
+        for name in names:
+            work[capability] += launched(MAKE[name], B, dtype, ids).kernels
     work[90] += launched(MAKE["sigmoid"], 128, torch.bfloat16, True, reduction="none").kernels[1:3]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -248,4 +317,6 @@ def test_kernels_of_a_small_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         compiled = [kernel for kernels in found for kernel in kernels]
     assert all(kernel.spills == kernel.atomics == 0 for kernel in compiled), compiled
     kernels = Counter(kernel.launch.kernel for kernel in compiled)
-    assert kernels == {"scale_rows": 3, "finish": 3, "pair_losses": 8}
+    assert kernels == {"scale_rows": 6, "finish": 6, "pair_losses": 17}
+    formulas = {(kernel.launch.numbers["BLOCK"], kernel.launch.numbers.get("FORMULA")) for kernel in compiled}
+    assert len({formula for block, formula in formulas if block == 128}) == 7
