@@ -23,6 +23,7 @@ A tile lies in memory that whole blocks cover: its loads need no mask, so that t
 
 epilogue_fused.py launches them.
 """
+# Long because every argument of a kernel stands in a line of its own.
 # Kernels are written in triton's own language, which has no types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 

@@ -157,7 +157,7 @@ class Operands:
 
     def columns(self, part: int, columns: slice, rows: Tensor) -> Operand:
         """The operand of some rows of y (part 0), or of its further candidates (part 1), of any process."""
-        known = vars(self).get("negatives_y" if part else "y")
+        known: Operand | None = vars(self).get("negatives_y" if part else "y")
         if known is not None and known.rows is rows:
             return known  # with what it scaled
         first = part * self.pairs

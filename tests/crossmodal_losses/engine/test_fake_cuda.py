@@ -231,7 +231,8 @@ INSTRUCTIONS = {
 def instructions(kernel: Compiled) -> float:
     """How many there are for an entry of a block."""
     numbers = kernel.launch.numbers
-    return kernel.instructions * numbers["num_warps"] * 32 / (numbers["BLOCK_ROWS"] * numbers["BLOCK_COLUMNS"])
+    of_thread: float = numbers["BLOCK_ROWS"] * numbers["BLOCK_COLUMNS"] / (32 * numbers["num_warps"])
+    return kernel.instructions / of_thread
 
 
 def warps(kernel: Compiled) -> int:
