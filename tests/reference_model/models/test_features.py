@@ -13,6 +13,7 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 from accelerate import Accelerator
+from published_audio import FAMILIES
 from runs import Interrupted
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -59,15 +60,23 @@ def test_each_pair_has_the_features_of_its_clip_or_of_its_caption() -> None:
         assert batch["text"] == 4 or modality == "text"
 
 
-@pytest.mark.parametrize("loss, one_length", [("nt_xent", True), ("triplet_max", True), ("nt_xent", False)])
+@pytest.mark.parametrize(
+    "loss, one_length, audio",
+    [("nt_xent", True, None), ("triplet_max", True, None), ("nt_xent", False, None), ("nt_xent", False, "ast")],
+)
 def test_training_on_features_is_training_through_the_encoders(
-    frozen: Config, tmp_path: Path, loss: str, one_length: bool
+    frozen: Config, tmp_path: Path, loss: str, one_length: bool, audio: str | None
 ) -> None:
     """To the bit, with captions of one length: on a CPU the features of a clip do not depend on its batch.
 
     In a batch with a longer caption BERT sums the same numbers and zeros in another order.
     """
     config, accelerator = replace(frozen, loss=loss, mask_same_clip=True), Accelerator(cpu=True)
+    if audio is not None:
+        torch.manual_seed(0)
+        for part in FAMILIES[audio]():
+            part.save_pretrained(tmp_path / audio)
+        config = replace(config, audio_encoder=str(tmp_path / audio))
 
     def train_on(*, cached: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The loss of every step, and the heads at the end."""
@@ -83,7 +92,7 @@ def test_training_on_features_is_training_through_the_encoders(
             kept = features.compute_features(model, clips, token_ids, config, accelerator, known)
             batches, step = features.FeatureBatches(kept, sampler), Step(model.heads, config, accelerator)
         else:
-            pairs = Pairs(clips, token_ids, config.clip_seconds)
+            pairs = Pairs(clips, token_ids, config.clip_seconds, model.audio_encoder.front_end)
             read = WaveformBatches(pairs, sampler, 0, accelerator.device)
             batches, step = features.MixedBatches(read, {}, token_ids), Step(model, config, accelerator)
         model.train()

@@ -17,9 +17,10 @@ from fake_slurm import wait_for
 from light_jobs import Acts, all_ends, begun, wait_until
 
 from reference_model import InputError
-from reference_model.reproduction import slurm_jobs
+from reference_model.reproduction import schedule, slurm_jobs
 from reference_model.reproduction.grid import Run
 from reference_model.reproduction.launchers import Ended
+from reference_model.reproduction.local_jobs import LocalLauncher
 from reference_model.reproduction.slurm_jobs import SlurmLauncher, SlurmSettings
 from reference_model.runtime.lease import lock_folder
 from reference_model.runtime.signals import handle_signals, request_stop
@@ -135,6 +136,27 @@ def test_a_later_command_takes_the_jobs_over(runs: list[Run], acts: Acts, slurm:
     (tmp_path / "jobs" / f"runs-{runs[2].name}.json").write_text('{"job": "1; rm"}')
     with pytest.raises(InputError, match=r"expected a job's id in .*, got"):
         launcher(tmp_path).adopt(runs)
+
+
+def test_a_command_on_this_machine_at_the_same_time(
+    runs: list[Run], acts: Acts, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains the runs that no job of Slurm is at, and waits for the others: each is begun once."""
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.02)
+    acts("wait", "wait")
+
+    def go() -> None:
+        for run in runs[:2]:
+            (run.folder / "go").touch()
+
+    with launcher(tmp_path) as each:
+        each.submit(runs[:2])
+        for run in runs[:2]:
+            wait_for(run.folder / ".lock")
+        schedule.train_all(runs, LocalLauncher(tmp_path, 2, **OPTIONS), on_finished=go)
+        assert all_ends(each) == []
+    assert [len(begun(run)) for run in runs] == [1] * 4
+    assert all(run.state() == "done" for run in runs)
 
 
 def test_the_logs_of_jobs_that_were_taken_over_are_found(

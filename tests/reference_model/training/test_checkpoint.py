@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_audio import FAMILIES
 from runs import Interrupted, at_step, interrupt, make_nan
 from safetensors.torch import load_file
 
@@ -20,11 +21,18 @@ from reference_model.training import setup
 from reference_model.training.trainer import train
 
 
-@pytest.mark.parametrize("encoders, workers", [("frozen", 0), ("fine-tuned", 0), ("fine-tuned", 1)])
+@pytest.mark.parametrize(
+    "encoders, workers, audio",
+    [("frozen", 0, None), ("fine-tuned", 0, None), ("fine-tuned", 1, None), ("fine-tuned", 0, "wav2vec2")],
+)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    config: Config, tmp_path: Path, encoders: Any, workers: int
+    config: Config, tmp_path: Path, encoders: Any, workers: int, audio: str | None
 ) -> None:
     config = replace(config, encoders=encoders, workers=workers, epochs=3, decay_every=1)
+    if audio is not None:
+        for part in FAMILIES[audio]():
+            part.save_pretrained(tmp_path / audio)
+        config = replace(config, audio_encoder=str(tmp_path / audio))
     expected = train(config, tmp_path / "whole")
     with at_step(13, interrupt), pytest.raises(Interrupted):  # 5 steps an epoch: in the middle of the third
         train(config, tmp_path / "run")

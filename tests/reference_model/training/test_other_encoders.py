@@ -9,12 +9,15 @@ import pytest
 import torch
 from published import panns
 from published_audio import FAMILIES
+from published_text import FAMILIES as TEXT_FAMILIES
 from runs import Interrupted, at_step, interrupt
 from safetensors.torch import load_file
-from transformers import RobertaConfig, RobertaModel
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
 from reference_model import InputError
 from reference_model.config import Config
+from reference_model.data.corpus import Corpus
+from reference_model.data.synthetic import synthesize
 from reference_model.evaluation.evaluate import evaluate_run
 from reference_model.models.bert import train_tokenizer
 from reference_model.models.cnn14 import Cnn14
@@ -72,6 +75,29 @@ def test_a_run_is_trained_evaluated_and_searched(config: Config, encoders: Path,
     assert torch.equal(saved.embed_audio(clips), retriever.embed_audio(clips))
     stored = load_file(tmp_path / "run" / "test_embeddings.safetensors")["audio"]
     torch.testing.assert_close(saved.embed_audio(clips), stored, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "audio, words",
+    [("fused clap", "mpnet"), ("data2vec", "deberta-v2"), ("wav2vec2-bert", "distilbert"), ("whisper", "t5")],
+)
+def test_encoders_of_each_other_family_learn(
+    config: Config, encoders: Path, tmp_path: Path, audio: str, words: str
+) -> None:
+    """In an epoch of one step, whose weights are measured like those of any run."""
+    synthesize(Corpus(train=4, val=2, test=2, seconds=0.5), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(encoders / "roberta")
+    tokenizer.save_pretrained(tmp_path / "text")
+    torch.manual_seed(0)
+    TEXT_FAMILIES[words](len(tokenizer)).save_pretrained(tmp_path / "text")
+    published: dict[str, Any] = {"audio_encoder": str(encoders / audio), "text_encoder": str(tmp_path / "text")}
+    config = replace(config, data=str(tmp_path), epochs=1, **published)
+    begun = new_model(config, []).state_dict()
+    train(config, tmp_path / "run")
+    learned = load_file(tmp_path / "run" / "best.safetensors")
+    for encoder in ("audio_encoder", "text_encoder"):
+        names = [name for name in learned if name.startswith(encoder) and learned[name].is_floating_point()]
+        assert sum(not torch.equal(learned[name], begun[name]) for name in names) > len(names) / 2
 
 
 def test_a_new_text_encoder_has_the_pooling_that_is_asked_for(config: Config, tmp_path: Path) -> None:
