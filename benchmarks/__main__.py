@@ -8,7 +8,7 @@ import click
 
 from benchmarks import losses, memory, negatives, ranks, roofline, tile_size
 from benchmarks.results import RESULTS
-from benchmarks.training import fine_tuning, frozen_runs, reading
+from benchmarks.training import adam, fine_tuning, frozen_runs, reading
 
 # The benchmarks, and arguments with which each takes seconds, for a trial.
 SUITE: list[tuple[click.Command, str]] = [
@@ -20,6 +20,7 @@ SUITE: list[tuple[click.Command, str]] = [
     (ranks.main, "-w 1 -w 2 -b 512 --rows 128 --dimension 64 --tile-size 128 --rounds 2 --loss nt_xent"),
     (reading.main, "--seconds 0 --rounds 2"),
     (frozen_runs.main, "--divisor 20 --seconds 0 --rounds 2"),
+    (adam.main, "--batch-size 4 --seconds 0 --rounds 2"),
     (fine_tuning.main, "--batch-size 2 --seconds-a-clip 1 --no-compile --seconds 0 --rounds 2"),
 ]
 
@@ -31,7 +32,7 @@ def main(quick: bool) -> None:
 
     What only a GPU can answer: make gpu. Each module has options of its own: python -m
     benchmarks.losses --help, and likewise roofline, tile_size, memory, negatives, ranks, training.reading,
-    training.frozen_runs and training.fine_tuning.
+    training.frozen_runs, training.adam and training.fine_tuning.
     """
     folder = Path(tempfile.mkdtemp(prefix="benchmarks-")) if quick else RESULTS
     started = time.perf_counter()
