@@ -29,7 +29,7 @@ install = $(PYTHON) -m venv $(@D) \
 help:
 	@echo "make demo     the whole experiment in five minutes: a synthetic corpus, four losses, the paper's table"
 	@echo "make example  both tables of the paper with three seeds on a synthetic corpus, and the report: an hour"
-	@echo "make evidence both tables on scenes of real recordings, from Debian packages (apt-get): about three hours of two cores"
+	@echo "make evidence both tables on scenes of real recordings, from Debian packages (apt-get): three to four hours of two cores"
 	@echo "make test     every test, and those of crossmodal_losses on the newest torch as well"
 	@echo "make lint     check format, rules and types"
 	@echo "make docs     the documentation site in build/docs; its links are checked, and its examples run"
