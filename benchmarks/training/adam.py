@@ -14,9 +14,9 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import Adam
 
 from benchmarks import options
+from benchmarks.frozen import AUDIO, TEXT
 from benchmarks.measure import interleaved
 from benchmarks.results import Record, write_table
-from benchmarks.training.frozen_runs import AUDIO, TEXT
 from crossmodal_losses import NTXent
 from reference_model.models.dual_encoder import Heads
 

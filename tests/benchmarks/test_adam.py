@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
+from benchmarks.frozen import AUDIO, TEXT
 from benchmarks.training import adam
-from benchmarks.training.frozen_runs import AUDIO, TEXT
 from reference_model.models.dual_encoder import Heads
 
 
