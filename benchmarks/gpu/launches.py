@@ -30,13 +30,14 @@ LAUNCHES = {
     "nt_xent": ((54, 61), (58, 65), (89, 95), (93, 99)),
     "sup_con": ((54, 95), (58, 99), (89, 112), (93, 116)),
     "sigmoid": ((46, 55), (50, 59), (65, 71), (69, 75)),
-    "nt_xent, learned": ((78, 85), (82, 89), (106, 112), (110, 116)),
-    "sigmoid, learned": ((67, 76), (71, 80), (107, 113), (111, 117)),
+    "nt_xent, learned": ((79, 86), (83, 90), (107, 113), (111, 117)),
+    "sigmoid, learned": ((68, 77), (72, 81), (108, 114), (112, 118)),
 }
 
 # Beside these, a small batch that learns multiplies the derivative in the temperature by the upstream gradient; and has
-# what makes a temperature from what is learned, a sigmoid and a power, and back, three. A bias is put beside it.
-OF_PARAMETERS = {"nt_xent, learned": 1 + 5, "sigmoid, learned": 1 + 6}
+# what makes a temperature from what is learned, a sigmoid, a factor and an exponential, and as many back. A bias is put
+# beside it.
+OF_PARAMETERS = {"nt_xent, learned": 1 + 6, "sigmoid, learned": 1 + 7}
 
 
 def of_small_batch(name: str, reduction: str = "mean") -> int:

@@ -266,7 +266,7 @@ def tile(
         tl.store(grad_products + at, grad.to(grad_products.dtype.element_ty))
     if of_rows is not None:
         _store_states(s, same, positive_i, setting, of_rows, i, j, columns, 1, KIND)
-    if of_columns is not None:
+    if of_columns is not None:  # pragma: no branch
         _store_states(s, same, positive_j, setting, of_columns, j, i, rows, 0, KIND)
 
 

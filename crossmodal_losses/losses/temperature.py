@@ -71,8 +71,9 @@ class LossWithTemperature(PairLoss):
         if not self.learn_temperature:
             return self.initial_temperature
         exponent = at_least_float32(self.exponent_logit.reshape(())).sigmoid()
-        # Two operators forward, and three backward: no power of a number has its derivative in one.
-        return torch.pow(LOWEST_LEARNED_TEMPERATURE, exponent)
+        # Three operators forward, and three backward. Not torch.pow, which takes one less: torch 2.11 cannot compile
+        # its derivative where shapes are dynamic.
+        return (math.log(LOWEST_LEARNED_TEMPERATURE) * exponent).exp()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load also what version 0.1 saved, a parameter without dimensions."""
