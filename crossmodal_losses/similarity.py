@@ -125,14 +125,14 @@ def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
 def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
     """Return the largest similarity among each row's negatives, ``[B, C], [B, C] bool -> [B]``.
 
-    Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives the result is
-    finite, and has no meaning.
+    Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives, or with a NaN,
+    the result is a number without a meaning.
     """
     # Not argmax: with ids, torch 2.11 compiles wrong code for it on a CPU. Of candidates numbered downwards, the first
     # that attains the maximum has the highest number.
     candidates, count = S.detach().masked_fill(~negative, torch.finfo(S.dtype).min), S.shape[1]
     hardest = candidates.amax(1, keepdim=True)
     downwards = torch.arange(count, 0, -1, device=S.device)
-    first = ((candidates == hardest) * downwards).amax(1, keepdim=True).clamp(min=1)  # nothing equals a NaN
+    first = ((candidates == hardest) * downwards).amax(1, keepdim=True)  # 0 in a row with a NaN, which nothing equals
     # Not S.gather(), whose gradient is compiled to a call of its own.
-    return torch.where(downwards == first, S, 0).sum(1) + 0 * hardest.squeeze(1)
+    return torch.where(downwards == first, S, 0).sum(1)

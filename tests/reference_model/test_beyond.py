@@ -61,6 +61,15 @@ def test_the_pictures_of_the_report_show_each_row(
     assert not list(tmp_path.glob("claims.*"))
 
 
+def test_captions_of_a_clip_are_together_in_one_row() -> None:
+    rows = rows_of_tables([TABLE], datasets=["Synthetic"], encoders=["frozen"], losses=["sup_con", "sup_con_together"])
+    configs = [run.config for run in small_grid(rows, (0,)).runs(Path("out"))]
+    assert [(config.loss, config.captions_together) for config in configs] == [
+        ("sup_con", False),
+        ("sup_con", True),
+    ] * 2
+
+
 def test_the_table(tmp_path: Path) -> None:
     chosen = {"datasets": ["Synthetic"], "encoders": ["frozen"], "losses": [BASE, "nt_xent_queue"]}
     grid = small_grid(rows_of_tables(["1", TABLE], **chosen), (0,))

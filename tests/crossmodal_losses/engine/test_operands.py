@@ -12,14 +12,18 @@ from crossmodal_losses.checks import Batch
 from crossmodal_losses.engine import tiles
 from crossmodal_losses.engine.communication import SingleProcess
 from crossmodal_losses.engine.objective import Total
-from crossmodal_losses.engine.operands import accumulate, blocks, measure_norms, multiply
+from crossmodal_losses.engine.operands import SCALED_AT_ONCE, accumulate, blocks, measure_norms, multiply
 from crossmodal_losses.engine.problem import Problem
 from crossmodal_losses.similarity import normalise
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 2.0**-100, 2.0**100])
-def test_blocks_times_inverse_norms_are_unit_rows(dtype: torch.dtype, scale: float) -> None:
+@pytest.mark.parametrize("at_once", [0, 1000], ids=["scaled by blocks", "scaled at once"])
+def test_blocks_times_inverse_norms_are_unit_rows(
+    dtype: torch.dtype, scale: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCALED_AT_ONCE, "cpu", at_once)
     if dtype == torch.float16:
         scale = scale**0.1
     x, y = (e.detach() for e in normal_pair(0, 7, 5))
