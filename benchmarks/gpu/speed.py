@@ -75,7 +75,7 @@ def small_batches(results: Results, setting: Setting, name: str, B: int) -> None
         results.add(f"us, B = {B}: {name}, {label}", round(found, 1))
     bounded = setting.is_cuda and B <= FASTER_UP_TO
     for kind, suffix in (("eager", ""), ("in a graph", ", graphed")):
-        rivals = [found for label, found in us.items() if label.startswith("autograd") and _is(label, suffix)]
+        rivals = [found for label, found in us.items() if label.startswith("autograd") and _is_of_kind(label, suffix)]
         times = us[f"ours{suffix}"] / min(rivals)
         results.add(
             f"times the fastest rival, {kind}, B = {B}: {name}", round(times, 2), OVER_RIVALS if bounded else None
@@ -84,7 +84,7 @@ def small_batches(results: Results, setting: Setting, name: str, B: int) -> None
     results.add(f"times ours, compiled, B = {B}: {name}", round(times, 2), OVER_OURS if bounded else None)
 
 
-def _is(label: str, suffix: str) -> bool:
+def _is_of_kind(label: str, suffix: str) -> bool:
     """Return whether a time is of this kind: in a graph, compiled or not; or eager."""
     return label.endswith(suffix) if suffix else not label.endswith((", graphed", ", compiled"))
 
