@@ -125,8 +125,8 @@ def is_negative(ids: Tensor | None, S: Tensor) -> Tensor:
 def hardest_negative(S: Tensor, negative: Tensor) -> Tensor:
     """Return the largest similarity among each row's negatives, ``[B, C], [B, C] bool -> [B]``.
 
-    Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives, or with a NaN,
-    the result is a number without a meaning.
+    Of equal ones, the one with the lowest index receives the whole gradient. For a row without negatives, or with a
+    NaN, the result is a number without a meaning.
     """
     # Not argmax: with ids, torch 2.11 compiles wrong code for it on a CPU. Of candidates numbered downwards, the first
     # that attains the maximum has the highest number.
